@@ -1,0 +1,369 @@
+"""Times one training step: ours, the original authors' way, and a tuned Hugging Face Trainer-style step.
+
+    python benchmarks/step.py [--shape bert-base small] [--device cpu|cuda] [--rows 32] [--tokens 128] …
+
+A step is forward, backward, clipping and the AdamW update of one micro-batch. All variants start from the same
+random weights and see the same batch, dropout active; they take turns, round by round, so that whatever else the
+machine does meets all of them alike. Speeds are medians over the rounds, ratios medians of each round's ratio.
+
+ours (masked)    Distiller, soft targets at the masked positions.
+ours (all)       Distiller, soft targets at every position.
+original         DistilBERT's training code (2019), written anew: eager attention, whole vocabulary heads, boolean
+                 selection at every position, losses read on the host. Soft targets at every position, its default.
+original (mask)  The same with its option to restrict the soft targets to the masked positions.
+tuned            What a user of Trainer would write today: SDPA, fused AdamW, whole heads, documents padded to the
+                 row's length (only real tokens are counted), cross-entropy on labels and soft targets where masked.
+
+Prints a table; the last line is one JSON object with every figure.
+"""
+
+import argparse
+import copy
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from distil_ray.distillation.distiller import CePositions, Distiller, Term
+from distil_ray.distillation.flops import flops_per_token, peak_flops
+from distil_ray.distillation.losses import IGNORE_INDEX
+from distil_ray.distillation.models import model_from_config
+from distil_ray.distillation.student import build_student
+
+# Teachers; the student has half the layers.
+SHAPES = {
+    "bert-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "small": {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
+    "mini": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
+}
+VOCAB_SIZE, PAD_ID, MASK_ID, FIRST_WORD_ID = 30_522, 0, 103, 1_000  # as in bert-base-uncased
+TERMS: frozenset[Term] = frozenset({"ce", "mlm", "cos"})
+WEIGHTS = {"ce": 5 / 8, "mlm": 2 / 8, "cos": 1 / 8}  # DistilBERT's 5, 2, 1
+TEMPERATURE = 2.0
+MLM_PROBABILITY = 0.15
+ADAMW = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
+MAX_GRAD_NORM = 5.0
+# Articles of English Wikipedia cut at 128 pieces and padded to 128 are 4.6 % padding.
+PADDING_FRACTION = 0.05
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch, full rows: B rows of T tokens, K of them masked."""
+
+    input_ids: Tensor  # [B, T]
+    masked_positions: Tensor  # [B, K]
+    masked_labels: Tensor  # [B, K]
+
+    @property
+    def labels(self) -> Tensor:
+        """[B, T], IGNORE_INDEX where nothing is masked."""
+        ignored = torch.full_like(self.input_ids, IGNORE_INDEX)
+        return ignored.scatter(1, self.masked_positions, self.masked_labels)
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    step: Callable[[], None]
+    num_tokens: int  # real ones, a step
+    flops: float  # a step
+
+
+def make_batch(num_rows: int, num_tokens: int, device: str) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(FIRST_WORD_ID, VOCAB_SIZE, (num_rows, num_tokens), generator=generator)
+    num_masked = round(MLM_PROBABILITY * (num_tokens - 2))
+    order = torch.rand(num_rows, num_tokens - 2, generator=generator).argsort(dim=1)
+    positions = order[:, :num_masked].sort(dim=1).values + 1
+    input_ids = words.scatter(1, positions, MASK_ID)
+    return Batch(input_ids.to(device), positions.to(device), words.gather(1, positions).to(device))
+
+
+class Models:
+    """The teacher and the initial student of a shape."""
+
+    def __init__(self, shape: str, max_seq_length: int) -> None:
+        config = {"model_type": "bert", **SHAPES[shape], "max_position_embeddings": max(512, max_seq_length)}
+        self.teacher = model_from_config(config, VOCAB_SIZE, PAD_ID, seed=0).eval().requires_grad_(False)
+        self.initial_student = build_student(
+            self.teacher, layers=None, architecture="distilbert", init="teacher", seed=0
+        )
+
+    def new_student(self, attention: str, device: str) -> PreTrainedModel:
+        student = copy.deepcopy(self.initial_student).to(device).train()
+        student.set_attn_implementation(attention)
+        return student
+
+    def new_teacher(self, attention: str, device: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        teacher = copy.deepcopy(self.teacher).to(device, dtype)
+        teacher.set_attn_implementation(attention)
+        return teacher
+
+    def flops_per_token(self, batch: Batch, ce_positions: CePositions) -> float:
+        return flops_per_token(
+            self.teacher.config,
+            self.initial_student.config,
+            max_seq_length=batch.input_ids.shape[1],
+            num_masked=batch.masked_positions.shape[1],
+            ce_positions=ce_positions,
+            terms=TERMS,
+        )
+
+
+def ours(models: Models, batch: Batch, ce_positions: CePositions, options: argparse.Namespace) -> Variant:
+    student = models.new_student("sdpa", options.device)
+    teacher = models.new_teacher("sdpa", options.device, compute_dtype(options))
+    distiller = Distiller(student, teacher, terms=TERMS, temperature=TEMPERATURE, ce_positions=ce_positions)
+    optimizer = torch.optim.AdamW(student.parameters(), **ADAMW, weight_decay=0.0, fused=True)
+    num_rows, num_tokens = batch.input_ids.shape
+    counts = distiller.counts(num_rows, num_tokens, batch.masked_positions.shape[1])
+    forward = torch.compile(distiller, fullgraph=True, dynamic=False) if options.compile else distiller
+
+    def step() -> None:
+        with autocast(options):
+            sums = forward(batch.input_ids, batch.masked_positions, batch.masked_labels)
+        torch.stack([WEIGHTS[term] / counts[term] * total for term, total in sums.items()]).sum().backward()
+        nn.utils.clip_grad_norm_(student.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    flops = models.flops_per_token(batch, ce_positions) * num_rows * num_tokens
+    return Variant(f"ours ({ce_positions})", step, num_rows * num_tokens, flops)
+
+
+def original(models: Models, batch: Batch, restrict_ce_to_mask: bool, options: argparse.Namespace) -> Variant:
+    student = models.new_student("eager", options.device)
+    teacher = models.new_teacher("eager", options.device)
+    no_decay = ["bias", "LayerNorm.weight"]
+    named = list(student.named_parameters())
+    groups = [
+        {"params": [p for n, p in named if not any(part in n for part in no_decay)], "weight_decay": 0.0},
+        {"params": [p for n, p in named if any(part in n for part in no_decay)], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, **ADAMW)
+    soft_target_loss, cosine_loss = nn.KLDivLoss(reduction="batchmean"), nn.CosineEmbeddingLoss(reduction="mean")
+    hard_target_loss = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
+    labels, attention_mask = batch.labels, torch.ones_like(batch.input_ids)
+    history: dict[str, float] = {}
+
+    def step() -> None:
+        inputs = {"input_ids": batch.input_ids, "attention_mask": attention_mask, "output_hidden_states": True}
+        with autocast(options):
+            student_output = student(**inputs)
+            with torch.no_grad():
+                teacher_output = teacher(**inputs)
+            student_logits, teacher_logits = student_output.logits, teacher_output.logits
+            positions = labels > -1 if restrict_ce_to_mask else attention_mask.bool()
+            mask = positions.unsqueeze(-1).expand_as(student_logits)
+            student_selected = torch.masked_select(student_logits, mask).view(-1, student_logits.size(-1))
+            teacher_selected = torch.masked_select(teacher_logits, mask).view(-1, student_logits.size(-1))
+            loss_ce = TEMPERATURE**2 * soft_target_loss(
+                F.log_softmax(student_selected / TEMPERATURE, dim=-1),
+                F.softmax(teacher_selected / TEMPERATURE, dim=-1),
+            )
+            loss_mlm = hard_target_loss(student_logits.view(-1, student_logits.size(-1)), labels.view(-1))
+            student_hidden, teacher_hidden = student_output.hidden_states[-1], teacher_output.hidden_states[-1]
+            mask = attention_mask.bool().unsqueeze(-1).expand_as(student_hidden)
+            width = student_hidden.size(-1)
+            student_hidden = torch.masked_select(student_hidden, mask).view(-1, width)
+            teacher_hidden = torch.masked_select(teacher_hidden, mask).view(-1, width)
+            same = student_hidden.new_ones(student_hidden.size(0))
+            loss_cos = cosine_loss(student_hidden, teacher_hidden, same)
+            loss = WEIGHTS["ce"] * loss_ce + WEIGHTS["mlm"] * loss_mlm + WEIGHTS["cos"] * loss_cos
+        history["total"] = history.get("total", 0.0) + loss.item()
+        history.update(loss=loss.item(), loss_ce=loss_ce.item(), loss_mlm=loss_mlm.item(), loss_cos=loss_cos.item())
+        if (loss != loss).data.any():
+            raise RuntimeError("the loss is not a number")
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    name = "original (mask)" if restrict_ce_to_mask else "original"
+    num_tokens = batch.input_ids.numel()
+    return Variant(name, step, num_tokens, models.flops_per_token(batch, "all") * num_tokens)
+
+
+def tuned(models: Models, batch: Batch, options: argparse.Namespace) -> Variant:
+    student, teacher = models.new_student("sdpa", options.device), models.new_teacher("sdpa", options.device)
+    optimizer = torch.optim.AdamW(student.parameters(), **ADAMW, weight_decay=0.0, fused=True)
+    input_ids, attention_mask, labels = padded(batch)
+    student_forward: Callable[..., Any] = student
+    teacher_forward: Callable[..., Any] = teacher
+    if options.compile and options.device == "cuda":
+        student_forward, teacher_forward = (torch.compile(model, dynamic=False) for model in (student, teacher))
+
+    def step() -> None:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        with autocast(options):
+            output = student_forward(**inputs, labels=labels)
+            with torch.no_grad():
+                teacher_logits = teacher_forward(**inputs).logits
+            masked = labels != IGNORE_INDEX
+            soft = F.kl_div(
+                F.log_softmax(output.logits[masked] / TEMPERATURE, dim=-1),
+                F.softmax(teacher_logits[masked] / TEMPERATURE, dim=-1),
+                reduction="batchmean",
+            )
+            loss = 0.5 * output.loss + 0.5 * TEMPERATURE**2 * soft
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    flops = models.flops_per_token(batch, "all") * input_ids.numel()
+    return Variant("tuned", step, int(attention_mask.sum()), flops)
+
+
+def padded(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch as documents of several lengths: [B, T] ids, attention mask and labels, PADDING_FRACTION padding."""
+    num_rows, num_tokens = batch.input_ids.shape
+    shares = torch.linspace(1 - 2 * PADDING_FRACTION, 1, num_rows, device=batch.input_ids.device)
+    lengths = (shares * num_tokens).round().long().unsqueeze(1)
+    real = torch.arange(num_tokens, device=lengths.device) < lengths
+    ids = torch.where(real, batch.input_ids, PAD_ID)
+    return ids, real.long(), torch.where(real, batch.labels, IGNORE_INDEX)
+
+
+def compute_dtype(options: argparse.Namespace) -> torch.dtype:
+    return torch.bfloat16 if options.precision == "bf16" else torch.float32
+
+
+def autocast(options: argparse.Namespace) -> torch.autocast:
+    return torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.precision == "bf16")
+
+
+def seconds_a_step(variant: Variant, device: str, num_steps: int) -> float:
+    start = time.perf_counter()
+    for _ in range(num_steps):
+        variant.step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / num_steps
+
+
+def measure(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return one record a variant."""
+    torch.manual_seed(0)
+    models = Models(shape, options.tokens)
+    batch = make_batch(options.rows, options.tokens, options.device)
+    variants = [
+        ours(models, batch, "masked", options),
+        ours(models, batch, "all", options),
+        original(models, batch, False, options),
+        original(models, batch, True, options),
+        tuned(models, batch, options),
+    ]
+    steps_a_round = 10 if options.device == "cuda" else 1  # enough to let the host run ahead of the device
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for round_ in range(options.steps + 1):
+        for variant in variants:
+            duration = seconds_a_step(variant, options.device, steps_a_round)
+            if round_ > 0:  # the first one allocates and compiles
+                seconds[variant.name].append(duration)
+
+    peak = peak_flops(torch.cuda.get_device_name()) if options.device == "cuda" else None
+    records = []
+    for variant in variants:
+        step_seconds = statistics.median(seconds[variant.name])
+        records.append(
+            {
+                "shape": shape,
+                "variant": variant.name,
+                "step_seconds": step_seconds,
+                "step_seconds_min": min(seconds[variant.name]),
+                "step_seconds_max": max(seconds[variant.name]),
+                "tokens_per_second": variant.num_tokens / step_seconds,
+                "flops_per_token": variant.flops / variant.num_tokens,
+                "flops_per_second": variant.flops / step_seconds,
+                "mfu": variant.flops / step_seconds / peak if peak else None,
+                "padding_fraction": 1 - variant.num_tokens / batch.input_ids.numel(),
+                "speedup_over": {
+                    other.name: median_speedup(variant, other, seconds) for other in variants if other != variant
+                },
+            }
+        )
+    return records
+
+
+def median_speedup(variant: Variant, other: Variant, seconds: dict[str, list[float]]) -> float:
+    """How many times as many real tokens a second, in the median round."""
+    token_ratio = variant.num_tokens / other.num_tokens
+    pairs = zip(seconds[variant.name], seconds[other.name], strict=True)
+    return statistics.median(token_ratio * theirs / own for own, theirs in pairs)
+
+
+def print_table(records: list[dict[str, Any]]) -> None:
+    header = (
+        f"{'shape':<10} {'variant':<16} {'ms/step':>9} {'tokens/s':>10} {'MFLOP/token':>12} {'GFLOP/s':>9} {'MFU':>6}"
+    )
+    print(f"{header} {'padding':>8} {'× original':>11}")
+    for record in records:
+        speedup = record["speedup_over"].get("original", 1.0)
+        mfu = f"{record['mfu']:6.1%}" if record["mfu"] else f"{'-':>6}"
+        print(
+            f"{record['shape']:<10} {record['variant']:<16} {1e3 * record['step_seconds']:>9.1f} "
+            f"{record['tokens_per_second']:>10.0f} {record['flops_per_token'] / 1e6:>12.1f} "
+            f"{record['flops_per_second'] / 1e9:>9.1f} {mfu} {record['padding_fraction']:>8.1%} {speedup:>11.2f}"
+        )
+
+
+def parse_options() -> argparse.Namespace:
+    has_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["bert-base", "small"], help="of the teacher")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_gpu else "cpu")
+    parser.add_argument("--rows", type=int, default=32, help="rows a step (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens a row (default: %(default)s)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU, else fp32")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU; `tuned` is compiled only there"
+    )
+    parser.add_argument("--steps", type=int, default=3, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    options = parser.parse_args()
+    options.precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")
+    options.compile = options.device == "cuda" if options.compile is None else options.compile
+    return options
+
+
+def environment(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else cpu_model(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    records = [record for shape in options.shape for record in measure(shape, options)]
+    print_table(records)
+    print(json.dumps({"benchmark": "step", **environment(options), **vars(options), "results": records}))
+
+
+if __name__ == "__main__":
+    main()

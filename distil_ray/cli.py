@@ -1,0 +1,58 @@
+"""What the commands share: their arguments, and how a mistake or a failure ends them."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from distil_ray.config import Config, describe_keys, load_config
+from distil_ray.errors import InputError, RunError
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def parse(prog: str, description: str, argv: list[str] | None) -> tuple[argparse.Namespace, Config]:
+    """Read the arguments of a command that takes a configuration."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}",
+        description=description,
+        epilog="configuration keys:\n\n" + describe_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="YAML file; of several, later ones win"
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="section.key=value",
+        help="single settings in YAML syntax; they win over files",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and do nothing else"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="resolve everything, show models, data, memory and one batch; train nothing",
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    return arguments, load_config(arguments.config, arguments.settings)
+
+
+def main_of(prog: str, command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
+    """Run ``command`` and return the exit status: 0, 1 a failed run, 2 a user's mistake, 130 interrupted."""
+    try:
+        command(argv)
+    except InputError as error:
+        return _complain(prog, error, 2)
+    except RunError as error:
+        return _complain(prog, error, 1)
+    except KeyboardInterrupt:
+        return _complain(prog, "interrupted; the same command goes on from the last checkpoint", _INTERRUPTED)
+    return 0
+
+
+def _complain(prog: str, message: object, status: int) -> int:
+    sys.stdout.flush()
+    print(f"{prog}: error: {message}", file=sys.stderr, flush=True)
+    return status

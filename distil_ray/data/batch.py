@@ -1,0 +1,77 @@
+"""What a batch is: its arrays, their dtypes and shapes, its digest, and the way into torch.
+
+Shapes: B rows, T tokens a row, K masked positions a row.
+
+======================  ================  ====================================================
+``input_ids``           [B, T] uint16     ids after masking (int32 above 65,536 pieces)
+``masked_positions``    [B, K] int16      ascending
+``masked_labels``       [B, K] as ids     the pieces that stood there
+``group``, ``row``      [B] int32         place in the run's sequence of rows; group -1 = filler behind its end
+``group_rows``          [B] int32         rows in that group: row / group_rows is the share of it behind
+``skipped``             [B, 3] int32      documents, rows and units left out, at the row that follows them
+======================  ================  ====================================================
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distil_ray.data.hashing import UInt64Array, draws, mix, stream_key
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+FILLER_GROUP = -1
+SKIPPED = ("skipped_documents", "skipped_rows", "skipped_units")
+
+_DIGEST_KEYS = {name: stream_key("digest", name) for name in ("input_ids", "masked_positions", "masked_labels")}
+
+
+class Batch(NamedTuple):
+    """A micro-batch on the device: ``input_ids [B, T]``, ``masked_positions [B, K]``, ``masked_labels [B, K]``, int64."""
+
+    input_ids: torch.Tensor
+    masked_positions: torch.Tensor
+    masked_labels: torch.Tensor
+
+
+def filler_rows(num_rows: int, max_seq_length: int, num_masked: int, id_dtype: np.dtype) -> Arrays:
+    """Rows that stand for nothing: they mark the end of the sequence for every worker alike."""
+    return {
+        "input_ids": np.zeros((num_rows, max_seq_length), dtype=id_dtype),
+        "masked_positions": np.zeros((num_rows, num_masked), dtype=np.int16),
+        "masked_labels": np.zeros((num_rows, num_masked), dtype=id_dtype),
+        "group": np.full(num_rows, FILLER_GROUP, dtype=np.int32),
+        "row": np.full(num_rows, -1, dtype=np.int32),
+        "group_rows": np.ones(num_rows, dtype=np.int32),
+        "skipped": np.zeros((num_rows, len(SKIPPED)), dtype=np.int32),
+    }
+
+
+def row_digests(rows: Arrays) -> UInt64Array:
+    """Return a 64-bit hash of each row's ids, masked positions and labels, ``[B]``."""
+    total = np.zeros(len(rows["group"]), dtype=np.uint64)
+    for name, key in _DIGEST_KEYS.items():
+        values = rows[name]
+        # One odd multiplier a column makes the sum depend on the order within a row.
+        multipliers = draws(key, np.arange(values.shape[1], dtype=np.uint64)) | np.uint64(1)
+        total += mix((values.astype(np.uint64) + np.uint64(1)) @ multipliers)
+    return mix(total)
+
+
+def digest(rows: Arrays) -> int:
+    """Return the sum of the rows' hashes modulo 2**64: the same for any order and any split of the rows."""
+    return int(row_digests(rows).sum(dtype=np.uint64))
+
+
+def to_device(rows: Arrays, start: int, stop: int, device: torch.device) -> Batch:
+    """Copy rows ``start:stop`` to ``device``, widening to int64 there; on a GPU the copy does not wait."""
+    return Batch(*(_to_device(rows[name][start:stop], device) for name in Batch._fields))
+
+
+def _to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(np.array(values))  # a copy: blocks are read-only views of shared memory
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True).to(torch.int64)

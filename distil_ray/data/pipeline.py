@@ -1,0 +1,147 @@
+"""The data plane on a Ray cluster: groups -> masked rows -> equal blocks, as one Ray Data pipeline.
+
+The only module that imports `ray.data`. One group is one task; `preserve_order` and strict blocks turn the groups'
+rows into one global sequence, which the equal streaming split deals out to the workers block by block.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import ray.data
+from ray.data import DataContext, Dataset, ExecutionOptions, ExecutionResources
+
+from distil_ray.data.batch import Arrays, filler_rows
+from distil_ray.data.plan import DataPlan
+from distil_ray.data.rows import count_pieces, make_rows
+from distil_ray.data.schedule import Position
+
+logger = logging.getLogger(__name__)
+
+HORIZON_GROUPS = 4096
+"""Groups in one pipeline: Ray Data prepares its tasks beforehand, at about a millisecond and a few kB each. A longer
+run goes on with a second pipeline at the position where the first one ended."""
+
+SAMPLE_GROUPS = 8
+"""Groups of the first epoch from which pieces are counted for `mlm_smoothing`."""
+
+
+def execution_options(num_cpus: int, node_label: Mapping[str, str] | None) -> ExecutionOptions:
+    """Options of every pipeline here: how many CPU slots it may take, and the label of the nodes to run on."""
+    return ExecutionOptions(
+        preserve_order=True,
+        resource_limits=ExecutionResources(cpu=num_cpus),
+        label_selector=dict(node_label) if node_label else None,
+    )
+
+
+def configure_context() -> None:
+    """Prepare the calling process for executing pipelines (the driver's settings do not reach the controller)."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A worker that evaluates or compiles takes nothing for a while; that is no reason to end the pipeline.
+    context.execution_no_progress_timeout_s = -1
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def num_groups_ahead(plan: DataPlan, start: Position) -> int:
+    """How many groups the pipeline that starts at ``start`` covers."""
+    if plan.schedule.num_groups is None:
+        return HORIZON_GROUPS
+    return min(plan.schedule.num_groups - start.group, HORIZON_GROUPS)
+
+
+def train_dataset(plan: DataPlan, start: Position, *, block_rows: int, filler_blocks: int) -> Dataset:
+    """Build the pipeline of training rows behind ``start``, in blocks of exactly ``block_rows`` rows.
+
+    Args:
+        plan: the run's data.
+        start: position of the last row consumed; nothing before its group is read.
+        block_rows: rows of a block; one block is one worker's share of a step at the maximal number of workers.
+        filler_blocks: blocks of filler behind the last row. The equal split may drop as many blocks as there are
+            workers, less one: it shall drop these.
+    """
+    configure_context()
+    num_groups = num_groups_ahead(plan, start)
+
+    def make_group(batch: Arrays) -> Arrays:
+        index = int(batch["id"][0])
+        if index == num_groups:
+            return filler_rows(
+                block_rows * filler_blocks,
+                plan.settings.max_seq_length,
+                plan.settings.num_masked,
+                plan.vocabulary.id_dtype,
+            )
+        group = start.group + index
+        rows = _make_rows(plan, "train", group)
+        return {name: values[start.row + 1 :] for name, values in rows.items()} if index == 0 else rows
+
+    return (
+        ray.data.range(num_groups + 1, override_num_blocks=num_groups + 1)
+        .map_batches(make_group, batch_size=None, batch_format="numpy", zero_copy_batch=True)
+        .repartition(target_num_rows_per_block=block_rows, strict=True)
+    )
+
+
+def heldout_rows(plan: DataPlan, num_rows: int, options: ExecutionOptions) -> Arrays:
+    """Make at most ``num_rows`` held-out rows with fixed masks, an equal share from each held-out unit.
+
+    Returns:
+        The arrays of `batch`, in the order of (group, row); a pure function of the plan. Empty if it holds out none.
+    """
+    num_units = len(plan.eval_units)
+    if num_units == 0:
+        return {}
+    quota = -(-num_rows // num_units)
+
+    def make_unit(batch: Arrays) -> Arrays:
+        rows = _make_rows(plan, "eval", int(batch["id"][0]))
+        return {name: values[:quota] for name, values in rows.items()}
+
+    parts = list(_run(make_unit, num_units, options))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: values[:num_rows] for name, values in columns.items()}
+
+
+def sample_piece_counts(plan: DataPlan, options: ExecutionOptions) -> npt.NDArray[np.int64]:
+    """Count the pieces ``[V]`` of the first `SAMPLE_GROUPS` groups: the weights of `mlm_smoothing` rest on them."""
+    num_groups = min(SAMPLE_GROUPS, plan.schedule.groups_per_epoch)
+
+    def count_group(batch: Arrays) -> Arrays:
+        units = plan.schedule.units_of(int(batch["id"][0]))
+        return {"counts": count_pieces(plan.corpus, units, plan.vocabulary, plan.skip_bad_files)[None]}
+
+    parts = _run(count_group, num_groups, options)
+    return np.sum([part["counts"].sum(axis=0) for part in parts], axis=0, dtype=np.int64)
+
+
+def _make_rows(plan: DataPlan, split: str, group: int) -> Arrays:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task, one core: Ray counts on it
+    in_training = split == "train"
+    rows, unit_errors = make_rows(
+        plan.corpus if in_training else plan.eval_corpus,
+        plan.schedule.units_of(group) if in_training else plan.eval_units[group : group + 1],
+        plan.vocabulary,
+        plan.settings,
+        split=split,
+        group=group,
+        skip_bad_units=plan.skip_bad_files,
+    )
+    for error in unit_errors:
+        logger.warning("left out: %s", error)
+    return rows
+
+
+def _run(task: Callable[[Arrays], Arrays], num_tasks: int, options: ExecutionOptions) -> Iterator[Arrays]:
+    """Run ``task`` once for each of 0 … num_tasks - 1 and yield its results in order."""
+    configure_context()
+    DataContext.get_current().execution_options = options
+    dataset = ray.data.range(num_tasks, override_num_blocks=num_tasks).map_batches(
+        task, batch_size=None, batch_format="numpy", zero_copy_batch=True
+    )
+    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+        yield {name: np.array(values) for name, values in block.items()}

@@ -1,0 +1,134 @@
+"""One group, from text to masked rows: read, tokenize, pack, shuffle, mask. A pure function, run in any process."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from distil_ray.data.batch import SKIPPED, Arrays
+from distil_ray.data.corpus import Corpus, read_unit
+from distil_ray.data.hashing import draws, stream_key
+from distil_ray.data.masking import count_maskable, mask_rows, num_masked_positions, special_table
+from distil_ray.data.packing import pack_rows
+from distil_ray.data.tokenization import Vocabulary, token_stream
+from distil_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """Everything besides text and tokenizer that decides a row. ``piece_weights``: see `mask_rows`."""
+
+    max_seq_length: int
+    mlm_probability: float
+    mask_replace_prob: float
+    random_replace_prob: float
+    seed: int
+    piece_weights: npt.NDArray[np.float64] | None = None
+
+    @property
+    def num_masked(self) -> int:
+        """K, masked positions a row."""
+        return num_masked_positions(self.max_seq_length, self.mlm_probability)
+
+
+@dataclass
+class _Skips:
+    documents: int = 0
+    rows: int = 0
+    unit_errors: list[str] = field(default_factory=list)
+
+
+def make_rows(
+    corpus: Corpus,
+    units: Sequence[int] | npt.NDArray[np.integer],
+    vocabulary: Vocabulary,
+    settings: RowSettings,
+    *,
+    split: str,
+    group: int,
+    skip_bad_units: bool = False,
+) -> tuple[Arrays, list[str]]:
+    """Make the masked rows of one group, in their final order.
+
+    Args:
+        corpus: where the units are listed.
+        units: indices of the group's units, in reading order.
+        vocabulary: the tokenizer.
+        settings: row length, masking and seed.
+        split: ``"train"`` or ``"eval"``: names the stream of random draws.
+        group: the group's number in the run; epochs have numbers of their own, so masks differ between them.
+        skip_bad_units: leave out a unit that cannot be read instead of raising.
+
+    Returns:
+        The arrays of `batch` (skips stand at the first row) and a message for each unit left out. Rows with fewer
+        than K ordinary pieces carry no signal and are left out and counted.
+
+    Raises:
+        InputError: a unit cannot be read and ``skip_bad_units`` is off.
+    """
+    skips = _Skips()
+    stream = token_stream(vocabulary, _documents(corpus, units, skips, skip_bad_units))
+    rows = pack_rows(
+        stream,
+        max_seq_length=settings.max_seq_length,
+        cls_id=vocabulary.cls_id,
+        sep_id=vocabulary.sep_id,
+    )
+    is_special = special_table(vocabulary.size, vocabulary.special_ids)
+    has_targets = count_maskable(rows, is_special) >= settings.num_masked
+    skips.rows = int(np.count_nonzero(~has_targets))
+    rows = rows[has_targets]
+
+    row_numbers = np.arange(len(rows), dtype=np.uint64)
+    rows = rows[np.argsort(draws(stream_key(settings.seed, split, "shuffle", group), row_numbers))]
+    masked = mask_rows(
+        rows,
+        draws(stream_key(settings.seed, split, "mask", group), row_numbers),
+        num_masked=settings.num_masked,
+        mask_id=vocabulary.mask_id,
+        is_special=is_special,
+        mask_replace_prob=settings.mask_replace_prob,
+        random_replace_prob=settings.random_replace_prob,
+        piece_weights=settings.piece_weights,
+    )
+    skipped = np.zeros((len(rows), len(SKIPPED)), dtype=np.int32)
+    skipped[:1] = (skips.documents, skips.rows, len(skips.unit_errors))
+    return {
+        **masked._asdict(),
+        "group": np.full(len(rows), group, dtype=np.int32),
+        "row": row_numbers.astype(np.int32),
+        "group_rows": np.full(len(rows), len(rows), dtype=np.int32),
+        "skipped": skipped,
+    }, skips.unit_errors
+
+
+def count_pieces(
+    corpus: Corpus,
+    units: Sequence[int] | npt.NDArray[np.integer],
+    vocabulary: Vocabulary,
+    skip_bad_units: bool,
+) -> npt.NDArray[np.int64]:
+    """Return how often each piece occurs in ``units``, ``[V]``."""
+    stream = token_stream(vocabulary, _documents(corpus, units, _Skips(), skip_bad_units))
+    return np.bincount(stream, minlength=vocabulary.size).astype(np.int64)
+
+
+def _documents(
+    corpus: Corpus,
+    units: Sequence[int] | npt.NDArray[np.integer],
+    skips: _Skips,
+    skip_bad_units: bool,
+) -> Iterator[str]:
+    """Yield the documents of ``units`` and count what is left out."""
+    for unit in units:
+        try:
+            for document in read_unit(corpus, int(unit)):
+                if document is None:
+                    skips.documents += 1
+                else:
+                    yield document
+        except InputError as error:
+            if not skip_bad_units:
+                raise
+            skips.unit_errors.append(str(error))

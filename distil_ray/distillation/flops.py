@@ -1,0 +1,87 @@
+"""How many floating-point operations training takes, and how many a GPU can do.
+
+Only matrix products count, a multiply-add as two: what ``torch.utils.flop_counter`` counts for the same step.
+"""
+
+import re
+from collections.abc import Collection
+
+from transformers import PreTrainedConfig
+
+# Dense bf16 FLOP/s (fp16 on chips without bf16) by the words of ``torch.cuda.get_device_name()``, from the
+# vendor's data sheets, figures "with sparsity" halved. The first line whose words all occur wins.
+_PEAK_FLOPS: tuple[tuple[frozenset[str], float], ...] = tuple(
+    (frozenset(words.split()), flops)
+    for words, flops in (
+        ("B200", 2250e12),
+        ("GH200", 989e12),
+        ("H200 NVL", 835e12),
+        ("H200", 989e12),
+        ("H100 PCIE", 756e12),
+        ("H100 NVL", 835e12),
+        ("H100", 989e12),
+        ("A100", 312e12),
+        ("A40", 150e12),
+        ("A30", 165e12),
+        ("A10G", 70e12),
+        ("A10", 125e12),
+        ("L40S", 362e12),
+        ("L40", 181e12),
+        ("L4", 121e12),
+        ("V100", 125e12),
+        ("T4", 65e12),
+    )
+)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the dense bf16 FLOP/s of a GPU by its ``torch.cuda`` device name, None if it is unknown."""
+    words = set(re.split(r"[^A-Z0-9]+", device_name.upper()))
+    return next((flops for needed, flops in _PEAK_FLOPS if needed <= words), None)
+
+
+def flops_per_token(
+    teacher: PreTrainedConfig | None,
+    student: PreTrainedConfig,
+    *,
+    max_seq_length: int,
+    num_masked: int,
+    ce_positions: str,
+    terms: Collection[str],
+) -> float:
+    """Return the FLOPs of training on one token: the teacher's forward pass and three times the student's.
+
+    A backward pass costs two forward passes. These are the FLOPs that the losses need: logits that are
+    recomputed to save memory are not counted twice.
+
+    Args:
+        teacher, student: configurations of supported families.
+        max_seq_length: tokens a row, T.
+        num_masked: masked positions a row, K.
+        ce_positions: ``masked`` or ``all``.
+        terms: the loss terms in use, of ce, mlm, cos.
+    """
+    on_all = "ce" in terms and ce_positions == "all"
+    head_fraction = 1.0 if on_all else num_masked / max_seq_length
+    flops = 3 * _encoder_flops(student, max_seq_length)
+    if "ce" in terms or "mlm" in terms:
+        flops += 3 * head_fraction * _head_flops(student)
+    if teacher is not None and ("ce" in terms or "cos" in terms):
+        flops += _encoder_flops(teacher, max_seq_length)
+        if "ce" in terms:
+            flops += head_fraction * _head_flops(teacher)
+    return flops
+
+
+def _encoder_flops(config: PreTrainedConfig, max_seq_length: int) -> float:
+    """Forward FLOPs of all layers for one token: four D x D and two D x F matrices, and attention."""
+    width = config.hidden_size
+    hidden = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
+    weights = 4 * width * width + 2 * width * hidden
+    attention = 2 * max_seq_length * width
+    return float(config.num_hidden_layers * 2 * (weights + attention))
+
+
+def _head_flops(config: PreTrainedConfig) -> float:
+    """Forward FLOPs of the MLM head for one position: D x D, then D x V."""
+    return float(2 * config.hidden_size * (config.hidden_size + config.vocab_size))

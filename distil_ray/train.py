@@ -1,0 +1,36 @@
+"""`python -m distil_ray.train`: distil a student, from raw text to a Hugging Face folder."""
+
+import sys
+
+from distil_ray.cli import main_of, parse
+
+DESCRIPTION = "Distil a masked language model: raw text in, a Hugging Face student out."
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 the run failed, 2 bad configuration or input."""
+    return main_of("distil_ray.train", _train, argv)
+
+
+def _train(argv: list[str] | None) -> None:
+    arguments, config = parse("distil_ray.train", DESCRIPTION, argv)
+    if arguments.print_config:
+        from distil_ray.config import to_yaml
+
+        sys.stdout.write(to_yaml(config))
+        return
+    # Imported late, so that --help, --print-config and configuration errors answer at once.
+    from distil_ray.training.console import Console
+
+    if arguments.dry_run:
+        from distil_ray.training.dry_run import dry_run
+
+        dry_run(config, Console())
+        return
+    from distil_ray.training.launcher import launch
+
+    launch(config, Console())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

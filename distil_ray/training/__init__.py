@@ -1,0 +1,1 @@
+"""Losses -> a trained student: the launcher, the training loop, the optimizer and checkpoints."""

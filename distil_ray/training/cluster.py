@@ -1,0 +1,84 @@
+"""The Ray cluster of a run: join or start one, and check that the run fits before it starts."""
+
+import os
+from collections.abc import Mapping
+
+import ray
+from ray._private.state import state as cluster_state
+
+from distil_ray.config import Config
+from distil_ray.errors import InputError
+
+
+def connect(config: Config) -> str:
+    """Join the cluster that RAY_ADDRESS names or that runs on this machine, or else start one here.
+
+    A Ray started here gets logical CPU slots for the workers and for the data tasks, however few cores there are, so
+    that neither can starve the other. Returns a line that says which it was.
+    """
+    if ray.is_initialized():
+        return "using the Ray that this process is connected to"
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"logging_level": "warning", "log_to_driver": True}
+    try:
+        context = ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
+        return f"joined the Ray cluster at {context.address_info['gcs_address']}"
+    except ConnectionError as error:
+        if "RAY_ADDRESS" in os.environ:
+            raise InputError(
+                f"RAY_ADDRESS: cannot reach a Ray cluster at {os.environ['RAY_ADDRESS']!r}: {error}; start one with "
+                "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
+            ) from error
+    num_cpus = max(os.cpu_count() or 1, slots_needed(config)["CPU"])
+    ray.init(address="local", num_cpus=int(num_cpus), include_dashboard=False, **quiet)
+    return f"started Ray on this machine with {int(num_cpus)} CPU slots"
+
+
+def worker_resources(config: Config) -> dict[str, float]:
+    """Ray resources of one training worker."""
+    defaults = {"GPU": 1.0} if config.runtime.use_gpu else {"CPU": 1.0}
+    return defaults | dict(config.runtime.resources_per_worker or {})
+
+
+def slots_needed(config: Config) -> dict[str, float]:
+    """Resources of the workers (of the fewest, if elastic) and of the data tasks together."""
+    total = {name: amount * config.runtime.min_workers for name, amount in worker_resources(config).items()}
+    return total | {"CPU": total.get("CPU", 0.0) + config.runtime.data_cpus}
+
+
+def check_fits(config: Config) -> None:
+    """Compare what the run needs with what the cluster has or may scale up to.
+
+    Raises:
+        InputError: it could never be placed; says what is asked for and what is there.
+    """
+    available = _most_resources()
+    needed = slots_needed(config)
+    lacking = {name: amount for name, amount in needed.items() if available.get(name, 0.0) < amount}
+    if lacking:
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
+        there = ", ".join(f"{available.get(name, 0.0):g} {name}" for name in needed)
+        raise InputError(
+            f"runtime.num_workers: {config.runtime.min_workers} workers and runtime.data_cpus = "
+            f"{config.runtime.data_cpus} need {asked} in all, the cluster has {there}; ask for fewer workers or "
+            "data_cpus, or add nodes"
+        )
+    label = config.runtime.data_label
+    if label and not any(_carries(node, label) for node in ray.nodes()):
+        shown = ", ".join(f"{key}={value}" for key, value in label.items())
+        raise InputError(
+            f"runtime.data_label: no node of the cluster carries the label {shown}; start nodes with "
+            f"`ray start --labels {shown}`, or leave the key out"
+        )
+
+
+def _most_resources() -> Mapping[str, float]:
+    """What is there now, or what the autoscaler may add up to if there is one."""
+    now: Mapping[str, float] = ray.cluster_resources()
+    limits = cluster_state.get_max_resources_from_cluster_config() or {}
+    return {name: max(now.get(name, 0.0), limits.get(name, 0.0)) for name in {*now, *limits}}
+
+
+def _carries(node: Mapping[str, object], label: Mapping[str, str]) -> bool:
+    labels = node.get("Labels")
+    return bool(node.get("Alive")) and isinstance(labels, Mapping) and label.items() <= labels.items()

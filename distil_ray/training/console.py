@@ -1,0 +1,100 @@
+"""What the person at the terminal sees: a progress bar with the time left, or plain lines where there is none."""
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ray.util.queue import Empty, Queue
+from tqdm import tqdm
+
+_BAR_FORMAT = "{percentage:5.1f}%|{bar}| {postfix}"
+
+
+class Console:
+    """Prints a run's messages. Lines go to standard output; the bar, on a terminal only, to standard error."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def line(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+    @contextmanager
+    def following(self, events: Queue) -> Iterator[None]:
+        """Print what arrives in ``events`` while the block runs."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(events, done), daemon=True)
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=1.0, bar_format=_BAR_FORMAT, dynamic_ncols=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=10)
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
+
+    def _follow(self, events: Queue, done: threading.Event) -> None:
+        while True:
+            is_last_round = done.is_set()
+            try:
+                for kind, content in iter(lambda: events.get(timeout=0.5), None):
+                    self._show(kind, content)
+            except Empty:
+                if is_last_round:
+                    return
+            except Exception:  # the queue's actor is gone, as after an interrupt: nothing more will come
+                return
+
+    def _show(self, kind: str, content: Any) -> None:
+        if kind == "line":
+            self.line(content)
+            return
+        text = format_record(content)
+        if self._bar is None:
+            self.line(text)
+            return
+        self._bar.n = round(content["run/progress"], 6)
+        self._bar.set_postfix_str(text)
+        if "eval/mlm_loss" in content:
+            self.line(text)
+
+
+def format_record(record: Mapping[str, Any]) -> str:
+    """One line of text for one record."""
+    parts = [f"step {record['step']:>6,}  {record['run/progress']:6.1%}"]
+    if "train/loss" in record:
+        terms = "  ".join(
+            f"{name.removeprefix('train/loss_')} {_number(value)}"
+            for name, value in record.items()
+            if name.startswith("train/loss_")
+        )
+        parts.append(f"loss {_number(record['train/loss'])} ({terms})")
+        parts.append(f"{record['perf/tokens_per_second']:,.0f} tokens/s")
+    if record.get("eval/mlm_loss") is not None:
+        held_out = f"held out: mlm_loss {record['eval/mlm_loss']:.4f}, accuracy {record['eval/mlm_accuracy']:.1%}"
+        if "eval/kl_to_teacher" in record:
+            held_out += (
+                f", kl_to_teacher {record['eval/kl_to_teacher']:.4f}, agreement {record['eval/teacher_agreement']:.1%}"
+            )
+        parts.append(held_out)
+    if record.get("eta_seconds") and record["run/progress"] < 1:
+        parts.append(f"{format_seconds(record['eta_seconds'])} left")
+    return "  ".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """90061 -> 25:01:01."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

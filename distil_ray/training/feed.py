@@ -1,0 +1,160 @@
+"""Blocks -> steps: which of the global sequence's blocks this worker has, and what all workers know of a step.
+
+The equal split gives worker r of n the blocks j with j mod n = r. A step is the next ``blocks_per_step`` blocks of the
+global sequence, so with fewer workers than blocks some workers have more of them; gradients are sums, so nothing else
+changes.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from distil_ray.data.batch import FILLER_GROUP, SKIPPED, Arrays, digest
+from distil_ray.data.schedule import Position
+from distil_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of rows and its place in the step, 0 … blocks_per_step - 1."""
+
+    index: int
+    rows: Arrays
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """One step's rows: this worker's blocks, and facts that are equal on all workers.
+
+    Attributes:
+        position: of the step's last row.
+        group_share: share of that row's group that lies behind after it, in (0, 1].
+        digest: of the whole global batch, 64 bits.
+        skipped: number of documents, rows and units left out before or within the step, by name.
+        wait_seconds: how long this worker waited for its blocks.
+    """
+
+    blocks: list[Block]
+    position: Position
+    group_share: float
+    digest: int
+    skipped: dict[str, int]
+    wait_seconds: float
+
+
+class DataError(InputError):
+    """The data plane failed on at least one worker; raised on all of them."""
+
+
+class BlockFeed:
+    """Deals this worker's blocks out in steps, in agreement with the other workers."""
+
+    def __init__(
+        self,
+        blocks: Iterable[Arrays],
+        *,
+        start: Position,
+        rank: int,
+        world_size: int,
+        blocks_per_step: int,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self._blocks = iter(blocks)
+        self._start = start
+        self._rank = rank
+        self._world_size = world_size
+        self._blocks_per_step = blocks_per_step
+        self._group = group
+        self._num_steps = 0
+
+    def next_step(self) -> StepRows | None:
+        """Return the next step's rows, or None on all workers if the pipeline holds no further whole step.
+
+        Raises:
+            DataError: reading failed on some worker; its message says which.
+        """
+        began = time.perf_counter()
+        blocks, error = self._take()
+        wait_seconds = time.perf_counter() - began
+        first = self._num_steps * self._blocks_per_step
+        self._num_steps += 1
+
+        facts = torch.zeros(7 + len(SKIPPED), dtype=torch.int64)
+        facts[0] = error is not None
+        for block in blocks:
+            facts[1] += int((block.rows["group"] != FILLER_GROUP).all())
+            word = digest(block.rows)
+            facts[2] += word >> 32
+            facts[3] += word & 0xFFFFFFFF
+            facts[7:] += torch.from_numpy(block.rows["skipped"].sum(axis=0, dtype="int64"))
+            if block.index == self._blocks_per_step - 1:
+                facts[4:7] = torch.tensor([int(block.rows[n][-1]) for n in ("group", "row", "group_rows")])
+        self._sum(facts)
+        values: list[int] = facts.tolist()
+        if values[0]:
+            raise self._shared_error(error)
+        if values[1] < self._blocks_per_step:
+            return None
+        if first == 0:
+            self._check_start(blocks)
+        return StepRows(
+            blocks=blocks,
+            position=Position(values[4], values[5]),
+            group_share=(values[5] + 1) / values[6],
+            digest=((values[2] << 32) + values[3]) % 2**64,
+            skipped=dict(zip(SKIPPED, values[7:], strict=True)),
+            wait_seconds=wait_seconds,
+        )
+
+    def _take(self) -> tuple[list[Block], Exception | None]:
+        blocks = []
+        try:
+            for index in self._own_indices():
+                rows = next(self._blocks, None)
+                if rows is None:
+                    break
+                blocks.append(Block(index, rows))
+        except Exception as error:  # whatever the data plane raises must reach the other workers too
+            return blocks, error
+        return blocks, None
+
+    def _own_indices(self) -> Iterator[int]:
+        first = self._num_steps * self._blocks_per_step
+        return (i for i in range(self._blocks_per_step) if (first + i) % self._world_size == self._rank)
+
+    def _sum(self, facts: torch.Tensor) -> None:
+        if self._world_size > 1:
+            dist.all_reduce(facts, group=self._group)
+
+    def _shared_error(self, error: Exception | None) -> DataError:
+        """Agree on one message: the first failing worker's."""
+        message = None if error is None else _root_message(error)
+        messages = [message]
+        if self._world_size > 1:
+            messages = [None] * self._world_size
+            dist.all_gather_object(messages, message, group=self._group)
+        return DataError(next(message for message in messages if message is not None))
+
+    def _check_start(self, blocks: list[Block]) -> None:
+        """The first row of the sequence must be the one behind the position that the run resumes from."""
+        for block in blocks:
+            if block.index == 0:
+                group, row = int(block.rows["group"][0]), int(block.rows["row"][0])
+                follows = (
+                    row == self._start.row + 1 if group == self._start.group else group > self._start.group and row == 0
+                )
+                assert follows, f"expected the row behind {self._start}, got group {group}, row {row}"
+
+
+def _root_message(error: BaseException) -> str:
+    """The message of the user-facing error at the bottom of Ray's wrappers, or else of the bottom itself."""
+    seen = [error]
+    while (cause := getattr(seen[-1], "cause", None) or seen[-1].__cause__) and cause not in seen:
+        seen.append(cause)
+    for candidate in reversed(seen):
+        if isinstance(candidate, InputError):
+            return str(candidate)
+    return f"{type(seen[-1]).__name__}: {seen[-1]}"

@@ -1,0 +1,205 @@
+"""A configuration -> a fitted `TorchTrainer`: the checks before a run, its passes, and how it ended."""
+
+from dataclasses import replace
+from typing import Any
+
+import ray.data
+import ray.train
+from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+from transformers import PreTrainedModel
+
+from distil_ray.config import Config, difference, learned, to_yaml
+from distil_ray.data.batch import Arrays
+from distil_ray.data.pipeline import execution_options, heldout_rows, sample_piece_counts, train_dataset
+from distil_ray.data.plan import DataPlan, explain_fingerprints
+from distil_ray.data.schedule import START
+from distil_ray.errors import InputError, RunError
+from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
+from distil_ray.training.checkpoint import latest_checkpoint
+from distil_ray.training.cluster import check_fits, connect, worker_resources
+from distil_ray.training.console import Console
+from distil_ray.training.export import EXPORT_FOLDER
+from distil_ray.training.loop import FINISHED_FILE, Job, Outcome, QueueEvents, train_loop_per_worker
+from distil_ray.training.storage import RunFolder
+
+CONFIG_FILE = "config.yaml"
+IDENTITY_FILE = "identity.json"
+
+
+def launch(config: Config, console: Console) -> None:
+    """Do the whole run, or what is left of it.
+
+    Raises:
+        InputError: bad configuration or input, found before the start where that is possible.
+        RunError: the run started and failed.
+    """
+    folder = RunFolder(config.run.storage_path, config.run.name)
+    check_learned_settings(config, folder)
+    if folder.exists(FINISHED_FILE):
+        console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
+        return
+    tokenizer = build_tokenizer(config)
+    teacher, student = build_models(config, tokenizer)
+    for line in describe_models(config, teacher, student):
+        console.line(line)
+    del teacher, student
+    plan = build_plan(config, tokenizer)
+    for line in describe_data(config, plan):
+        console.line(line)
+    folder.check_writable()
+    check_corpus(plan, folder)
+    console.line(connect(config))
+    check_fits(config)
+    plan, heldout = prepare_data(config, plan)
+    folder.write_text(CONFIG_FILE, to_yaml(config))
+    folder.write_json(IDENTITY_FILE, {"learned": learned(config), "data": plan.fingerprint()})
+    console.line(f"run {config.run.name} in {folder.path}")
+    _run_passes(config, plan, heldout, folder, console)
+    console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
+
+
+def check_learned_settings(config: Config, folder: RunFolder) -> None:
+    """Refuse to go on with a run under settings that would teach something else.
+
+    Raises:
+        InputError: with each difference.
+    """
+    if not folder.exists(IDENTITY_FILE):
+        return
+    differences = difference(folder.read_json(IDENTITY_FILE)["learned"], learned(config))
+    if differences:
+        _refuse(folder, "was started with other settings", differences)
+
+
+def check_corpus(plan: DataPlan, folder: RunFolder) -> None:
+    """Refuse to go on with a run on other text.
+
+    Raises:
+        InputError: with what changed.
+    """
+    if not folder.exists(IDENTITY_FILE):
+        return
+    reasons = explain_fingerprints(folder.read_json(IDENTITY_FILE)["data"], plan.fingerprint())
+    if reasons:
+        _refuse(folder, "was started on other text", reasons)
+
+
+def _refuse(folder: RunFolder, what: str, reasons: list[str]) -> None:
+    listed = "\n".join(f"  {reason}" for reason in reasons)
+    raise InputError(
+        f"the run in {folder.path} {what}:\n{listed}\nGive it a new run.name, or set back what changed to go on"
+    )
+
+
+def describe_models(config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel) -> list[str]:
+    """Lines about teacher, student and the losses."""
+    lines = []
+    if teacher is not None and config.teacher is not None:
+        lines.append(f"teacher: {config.teacher.path}, {_describe_model(teacher)}")
+    share = f" ({student.num_parameters() / teacher.num_parameters():.0%} of the teacher)" if teacher else ""
+    lines.append(f"student: {_describe_model(student)}{share}")
+    weights = ", ".join(f"{name} {share:.3f}" for name, share in config.distill.shares.items())
+    lines.append(f"loss weights, as shares of their sum: {weights}")
+    return lines
+
+
+def _describe_model(model: PreTrainedModel) -> str:
+    config = model.config
+    return (
+        f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}, "
+        f"{model.num_parameters():,} parameters"
+    )
+
+
+def describe_data(config: Config, plan: DataPlan) -> list[str]:
+    """Lines about the corpus and its order."""
+    corpus, schedule = plan.corpus, plan.schedule
+    lines = [
+        f"text: {len(corpus.files):,} files, {corpus.num_bytes / 1e6:,.1f} MB in {corpus.num_units:,} units; "
+        f"{len(schedule.units):,} to train on in {schedule.groups_per_epoch:,} groups an epoch, "
+        f"{len(plan.eval_units):,} held out"
+    ]
+    lines += [f"left out {file.path}: {file.reason}" for file in corpus.skipped_files]
+    if plan.eval_corpus is not corpus:
+        lines += [f"left out {file.path}: {file.reason}" for file in plan.eval_corpus.skipped_files]
+    return lines
+
+
+def prepare_data(config: Config, plan: DataPlan) -> tuple[DataPlan, Arrays]:
+    """Read what must be known before the first step: piece counts for smoothing, and the held-out rows."""
+    options = execution_options(config.runtime.data_cpus, config.runtime.data_label)
+    smoothing = config.data.mlm_smoothing
+    if smoothing:
+        weights = smoothing_weights(sample_piece_counts(plan, options), smoothing)
+        plan = replace(plan, settings=replace(plan.settings, piece_weights=weights))
+    return plan, heldout_rows(plan, config.eval.num_rows, options)
+
+
+def _run_passes(config: Config, plan: DataPlan, heldout: Arrays, folder: RunFolder, console: Console) -> None:
+    """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
+    queue = Queue(actor_options={"num_cpus": 0})
+    job = Job(config, heldout, plan.schedule.num_groups, QueueEvents(queue))
+    try:
+        with console.following(queue):
+            while (outcome := _fit(job, plan, folder)).kind == "more":
+                job = replace(job, is_continuation=True)
+    except ray.train.TrainingFailedError as error:
+        raise RunError(_failure_message(config, folder, error)) from error
+    finally:
+        queue.shutdown()
+    if outcome.kind == "failed":
+        raise InputError(outcome.message) if outcome.is_input_error else RunError(outcome.message)
+
+
+def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
+    config = job.config
+
+    def train_from_last_checkpoint() -> ray.data.Dataset:
+        """Runs in Ray Train's controller whenever a worker group starts, so a restart reads on from there."""
+        checkpoint, _ = latest_checkpoint(folder)
+        return train_dataset(
+            plan,
+            START if checkpoint is None else checkpoint.state.position,
+            block_rows=config.block_rows,
+            filler_blocks=config.runtime.max_workers,
+        )
+
+    trainer = TorchTrainer(
+        train_loop_per_worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=config.runtime.num_workers,
+            use_gpu=config.runtime.use_gpu,
+            resources_per_worker=worker_resources(config),
+        ),
+        run_config=RunConfig(
+            name=config.run.name,
+            storage_path=folder.storage_path,
+            storage_filesystem=folder.arrow_filesystem,
+            failure_config=FailureConfig(max_failures=config.runtime.max_failures),
+        ),
+        datasets={"train": train_from_last_checkpoint},
+        dataset_config=DataConfig(
+            execution_options=execution_options(config.runtime.data_cpus, config.runtime.data_label)
+        ),
+    )
+    result: Any = trainer.fit()
+    assert isinstance(result.return_value, Outcome)
+    return result.return_value
+
+
+def _failure_message(config: Config, folder: RunFolder, error: BaseException) -> str:
+    """What failed, and from where the same command goes on."""
+    failures = getattr(error, "worker_failures", None) or {}
+    causes = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(failures.items())]
+    checkpoint, _ = latest_checkpoint(folder)
+    again = f"goes on from {checkpoint.name}" if checkpoint else "starts again: no checkpoint was complete"
+    listed = "\n".join(f"  {cause}" for cause in causes or [_last_line(error)])
+    return f"the run failed (runtime.max_failures = {config.runtime.max_failures}):\n{listed}\nThe same command {again}"
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,141 @@
+"""One update of the student from one step's rows: forward, backward, sum over workers, clip, AdamW.
+
+Shapes: B rows of a micro-batch, T tokens a row, K masked positions a row.
+"""
+
+import math
+
+import torch
+from transformers import PreTrainedModel
+
+from distil_ray.config import Config
+from distil_ray.data.batch import to_device
+from distil_ray.data.hashing import stream_key
+from distil_ray.data.masking import num_masked_positions
+from distil_ray.distillation.distiller import Distiller
+from distil_ray.distillation.flops import flops_per_token
+from distil_ray.training.checkpoint import Checkpoint, Tensors
+from distil_ray.training.feed import StepRows
+from distil_ray.training.metrics import Meter
+from distil_ray.training.optim import (
+    FlatGradients,
+    build_optimizer,
+    learning_rate_factor,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+
+
+class Learner:
+    """Student, teacher, losses and optimizer on one device. Equal on all workers after every update."""
+
+    def __init__(
+        self, config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel, device: torch.device
+    ) -> None:
+        self._config = config
+        self.device = device
+        if teacher is not None and config.runtime.precision == "bf16":
+            teacher = teacher.to(torch.bfloat16)
+        self.teacher = None if teacher is None else teacher.to(device).eval()
+        self.student = student.to(device).train()
+        self.shares = {name: share for name, share in config.distill.shares.items() if share > 0}
+        distiller = Distiller(
+            self.student,
+            self.teacher,
+            terms=frozenset(self.shares),
+            temperature=config.distill.temperature,
+            ce_positions=config.distill.ce_positions,
+        )
+        self._losses = torch.compile(distiller, fullgraph=True, dynamic=False) if config.runtime.compile else distiller
+        # The divisors of a whole global batch: known beforehand, so a split into parts changes no result.
+        self.counts = distiller.counts(
+            config.optim.global_batch_size,
+            config.data.max_seq_length,
+            num_masked_positions(config.data.max_seq_length, config.data.mlm_probability),
+        )
+        self._optimizer = build_optimizer(
+            self.student,
+            learning_rate=config.optim.learning_rate,
+            betas=config.optim.betas,
+            eps=config.optim.eps,
+            weight_decay=config.optim.weight_decay,
+        )
+        self._gradients = FlatGradients(self.student.parameters())
+
+    def new_meter(self, world_size: int) -> Meter:
+        """A meter of what this learner's updates add up to."""
+        config = self._config
+        return Meter(
+            self.shares,
+            self.counts,
+            tokens_per_step=config.optim.global_batch_size * config.data.max_seq_length,
+            world_size=world_size,
+            device=self.device,
+            flops_per_token=flops_per_token(
+                None if self.teacher is None else self.teacher.config,
+                self.student.config,
+                max_seq_length=config.data.max_seq_length,
+                num_masked=num_masked_positions(config.data.max_seq_length, config.data.mlm_probability),
+                ce_positions=config.distill.ce_positions,
+                terms=self.shares,
+            ),
+        )
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the matrix products."""
+        enabled = self._config.runtime.precision == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def update(self, rows: StepRows, step: int, progress: float, meter: Meter) -> tuple[float, float]:
+        """Update the student once; with a gradient that is not finite, leave it as it is. A collective call.
+
+        Args:
+            rows: this worker's blocks of the step.
+            step: number of the update, from 0: names its dropout.
+            progress: share of the training that lies behind: decides the learning rate.
+            meter: gets the raw loss sums and the time waited for the rows.
+
+        Returns:
+            (L2 norm of the gradient before clipping, learning rate).
+        """
+        config = self._config
+        learning_rate = config.optim.learning_rate * learning_rate_factor(
+            progress, config.optim.lr_schedule, config.optim.warmup_fraction
+        )
+        self._gradients.zero()
+        for block in rows.blocks:
+            for start in range(0, config.block_rows, config.micro_batch_size):
+                micro_batch = (block.index * config.block_rows + start) // config.micro_batch_size
+                self._seed_dropout(step, micro_batch)
+                batch = to_device(block.rows, start, start + config.micro_batch_size, self.device)
+                with self.autocast():
+                    sums = self._losses(*batch)
+                weighted = [sums[name] * (self.shares[name] / self.counts[name]) for name in self.counts]
+                torch.stack(weighted).sum().backward()
+                meter.add_terms(sums)
+        meter.add_step(rows.wait_seconds)
+        self._gradients.all_reduce()
+        norm = self._gradients.clip(config.optim.max_grad_norm)
+        if math.isfinite(norm):
+            set_learning_rate(self._optimizer, learning_rate)
+            self._optimizer.step()
+        return norm, learning_rate
+
+    def _seed_dropout(self, step: int, micro_batch: int) -> None:
+        """Draws depend on the place in the run alone: there is no generator state to save, nor one a worker."""
+        key = stream_key(self._config.run.seed, "dropout", step, micro_batch)
+        torch.manual_seed(int(key >> 1))
+
+    def tensors(self) -> dict[str, Tensors]:
+        """Everything that a checkpoint must hold, by part. Never the teacher."""
+        student = {name: parameter for name, parameter in self.student.named_parameters()}
+        return {"student": student, "optimizer": optimizer_tensors(self._optimizer, self.student)}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to what `tensors` returned when the checkpoint was saved."""
+        parameters = checkpoint.load("student")
+        with torch.no_grad():
+            for name, parameter in self.student.named_parameters():
+                parameter.copy_(parameters[name])
+        load_optimizer_tensors(self._optimizer, self.student, checkpoint.load("optimizer"))

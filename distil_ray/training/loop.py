@@ -1,0 +1,238 @@
+"""The training loop, run by every worker of the group."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch.distributed as dist
+from ray.util.queue import Queue
+
+from distil_ray.config import Config
+from distil_ray.data.batch import Arrays
+from distil_ray.data.pipeline import HORIZON_GROUPS
+from distil_ray.data.schedule import Position
+from distil_ray.training.assembly import build_models, build_tokenizer
+from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
+from distil_ray.training.export import export_student
+from distil_ray.training.feed import BlockFeed, DataError, StepRows
+from distil_ray.training.heldout import HeldOut
+from distil_ray.training.learner import Learner
+from distil_ray.training.metrics import read_records
+from distil_ray.training.reporter import Reporter, is_writable
+from distil_ray.training.storage import RunFolder
+
+FINISHED_FILE = "finished.json"
+NONFINITE_FILE = "nonfinite.json"
+
+
+class QueueEvents:
+    """`reporter.Events` over a Ray queue."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def send(self, kind: str, content: Any) -> None:
+        """Pass on without waiting for the queue's actor."""
+        self._queue.actor.put_nowait.remote((kind, content))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the launcher hands to every worker.
+
+    Attributes:
+        heldout: held-out rows, the arrays of `data.batch`; empty = no evaluation.
+        num_groups: of the whole schedule; None = endless.
+        is_continuation: whether this pass goes on, as planned, where the pipeline before it ended.
+    """
+
+    config: Config
+    heldout: Arrays
+    num_groups: int | None
+    events: QueueEvents
+    is_continuation: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a pass over the pipeline ended: ``finished``, ``more`` (to do, in another pass) or ``failed``."""
+
+    kind: str
+    message: str = ""
+    is_input_error: bool = False
+
+
+def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
+    """Train from the last committed checkpoint on, until the run or the pipeline ends."""
+    job: Job = loop_config["job"]
+    config = job.config
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+
+    # 1. Set up what is equal on all workers.
+    folder = RunFolder(config.run.storage_path, config.run.name)
+    tokenizer = build_tokenizer(config)
+    learner = Learner(config, *build_models(config, tokenizer), device=ray.train.torch.get_device())
+    heldout = HeldOut(
+        job.heldout,
+        rank=rank,
+        world_size=world_size,
+        batch_size=config.micro_batch_size,
+        device=learner.device,
+    )
+
+    # 2. Go on where the last committed checkpoint stands.
+    checkpoint, complaints = latest_checkpoint(folder)
+    state = TrainState() if checkpoint is None else checkpoint.state
+    if checkpoint is not None:
+        learner.restore(checkpoint)
+    start = state
+    checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=rank == 0)
+    reporter = Reporter(folder, job.events, is_active=rank == 0)
+    reporter.begin(state, checkpoint and checkpoint.name, complaints, is_continuation=job.is_continuation)
+    feed = BlockFeed(
+        ray.train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2),
+        start=state.position,
+        rank=rank,
+        world_size=world_size,
+        blocks_per_step=config.runtime.max_workers,
+        group=dist.new_group(backend="gloo") if config.runtime.use_gpu else None,
+    )
+    saved_step = evaluated_step = state.step
+    if checkpoint is None:
+        reporter.record(state, heldout.evaluate(learner))
+    meter = learner.new_meter(world_size)
+    num_nonfinite = 0
+
+    while state.progress < 1:
+        # 3. Take the step's rows; all workers agree on what they are.
+        try:
+            rows = feed.next_step()
+        except DataError as error:
+            return Outcome("failed", str(error), is_input_error=True)
+        if rows is None:
+            break
+
+        # 4. Update the student.
+        grad_norm, learning_rate = learner.update(rows, state.step, state.progress, meter)
+        num_nonfinite = 0 if math.isfinite(grad_norm) else num_nonfinite + 1
+        previous, state = state, _advance(state, rows, job, is_skipped=num_nonfinite > 0)
+
+        # 5. Report and evaluate.
+        reporter.digest(state, rows.digest)
+        record: dict[str, Any] = {}
+        if _is_due(state, config.metrics.every_steps):
+            record |= {"train/learning_rate": learning_rate, "train/grad_norm": grad_norm}
+            record |= meter.record() | {"data/digest": f"{rows.digest:016x}"}
+        if _is_due(state, config.eval.every_steps):
+            with meter.pause():
+                record |= heldout.evaluate(learner)
+            evaluated_step = state.step
+        if record:
+            reporter.record(state, record)
+            ray.train.report({"step": state.step} | _numbers(record))
+
+        # 6. Give up when the gradient stays without a finite norm.
+        if num_nonfinite >= config.optim.max_skipped_updates:
+            reporter.sync()
+            return _give_up(folder, previous.position, state, num_nonfinite, is_main=rank == 0)
+
+        # 7. Save. Progress counts once its checkpoint is committed.
+        if _is_due(state, config.checkpoint.every_steps):
+            reporter.sync()
+            checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
+            saved_step = state.step
+
+    # 8. Finish, or leave the rest to the next pass.
+    if state.progress < 1 and state.step == start.step:
+        return _no_step(job, start)
+    is_finished = state.progress >= 1 or _covers_the_end(job, start.position)
+    if is_finished and state.step > evaluated_step:
+        reporter.record(state, heldout.evaluate(learner))
+    if is_finished:
+        state = replace(state, progress=1.0)
+    if state.step > saved_step:
+        checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
+    reporter.sync()
+    checkpoints.wait()
+    if not is_finished:
+        return Outcome("more")
+    if rank == 0:
+        summary = _summarise(folder, state)
+        export_student(folder, learner.student, tokenizer, config, summary)
+        folder.write_json(FINISHED_FILE, summary)
+    return Outcome("finished")
+
+
+def _is_due(state: TrainState, every_steps: int) -> bool:
+    return state.step % every_steps == 0 or state.progress >= 1
+
+
+def _advance(state: TrainState, rows: StepRows, job: Job, *, is_skipped: bool) -> TrainState:
+    """The state behind one more step."""
+    optim = job.config.optim
+    if optim.num_steps is not None:
+        progress = (state.step + 1) / optim.num_steps
+    else:
+        assert job.num_groups is not None
+        progress = (rows.position.group + rows.group_share) / job.num_groups
+    added = {
+        "data/tokens": optim.global_batch_size * job.config.data.max_seq_length,
+        **{f"data/{name}": count for name, count in rows.skipped.items()},
+        "train/skipped_updates": int(is_skipped),
+    }
+    counters = {name: state.counters.get(name, 0) + count for name, count in added.items()}
+    return TrainState(state.step + 1, rows.position, progress, counters)
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in record.items() if isinstance(value, int | float) and is_writable(value)}
+
+
+def _covers_the_end(job: Job, start: Position) -> bool:
+    """Whether a pipeline from ``start`` on reaches the end of the schedule."""
+    return job.num_groups is not None and start.group + HORIZON_GROUPS >= job.num_groups
+
+
+def _no_step(job: Job, start: TrainState) -> Outcome:
+    rows = job.config.optim.global_batch_size
+    length = job.config.data.max_seq_length
+    return Outcome(
+        "failed",
+        f"the text holds no further step of optim.global_batch_size = {rows} rows of data.max_seq_length = {length} "
+        f"tokens (steps done: {start.step}); expected at least {rows * length:,} tokens: give more text, more "
+        "num_epochs, or a smaller batch",
+        is_input_error=True,
+    )
+
+
+def _give_up(folder: RunFolder, behind: Position, state: TrainState, num_nonfinite: int, *, is_main: bool) -> Outcome:
+    """End the run and write down which rows the last batch had."""
+    if is_main:
+        folder.write_json(
+            NONFINITE_FILE,
+            {"step": state.step, "rows_behind": behind, "up_to": state.position, "in_a_row": num_nonfinite},
+        )
+    return Outcome(
+        "failed",
+        f"the gradient had no finite norm in {num_nonfinite} steps in a row, up to step {state.step}; their updates "
+        f"were skipped. The last batch's rows stand in {folder.join(NONFINITE_FILE)}. A lower "
+        "optim.learning_rate or precision fp32 is the usual remedy",
+    )
+
+
+def _summarise(folder: RunFolder, state: TrainState) -> dict[str, Any]:
+    """The run's last figures, from its records."""
+    last: dict[str, Any] = {}
+    for record in read_records(folder):
+        last |= record
+    figures = {name: value for name, value in last.items() if name.startswith(("eval/", "train/", "data/"))}
+    return {
+        "step": state.step,
+        "tokens": state.counters["data/tokens"],
+        "finished_at": time.time(),
+        **figures,
+    }

@@ -1,0 +1,158 @@
+"""What a run reports: sums that stay on the device until they are due, `metrics.jsonl`, TensorBoard, the digests."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.tensorboard import SummaryWriter
+
+from distil_ray.distillation.flops import peak_flops
+from distil_ray.training.storage import RunFolder
+
+METRICS_FILE = "metrics.jsonl"
+DIGESTS_FILE = "digests.csv"
+TENSORBOARD_FOLDER = "tensorboard"
+
+Record = dict[str, Any]
+
+
+class Meter:
+    """Adds up loss terms and waiting time between two records. One instance a worker."""
+
+    def __init__(
+        self,
+        shares: Mapping[str, float],
+        counts: Mapping[str, int],
+        *,
+        tokens_per_step: int,
+        world_size: int,
+        device: torch.device,
+        flops_per_token: float,
+    ) -> None:
+        """`shares` and `counts` by loss term: its weight, and by what its sum over a global batch is divided."""
+        self._shares = shares
+        self._counts = counts
+        self._tokens_per_step = tokens_per_step
+        self._world_size = world_size
+        self._device = device
+        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._flops_per_token = flops_per_token
+        self._peak_flops = None if peak is None else peak * world_size
+        self._start()
+
+    def _start(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._num_steps = 0
+        self._wait_seconds = 0.0
+        self._began = time.perf_counter()
+
+    def add_terms(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """Add a micro-batch's loss sums. Does not wait for the device."""
+        for name, value in terms.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def add_step(self, wait_seconds: float) -> None:
+        """Count a step that waited so long for its data."""
+        self._num_steps += 1
+        self._wait_seconds += wait_seconds
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave what happens inside, such as an evaluation, out of the speed."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def record(self) -> Record:
+        """Return the means since the last record over all workers, and start anew. A collective call."""
+        seconds = time.perf_counter() - self._began
+        zero = torch.zeros((), device=self._device)
+        values = [self._sums.get(name, zero) for name in self._counts]
+        values.append(torch.tensor(self._wait_seconds, device=self._device))
+        sums = torch.stack([value.double() for value in values])
+        if self._world_size > 1:
+            dist.all_reduce(sums)
+        *totals, wait_seconds = sums.tolist()
+        terms = {
+            name: total / (count * self._num_steps)
+            for total, (name, count) in zip(totals, self._counts.items(), strict=True)
+        }
+        tokens_per_second = self._num_steps * self._tokens_per_step / seconds
+        record = {
+            "train/loss": sum(self._shares[name] * value for name, value in terms.items()),
+            **{f"train/loss_{name}": value for name, value in terms.items()},
+            "perf/tokens_per_second": tokens_per_second,
+            "perf/data_wait_fraction": wait_seconds / (self._world_size * seconds),
+        }
+        if self._peak_flops is not None:
+            record["perf/mfu"] = tokens_per_second * self._flops_per_token / self._peak_flops
+        self._start()
+        return record
+
+
+class MetricsWriter:
+    """Writes the run's records, on rank 0. What a crash leaves behind a checkpoint is dropped on resume."""
+
+    def __init__(self, folder: RunFolder, resume_step: int) -> None:
+        self._folder = folder
+        self._local = Path(folder.path if folder.is_local else mkdtemp(prefix="distil_ray_metrics_"))
+        self._restore(resume_step)
+        self._metrics = (self._local / METRICS_FILE).open("a")
+        self._digests = (self._local / DIGESTS_FILE).open("a")
+        if self._digests.tell() == 0:
+            self._digests.write("step,digest,group,row\n")
+        self._board = SummaryWriter(str(self._local / TENSORBOARD_FOLDER), purge_step=resume_step + 1)
+
+    def _restore(self, resume_step: int) -> None:
+        """Keep the records up to ``resume_step``; later ones are made again."""
+        for name, step_of in ((METRICS_FILE, _metrics_step), (DIGESTS_FILE, _digests_step)):
+            if self._folder.exists(name):
+                lines = self._folder.read_bytes(name).decode().splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and step_of(line) <= resume_step]
+                (self._local / name).write_text("".join(kept))
+
+    def write(self, record: Record) -> None:
+        """Append one record (with ``step``) to the file and its numbers to TensorBoard; null stands for no number."""
+        self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
+        self._metrics.flush()
+        self._digests.flush()
+        for name, value in record.items():
+            if "/" in name and isinstance(value, int | float):
+                self._board.add_scalar(name, value, record["step"])
+
+    def write_digest(self, step: int, digest: int, group: int, row: int) -> None:
+        """Note the digest of a step's global batch and the position behind it."""
+        self._digests.write(f"{step},{digest:016x},{group},{row}\n")
+
+    def sync(self) -> None:
+        """Bring everything to the run's folder, where that is not on this machine."""
+        self._digests.flush()
+        self._board.flush()
+        if not self._folder.is_local:
+            for name in (METRICS_FILE, DIGESTS_FILE):
+                self._folder.write_text(name, (self._local / name).read_text())
+            self._folder.upload(self._local / TENSORBOARD_FOLDER, TENSORBOARD_FOLDER)
+
+
+def read_records(folder: RunFolder) -> list[Record]:
+    """All records of a run so far; a line cut off by a crash is left out."""
+    if not folder.exists(METRICS_FILE):
+        return []
+    lines = folder.read_bytes(METRICS_FILE).decode().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _metrics_step(line: str) -> int:
+    return int(json.loads(line)["step"])
+
+
+def _digests_step(line: str) -> int:
+    first = line.partition(",")[0]
+    return int(first) if first.isdigit() else -1

@@ -1,0 +1,211 @@
+"""Train a BERT WordPiece vocabulary: `python -m distil_ray.vocabulary --source PATH --output DIR`.
+
+The text is read twice, once to count its characters and once to train. The same text gives the same
+vocabulary, piece for piece and id for id.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.trainers import WordPieceTrainer
+from transformers import BertTokenizer
+
+from distil_ray.data.corpus import Corpus, Source, list_corpus, read_unit
+from distil_ray.data.hashing import draws, stream_key
+from distil_ray.errors import InputError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MIN_SIZE = 100
+MAX_SEQ_LENGTH = 512
+CHARACTER_COVERAGE = 0.9999  # of all characters read; the rarest become [UNK], so that they take no pieces
+_SLICE_CHARACTERS = 2**16  # the trainer holds a few hundred slices at a time
+
+
+@dataclass
+class Tally:
+    """What was read. `characters` [0x110000] counts each code point after normalisation."""
+
+    num_documents: int = 0
+    num_skipped: int = 0
+    num_bytes: int = 0
+    characters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(sys.maxunicode + 1, np.int64))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 2 for a user's mistake."""
+    args = _parser().parse_args(argv)
+    try:
+        _check_output(args.output)
+        corpus = list_corpus([Source(path=path, column=args.column) for path in args.source])
+        vocabulary, tally = train_vocabulary(corpus, args.size, lowercase=args.lowercase, max_bytes=args.max_bytes)
+        _save_tokenizer(vocabulary, args.output, lowercase=args.lowercase)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        f"read {tally.num_documents:,} documents, {tally.num_bytes:,} bytes of text, "
+        f"of {len(corpus.files):,} file(s); skipped {tally.num_skipped:,} documents without usable text"
+    )
+    print(f"wrote a tokenizer with a vocabulary of {len(vocabulary):,} pieces to {args.output}")
+    if len(vocabulary) < args.size:
+        print(f"note: {args.size:,} pieces were asked for, but this text has no more; give it more text")
+    command = "python -m distil_ray.train --config configs/pretrain-tiny.yaml"
+    print(f"next: {command} student.tokenizer={args.output}")
+    return 0
+
+
+def train_vocabulary(
+    corpus: Corpus, size: int, *, lowercase: bool = True, max_bytes: int | None = None
+) -> tuple[dict[str, int], Tally]:
+    """Train a vocabulary of at most `size` pieces: special tokens at ids 0 to 4, characters, longer pieces.
+
+    Args:
+        max_bytes: stop after so many bytes of text, read from all over the corpus. None reads everything.
+
+    Returns:
+        The vocabulary, piece -> id, and what was read.
+
+    Raises:
+        InputError: `size` is below 100, or there is no text.
+    """
+    if size < MIN_SIZE:
+        raise InputError(f"a vocabulary of {size} pieces is too small: expected at least {MIN_SIZE}")
+    normalizer = BertNormalizer(lowercase=lowercase)
+    documents = partial(_documents, corpus, max_bytes)
+
+    tally = Tally()
+    unmerged = _train(_counted(documents(), normalizer, tally), normalizer, size=0, characters=[])
+    if tally.num_documents == 0:
+        raise InputError(f"no text in {len(corpus.files)} file(s): {tally.num_skipped} documents were skipped")
+
+    # Left to itself, the trainer numbers the characters within a word ("##a") in the order of a hash table
+    # with a random seed, and breaks ties between merges by these numbers: two runs differ. So number them.
+    alphabet = _alphabet(tally.characters, max_size=(size - len(SPECIAL_TOKENS)) // 4)
+    continuations = [f"##{character}" for character in alphabet if f"##{character}" in unmerged]
+    texts = (text for document in documents() if document is not None for text in slices(document))
+    return _train(texts, normalizer, size, characters=[*alphabet, *continuations]), tally
+
+
+def slices(text: str, max_characters: int = _SLICE_CHARACTERS) -> Iterator[str]:
+    """Cut a text after at most `max_characters`, before a space where there is one."""
+    start = 0
+    while len(text) - start > max_characters:
+        space = text.rfind(" ", start + 1, start + max_characters)
+        stop = space if space > 0 else start + max_characters
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def _documents(corpus: Corpus, max_bytes: int | None) -> Iterator[str | None]:
+    units = np.arange(corpus.num_units)
+    if max_bytes is not None:
+        units = np.argsort(draws(stream_key("vocabulary"), units.astype(np.uint64)), kind="stable")
+    num_bytes = 0
+    for unit in units:
+        for document in read_unit(corpus, int(unit)):
+            if max_bytes is not None and num_bytes >= max_bytes:
+                return
+            num_bytes += len(document.encode()) if document is not None else 0
+            yield document
+
+
+def _counted(documents: Iterable[str | None], normalizer: BertNormalizer, tally: Tally) -> Iterator[str]:
+    """Pass the documents on in slices, and count them and their characters in `tally`."""
+    for document in documents:
+        if document is None:
+            tally.num_skipped += 1
+            continue
+        tally.num_documents += 1
+        for text in slices(document):
+            tally.num_bytes += len(text.encode())
+            code_points = np.frombuffer(normalizer.normalize_str(text).encode("utf-32-le"), np.uint32)
+            present, counts = np.unique(code_points, return_counts=True)
+            tally.characters[present] += counts
+            yield text
+
+
+def _alphabet(characters: npt.NDArray[np.int64], max_size: int) -> list[str]:
+    """Return the most frequent characters that make up CHARACTER_COVERAGE of the text, sorted."""
+    counts = characters.copy()
+    counts[ord(" ")] = 0  # the one space that normalisation leaves
+    by_frequency = np.argsort(-counts, kind="stable")
+    covered = np.cumsum(counts[by_frequency]) / counts.sum()
+    num_characters = min(int(np.searchsorted(covered, CHARACTER_COVERAGE)) + 1, max_size)
+    return [chr(code_point) for code_point in sorted(by_frequency[:num_characters])]
+
+
+def _train(texts: Iterator[str], normalizer: BertNormalizer, size: int, characters: list[str]) -> dict[str, int]:
+    """Return the vocabulary: special tokens, `characters` (or those of the text), up to `size` pieces."""
+    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    alphabet = [character for character in characters if len(character) == 1]
+    trainer = WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=[*SPECIAL_TOKENS, *characters],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet) or sys.maxunicode,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return dict(tokenizer.get_vocab())
+
+
+def _check_output(folder: str) -> None:
+    try:
+        os.makedirs(folder, exist_ok=True)
+        entries = os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be used: {error.strerror}") from error
+    if entries:
+        raise InputError(f"--output {folder}: already holds files; name a new folder or an empty one")
+
+
+def _save_tokenizer(vocabulary: dict[str, int], folder: str, *, lowercase: bool) -> None:
+    tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=MAX_SEQ_LENGTH)
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise InputError(f"--output {folder}: cannot be written: {error}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m distil_ray.vocabulary",
+        description="Train a BERT WordPiece vocabulary and save it as a Hugging Face tokenizer.",
+    )
+    parser.add_argument(
+        "--source",
+        action="append",
+        required=True,
+        metavar="PATH",
+        help="file, glob or folder of Parquet, JSON lines or text; local, s3://, gs:// or hf://; repeatable",
+    )
+    parser.add_argument("--column", default="text", help="Parquet column or JSON key with the text (default: text)")
+    parser.add_argument("--size", type=int, default=8000, help="pieces in the vocabulary (default: 8000)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new or an empty folder")
+    parser.add_argument(
+        "--lowercase",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="lower-case and strip accents (default: yes)",
+    )
+    parser.add_argument(
+        "--max-bytes", type=int, metavar="N", help="read only so many bytes of text, from all over the source"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

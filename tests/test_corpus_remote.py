@@ -1,0 +1,288 @@
+"""Listing and reading from S3, served by this process, and Hub data sets by name, from folders like theirs."""
+
+import gzip
+import io
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from distil_ray.data.corpus import BadFileError, Source, list_corpus, read_unit
+from distil_ray.errors import InputError
+
+
+def parquet_bytes(texts):
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), sink, row_group_size=2)
+    return sink.getvalue()
+
+
+def read(corpus):
+    return [document for unit in range(corpus.num_units) for document in read_unit(corpus, unit)]
+
+
+@pytest.fixture(autouse=True)
+def aws_environment(monkeypatch, tmp_path):
+    """Test credentials only, and no connection kept from another endpoint."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "FSSPEC_S3_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+    bucket = boto3.resource("s3").Bucket("corpus")
+    bucket.create()
+    yield bucket
+    bucket.objects.all().delete()
+    bucket.delete()
+
+
+def test_reads_every_format_from_s3(bucket):
+    lines = "".join(f"line {i} of a text that spans several ranges\n\n" for i in range(2000))
+    objects = {
+        "data/a.parquet": parquet_bytes(["one", None, "three"]),
+        "data/b.txt": lines.encode(),
+        "data/deep/c.jsonl": b'{"text": "four"}\n{"text": "five"}',
+        "data/d.txt.gz": gzip.compress(b"six\n\nseven\n"),
+        "data/_SUCCESS": b"",
+        "elsewhere/x.txt": b"not this one",
+    }
+    for key, body in objects.items():
+        bucket.put_object(Key=key, Body=body)
+    corpus = list_corpus([Source(path="s3://corpus/data")])
+    assert [file.path for file in corpus.files] == [
+        "s3://corpus/data/a.parquet",
+        "s3://corpus/data/b.txt",
+        "s3://corpus/data/d.txt.gz",
+        "s3://corpus/data/deep/c.jsonl",
+    ]
+    assert corpus.num_units > 8
+    documents = read(corpus)
+    assert documents[:3] == ["one", None, "three"]
+    assert documents[3:-4] == lines.strip().split("\n\n")
+    assert documents[-4:] == ["six", "seven", "four", "five"]
+    paths = ["s3://corpus/data/*.parquet", "s3://corpus/data/b.txt", "s3://corpus/*/deep/*"]
+    names = [[file.name for file in list_corpus([Source(path=path)]).files] for path in paths]
+    assert names == [["a.parquet"], ["b.txt"], ["data/deep/c.jsonl"]]
+
+
+def test_the_fingerprint_is_the_same_on_s3_and_on_a_disk(bucket, tmp_path):
+    for name, body in {"b/a.parquet": parquet_bytes(["one"]), "c.txt": b"two"}.items():
+        bucket.put_object(Key=f"far/away/{name}", Body=body)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(body)
+    remote = list_corpus([Source(path="s3://corpus/far/away/")])
+    assert remote.fingerprint() == list_corpus([Source(path=str(tmp_path))]).fingerprint()
+
+
+def test_a_new_listing_sees_what_was_added(bucket):
+    for number in (1, 2):
+        bucket.put_object(Key=f"data/{number}.txt", Body=b"text")
+        assert len(list_corpus([Source(path="s3://corpus/data")]).files) == number
+
+
+def test_bad_objects_are_named_by_url(bucket):
+    bucket.put_object(Key="data/bad.parquet", Body=b"PAR1 no footer")
+    bucket.put_object(Key="data/empty.txt", Body=b"")
+    bucket.put_object(Key="data/good.txt", Body=b"text")
+    with pytest.raises(InputError, match="2 problems") as caught:
+        list_corpus([Source(path="s3://corpus/data")])
+    assert "s3://corpus/data/bad.parquet: not a Parquet file" in str(caught.value)
+    corpus = list_corpus([Source(path="s3://corpus/data")], on_bad_file="skip")
+    assert [file.path for file in corpus.skipped_files] == [
+        "s3://corpus/data/bad.parquet",
+        "s3://corpus/data/empty.txt",
+    ]
+
+
+@pytest.mark.parametrize("path", ["s3://nowhere/a.txt", "s3://nowhere/*.txt", "s3://nowhere", "s3://corpus/none"])
+def test_a_missing_bucket_or_key(bucket, path):
+    with pytest.raises(InputError) as caught:
+        list_corpus([Source(path=path)], on_bad_file="skip")
+    assert str(caught.value).startswith(f"no such file or folder: {path} (")
+
+
+def test_an_object_that_went_is_no_bad_file(bucket):
+    bucket.put_object(Key="a.txt", Body=b"text")
+    corpus = list_corpus([Source(path="s3://corpus/a.txt")])
+    bucket.Object("a.txt").delete()
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(InputError, match=r"s3://corpus/a\.txt: cannot be reached") as caught:
+        list(read_unit(corpus, 0))
+    assert not isinstance(caught.value, BadFileError)
+
+
+@pytest.mark.parametrize("path", ["s3://corpus/a.txt", "s3://corpus/*.txt", "s3://corpus/data"])
+def test_missing_credentials(bucket, path, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(InputError, match="cannot be reached: NoCredentialsError: Unable to locate credentials"):
+        list_corpus([Source(path=path)], on_bad_file="skip")
+
+
+@pytest.fixture
+def forbidding_endpoint():
+    """An S3 endpoint that answers every request with 403."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(self.body)))
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(self.body)
+
+        def log_message(self, *_):
+            pass
+
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+    endpoint = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=endpoint.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{endpoint.server_port}"
+    endpoint.shutdown()
+    thread.join()
+    endpoint.server_close()
+
+
+@pytest.mark.parametrize("path", ["s3://corpus/a.txt", "s3://corpus/*.txt", "s3://corpus/data"])
+def test_missing_permission_is_no_bad_file_and_no_missing_one(forbidding_endpoint, path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", forbidding_endpoint)
+    with pytest.raises(InputError, match="cannot be reached: PermissionError"):
+        list_corpus([Source(path=path)], on_bad_file="skip")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt", "a.txt.gz"])
+def test_permission_lost_between_listing_and_reading(bucket, forbidding_endpoint, name, monkeypatch):
+    bodies = {
+        "a.parquet": parquet_bytes(["one"]),
+        "a.txt": b"one",
+        "a.txt.gz": gzip.compress(b"one"),
+    }
+    bucket.put_object(Key=name, Body=bodies[name])
+    corpus = list_corpus([Source(path=f"s3://corpus/{name}")])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", forbidding_endpoint)
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(InputError, match=rf"s3://corpus/{name}: cannot be reached: PermissionError") as caught:
+        list(read_unit(corpus, 0))
+    assert not isinstance(caught.value, BadFileError)
+
+
+@pytest.mark.parametrize(
+    ("path", "package", "extra"), [("s3://b/a.txt", "s3fs", "s3"), ("gs://b/a.txt", "gcsfs", "gcs")]
+)
+def test_a_missing_package_names_the_extra(path, package, extra):
+    script = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from distil_ray.data.corpus import Source, list_corpus\n"
+        f"list_corpus([Source(path={path!r})])"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert f"InputError: {path}: " in run.stderr
+    assert f"pip install 'distil_ray[{extra}]'" in run.stderr
+
+
+# Hub data sets by name
+
+
+CARD = """---
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: en/train-*
+  - split: test
+    path: en/test.parquet
+- config_name: de
+  data_files: de/*.jsonl
+---
+# A card
+"""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A data set of two configurations, declared in its card as on the Hub."""
+    folder = tmp_path / "owner" / "dataset"
+    files = {
+        "README.md": CARD,
+        "en/train-1.parquet": parquet_bytes(["two", "three", "four"]),
+        "en/train-0.parquet": parquet_bytes(["one"]),
+        "en/test.parquet": parquet_bytes(["test"]),
+        "de/a.jsonl": '{"text": "eins"}\n',
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def test_hub_data_set_resolves_to_its_files(hub):
+    corpus = list_corpus([Source(hub=str(hub), name="en")])
+    assert [file.name for file in corpus.files] == ["en/train-0.parquet", "en/train-1.parquet"]
+    assert read(corpus) == ["one", "two", "three", "four"]
+    assert read(list_corpus([Source(hub=str(hub), name="en", split="test")])) == ["test"]
+    assert read(list_corpus([Source(hub=str(hub), name="de")])) == ["eins"]
+
+
+def test_hub_data_set_without_a_card_by_relative_path(hub, tmp_path, monkeypatch):
+    (hub / "README.md").unlink()
+    monkeypatch.chdir(tmp_path)
+    corpus = list_corpus([Source(hub="owner/dataset/en")])
+    assert [file.name for file in corpus.files] == ["train-0.parquet", "train-1.parquet"]
+    monkeypatch.chdir("/")
+    assert read(corpus) == ["one", "two", "three", "four"]
+
+
+def test_hub_errors_list_what_there_is(hub):
+    with pytest.raises(InputError, match=r"no split 'valid'.*splits: train, test; all configurations: en, de"):
+        list_corpus([Source(hub=str(hub), name="en", split="valid")])
+    for name in ("fr", None):
+        with pytest.raises(InputError, match=r"cannot be resolved: .*\['en', 'de'\]"):
+            list_corpus([Source(hub=str(hub), name=name)])
+
+
+def test_hub_data_set_out_of_reach():
+    script = (
+        "from distil_ray.data.corpus import Source, list_corpus\n"
+        "list_corpus([Source(hub='owner/nothing', name='en', revision='v1')])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"HF_HUB_OFFLINE": "1", "PATH": ""},
+    )
+    expected = "InputError: Hub data set 'owner/nothing' (name 'en', revision 'v1') cannot be resolved: "
+    assert expected in run.stderr
+    assert "OfflineModeIsEnabled" in run.stderr

@@ -1,0 +1,139 @@
+"""Imports point one way, and Ray stays in the few modules that are its shell."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "distil_ray"
+
+# Each layer imports its own and those below. The commands are the modules that are named nowhere here.
+LAYERS = ("errors", "data", "distillation", "training evaluation", "commands")
+
+# Ray's parts, and the only modules that may import them.
+HOME_OF = {
+    "ray.data": {"data.pipeline"},
+    "ray.train": {"training.loop", "training.launcher"},
+    "ray.tune": {"tune"},
+}
+PLAIN = ("errors", "config", "data", "distillation")  # import nothing of Ray at all, but for data.pipeline
+
+
+def layer_of(module: str) -> int:
+    folder = module.partition(".")[0]
+    if folder == "config" or folder.startswith("__"):  # such as __version__
+        return LAYERS.index("errors")
+    return next((rank for rank, names in enumerate(LAYERS) if folder in names.split()), LAYERS.index("commands"))
+
+
+def imports(module: str, source: str) -> Iterator[str]:
+    """Yield the absolute name of everything that the module imports or reaches as `ray.<part>`."""
+    package = ["distil_ray", *module.split(".")[:-1]]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ray":
+            yield f"ray.{node.attr}"
+
+
+def violations(module: str, source: str) -> list[str]:
+    """Return what the module (its name within the package) imports against the rules."""
+    found = []
+    folder = module.partition(".")[0]
+    is_pipeline = module == "data.pipeline"
+    for name in imports(module, source):
+        parts = name.split(".")
+        own = ".".join(parts[1:])
+        if parts[0] == "distil_ray" and own:
+            takes_plain_arguments = folder in ("data", "distillation") and not is_pipeline
+            if layer_of(own) > layer_of(module) or (parts[1] == "config" and takes_plain_arguments):
+                found.append(f"{module} imports {own}")
+        elif parts[0] == "ray":
+            if folder in PLAIN and not is_pipeline:
+                found.append(f"{module} imports {name}")
+            found += [
+                f"{module} imports {name}"
+                for part, homes in HOME_OF.items()
+                if f"{name}.".startswith(f"{part}.") and module not in homes
+            ]
+    return list(dict.fromkeys(found))
+
+
+MODULES = {
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file
+    for file in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_rules(module):
+    assert violations(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_modules_are_found():
+    assert {"config", "errors", "data.hashing"} <= set(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("data.corpus", "from distil_ray.distillation import losses"),
+        ("data.corpus", "from distil_ray.config import Config"),
+        ("data.corpus", "from distil_ray import config"),
+        ("data.corpus", "from ..config import Config"),
+        ("data.corpus", "from .. import training"),
+        ("data.corpus", "def f():\n    import distil_ray.training.loop"),
+        ("data.corpus", "import ray"),
+        ("data.corpus", "from ray.util import get_node_ip_address"),
+        ("data.pipeline", "from ray import train"),
+        ("distillation.losses", "from distil_ray.config import Distill"),
+        ("distillation.losses", "from distil_ray.training.optim import build"),
+        ("distillation.losses", "import ray"),
+        ("training.optim", "import ray.train"),
+        ("training.optim", "import ray\nray.train.report({})"),
+        ("training.loop", "from distil_ray.train import main"),
+        ("training.loop", "import ray.data"),
+        ("training.launcher", "from ray.tune import Tuner"),
+        ("train", "from ray.train.torch import TorchTrainer"),
+        ("evaluation.cost", "from distil_ray.tune import main"),
+        ("config", "from distil_ray.data.corpus import Source"),
+        ("errors", "from distil_ray.data.hashing import mix"),
+    ],
+)
+def test_a_violation_is_seen(module, source):
+    assert violations(module, source) != []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "data.pipeline",
+            "import ray.data\nfrom distil_ray.config import Data\nfrom distil_ray.data.corpus import x",
+        ),
+        ("data.corpus", "import pyarrow\nfrom distil_ray.errors import InputError\nfrom . import hashing"),
+        (
+            "distillation.distiller",
+            "import torch\nfrom distil_ray import __version__\nfrom distil_ray.data import batch",
+        ),
+        (
+            "training.loop",
+            "import ray.train\nfrom distil_ray.config import Config\nfrom distil_ray.data import batch",
+        ),
+        (
+            "tune",
+            "from ray.tune.integration import ray_train\nfrom distil_ray.training import launcher",
+        ),
+        (
+            "train",
+            "import ray\nfrom distil_ray import __version__\nfrom distil_ray.evaluation.export import export",
+        ),
+    ],
+)
+def test_what_is_allowed_passes(module, source):
+    assert violations(module, source) == []

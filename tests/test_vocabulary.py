@@ -1,0 +1,152 @@
+"""The command that trains a vocabulary: what it writes, that it is reproducible, how it fails."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoTokenizer
+
+from distil_ray import vocabulary
+from distil_ray.data.corpus import Source, list_corpus
+from distil_ray.errors import InputError
+from distil_ray.vocabulary import SPECIAL_TOKENS, main, slices, train_vocabulary
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    """Text of words with common parts, of which many pairs are equally frequent."""
+    rng = random.Random(0)
+    parts = ["dis", "till", "ation", "know", "ledge", "tea", "cher", "stu", "dent", "ing", "ed", "Ä", "un"]
+    words = ["".join(rng.choices(parts, k=rng.randint(1, 3))) for _ in range(500)]
+    folder = tmp_path_factory.mktemp("text")
+    documents = [" ".join(rng.choices(words, k=40)) + ", 中文!" for _ in range(300)]
+    (folder / "a.txt").write_text("\n\n".join(documents[:200]))
+    lines = [json.dumps({"text": document}) for document in documents[200:]]
+    (folder / "b.jsonl").write_text("\n".join([*lines, "not json"]))
+    return folder
+
+
+def run(*args):
+    return main([str(arg) for arg in args])
+
+
+def test_writes_a_bert_tokenizer_and_says_what_it_did(text_folder, tmp_path, capsys):
+    output = tmp_path / "new" / "tokenizer"
+    assert run("--source", text_folder, "--size", 300, "--output", output) == 0
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert tokenizer.is_fast
+    assert type(tokenizer).__name__.startswith("Bert")
+    assert tokenizer.model_max_length == 512
+    assert len(tokenizer) == 300
+    assert sorted(tokenizer.get_vocab().values()) == list(range(300))
+    assert tuple(tokenizer.convert_ids_to_tokens(range(5))) == SPECIAL_TOKENS
+    assert set(tokenizer.all_special_ids) == set(range(5))
+
+    ids = tokenizer("Distillation, teacher!")["input_ids"]
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "distillation, teacher!"
+    assert len(ids) < 12
+
+    printed = capsys.readouterr().out
+    assert "read 300 documents" in printed
+    assert "of 2 file(s); skipped 1 documents" in printed
+    assert "vocabulary of 300 pieces" in printed
+    assert f"student.tokenizer={output}" in printed
+    assert "note:" not in printed
+
+
+def test_two_processes_write_the_same_files(text_folder, tmp_path):
+    contents = set()
+    for name in ("first", "second", "third"):
+        output = tmp_path / name
+        command = [sys.executable, "-m", "distil_ray.vocabulary", "--source", text_folder, "--size", "200"]
+        subprocess.run([*command, "--output", output], check=True, capture_output=True)
+        contents.add(tuple((file.name, file.read_bytes()) for file in sorted(output.iterdir())))
+    assert len(contents) == 1
+
+
+def test_cased_vocabulary(text_folder, tmp_path):
+    assert run("--source", text_folder, "--size", 300, "--output", tmp_path / "t", "--no-lowercase") == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "t")
+    assert tokenizer.tokenize("Ä")[0] == "Ä"
+    assert tokenizer.tokenize("ä") == ["[UNK]"]
+
+
+def test_says_when_the_text_has_too_few_pieces(text_folder, tmp_path, capsys):
+    assert run("--source", text_folder, "--size", 20_000, "--output", tmp_path / "t") == 0
+    size = len(AutoTokenizer.from_pretrained(tmp_path / "t"))
+    assert 300 < size < 20_000
+    assert f"vocabulary of {size:,} pieces" in (printed := capsys.readouterr().out)
+    assert "note: 20,000 pieces were asked for" in printed
+
+
+def test_reads_no_more_than_max_bytes(text_folder):
+    corpus = list_corpus([Source(path=str(text_folder))])
+    pieces, read = train_vocabulary(corpus, 200, max_bytes=10_000)
+    assert len(pieces) == 200
+    assert 10_000 <= read.num_bytes < 12_000
+    assert train_vocabulary(corpus, 200, max_bytes=10_000)[0] == pieces
+
+
+def test_rare_characters_take_no_pieces(tmp_path):
+    (tmp_path / "a.txt").write_text("some common words and letters of every day " * 500 + "ß")
+    pieces, _ = train_vocabulary(list_corpus([Source(path=str(tmp_path))]), 200)
+    assert "s" in pieces
+    assert "##s" in pieces
+    assert "ß" not in pieces
+
+    # More characters than a small vocabulary can hold: the most frequent ones, in a quarter of it at most.
+    (tmp_path / "a.txt").write_text("".join(chr(0x4E00 + i) * (400 - i) for i in range(400)))
+    pieces, _ = train_vocabulary(list_corpus([Source(path=str(tmp_path))]), 200)
+    assert pieces.keys() - set(SPECIAL_TOKENS) == {chr(0x4E00 + i) for i in range(48)}
+
+
+def test_slices_are_bounded_and_lose_nothing():
+    rng = random.Random(0)
+    for _ in range(200):
+        text = "".join(rng.choices("ab ", weights=[5, 5, rng.random() * 4], k=rng.randint(0, 100)))
+        pieces = list(slices(text, 10))
+        assert "".join(pieces) == text
+        assert all(len(piece) <= 10 for piece in pieces)
+    assert list(slices("one two three four", 10)) == ["one two", " three", " four"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--source", "nowhere.txt"], "error: no such file or folder: nowhere.txt"),
+        (["--source", "{text}", "--column", "body"], "no column 'body'"),
+        (["--source", "{text}", "--size", "99"], "a vocabulary of 99 pieces is too small: expected at least 100"),
+        (["--source", "{blank}"], "error: no text in 1 file(s)"),
+        (["--source", "{text}", "--output", "{text}"], "already holds files"),
+        (["--source", "{text}", "--output", "{text}/a.txt"], "cannot be used"),
+    ],
+)
+def test_mistakes_exit_with_2_and_no_traceback(text_folder, tmp_path, capsys, args, message):
+    blank = tmp_path / "blank.txt"
+    blank.write_text("\n \n")
+    args = [arg.format(text=text_folder, blank=blank) for arg in args]
+    assert run("--output", tmp_path / "t", *args) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_a_unit_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("text " * 100)
+    corpus = list_corpus([Source(path=str(path))])
+    path.unlink()
+    with pytest.raises(InputError, match=f"{path}: cannot be reached"):
+        train_vocabulary(corpus, 200)
+
+
+def test_the_command_line_exits_with_mains_status(tmp_path):
+    command = [sys.executable, "-m", vocabulary.__name__, "--source", tmp_path / "none", "--output", tmp_path / "t"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no such file or folder")
