@@ -1,6 +1,6 @@
 """Times one training step: ours, the original authors' way, and a tuned Hugging Face Trainer-style step.
 
-    python benchmarks/step.py [--shape bert-base small] [--device cpu|cuda] [--rows 32] [--tokens 128] …
+    python benchmarks/step.py [--shape bert-base mini] [--device cpu|cuda] [--rows 32] [--tokens 128] …
 
 A step is forward, backward, clipping and the AdamW update of one micro-batch. All variants start from the same
 random weights and see the same batch, dropout active; they take turns, round by round, so that whatever else the
@@ -10,7 +10,7 @@ ours (masked)    Distiller, soft targets at the masked positions.
 ours (all)       Distiller, soft targets at every position.
 original         DistilBERT's training code (2019), written anew: eager attention, whole vocabulary heads, boolean
                  selection at every position, losses read on the host. Soft targets at every position, its default.
-original (mask)  The same with its option to restrict the soft targets to the masked positions.
+original (mask)  The same with its option to restrict the soft targets to the masked positions; on request.
 tuned            What a user of Trainer would write today: SDPA, fused AdamW, whole heads, documents padded to the
                  row's length (only real tokens are counted), cross-entropy on labels and soft targets where masked.
 
@@ -25,7 +25,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -40,18 +40,14 @@ from distil_ray.distillation.losses import IGNORE_INDEX
 from distil_ray.distillation.models import model_from_config
 from distil_ray.distillation.student import build_student
 
-# Teachers; the student has half the layers.
-SHAPES = {
-    "bert-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
-    "small": {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048},
-    "mini": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 1024},
-}
-VOCAB_SIZE, PAD_ID, MASK_ID, FIRST_WORD_ID = 30_522, 0, 103, 1_000  # as in bert-base-uncased
+# Teachers: layers, width, heads, vocabulary. The student has half the layers; feed-forward layers are 4 x width.
+SHAPES = {"bert-base": (12, 768, 12, 30_522), "small": (4, 512, 8, 30_522), "mini": (4, 256, 4, 8_192)}
+PAD_ID, MASK_ID, FIRST_WORD_ID = 0, 103, 1_000  # as in bert-base-uncased
 TERMS: frozenset[Term] = frozenset({"ce", "mlm", "cos"})
 WEIGHTS = {"ce": 5 / 8, "mlm": 2 / 8, "cos": 1 / 8}  # DistilBERT's 5, 2, 1
 TEMPERATURE = 2.0
 MLM_PROBABILITY = 0.15
-ADAMW = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
+ADAMW: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
 MAX_GRAD_NORM = 5.0
 # Articles of English Wikipedia cut at 128 pieces and padded to 128 are 4.6 % padding.
 PADDING_FRACTION = 0.05
@@ -59,43 +55,65 @@ PADDING_FRACTION = 0.05
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, full rows: B rows of T tokens, K of them masked."""
+    """One micro-batch: B rows of T tokens, K of them masked; and the same as documents with padding behind."""
 
     input_ids: Tensor  # [B, T]
     masked_positions: Tensor  # [B, K]
     masked_labels: Tensor  # [B, K]
+    attention_mask: Tensor  # [B, T], all ones
+    labels: Tensor  # [B, T], IGNORE_INDEX where nothing is masked
+    padded_input_ids: Tensor  # [B, T]
+    padded_attention_mask: Tensor  # [B, T], ones and then zeros
+    padded_labels: Tensor  # [B, T]
 
-    @property
-    def labels(self) -> Tensor:
-        """[B, T], IGNORE_INDEX where nothing is masked."""
-        ignored = torch.full_like(self.input_ids, IGNORE_INDEX)
-        return ignored.scatter(1, self.masked_positions, self.masked_labels)
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(*(function(getattr(self, field.name)) for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class Variant:
     name: str
-    step: Callable[[], None]
+    step: Callable[[Batch], None]
     num_tokens: int  # real ones, a step
     flops: float  # a step
 
 
-def make_batch(num_rows: int, num_tokens: int, device: str) -> Batch:
+def make_batch(num_rows: int, num_tokens: int, vocab_size: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(FIRST_WORD_ID, VOCAB_SIZE, (num_rows, num_tokens), generator=generator)
+    words = torch.randint(FIRST_WORD_ID, vocab_size, (num_rows, num_tokens), generator=generator)
     num_masked = round(MLM_PROBABILITY * (num_tokens - 2))
     order = torch.rand(num_rows, num_tokens - 2, generator=generator).argsort(dim=1)
     positions = order[:, :num_masked].sort(dim=1).values + 1
     input_ids = words.scatter(1, positions, MASK_ID)
-    return Batch(input_ids.to(device), positions.to(device), words.gather(1, positions).to(device))
+    labels = torch.where(input_ids == MASK_ID, words, IGNORE_INDEX)
+    lengths = torch.linspace(1 - 2 * PADDING_FRACTION, 1, num_rows) * num_tokens
+    is_real = torch.arange(num_tokens) < lengths.round().unsqueeze(1)
+    return Batch(
+        input_ids=input_ids,
+        masked_positions=positions,
+        masked_labels=words.gather(1, positions),
+        attention_mask=torch.ones_like(input_ids),
+        labels=labels,
+        padded_input_ids=torch.where(is_real, input_ids, PAD_ID),
+        padded_attention_mask=is_real.long(),
+        padded_labels=torch.where(is_real, labels, IGNORE_INDEX),
+    )
 
 
 class Models:
     """The teacher and the initial student of a shape."""
 
     def __init__(self, shape: str, max_seq_length: int) -> None:
-        config = {"model_type": "bert", **SHAPES[shape], "max_position_embeddings": max(512, max_seq_length)}
-        self.teacher = model_from_config(config, VOCAB_SIZE, PAD_ID, seed=0).eval().requires_grad_(False)
+        num_layers, width, num_heads, vocab_size = SHAPES[shape]
+        config = {
+            "model_type": "bert",
+            "num_hidden_layers": num_layers,
+            "hidden_size": width,
+            "num_attention_heads": num_heads,
+            "intermediate_size": 4 * width,
+            "max_position_embeddings": max(512, max_seq_length),
+        }
+        self.teacher = model_from_config(config, vocab_size, PAD_ID, seed=0).eval().requires_grad_(False)
         self.initial_student = build_student(
             self.teacher, layers=None, architecture="distilbert", init="teacher", seed=0
         )
@@ -130,7 +148,7 @@ def ours(models: Models, batch: Batch, ce_positions: CePositions, options: argpa
     counts = distiller.counts(num_rows, num_tokens, batch.masked_positions.shape[1])
     forward = torch.compile(distiller, fullgraph=True, dynamic=False) if options.compile else distiller
 
-    def step() -> None:
+    def step(batch: Batch) -> None:
         with autocast(options):
             sums = forward(batch.input_ids, batch.masked_positions, batch.masked_labels)
         torch.stack([WEIGHTS[term] / counts[term] * total for term, total in sums.items()]).sum().backward()
@@ -154,10 +172,10 @@ def original(models: Models, batch: Batch, restrict_ce_to_mask: bool, options: a
     optimizer = torch.optim.AdamW(groups, **ADAMW)
     soft_target_loss, cosine_loss = nn.KLDivLoss(reduction="batchmean"), nn.CosineEmbeddingLoss(reduction="mean")
     hard_target_loss = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
-    labels, attention_mask = batch.labels, torch.ones_like(batch.input_ids)
     history: dict[str, float] = {}
 
-    def step() -> None:
+    def step(batch: Batch) -> None:
+        attention_mask, labels = batch.attention_mask, batch.labels
         inputs = {"input_ids": batch.input_ids, "attention_mask": attention_mask, "output_hidden_states": True}
         with autocast(options):
             student_output = student(**inputs)
@@ -198,14 +216,14 @@ def original(models: Models, batch: Batch, restrict_ce_to_mask: bool, options: a
 def tuned(models: Models, batch: Batch, options: argparse.Namespace) -> Variant:
     student, teacher = models.new_student("sdpa", options.device), models.new_teacher("sdpa", options.device)
     optimizer = torch.optim.AdamW(student.parameters(), **ADAMW, weight_decay=0.0, fused=True)
-    input_ids, attention_mask, labels = padded(batch)
     student_forward: Callable[..., Any] = student
     teacher_forward: Callable[..., Any] = teacher
     if options.compile and options.device == "cuda":
         student_forward, teacher_forward = (torch.compile(model, dynamic=False) for model in (student, teacher))
 
-    def step() -> None:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    def step(batch: Batch) -> None:
+        inputs = {"input_ids": batch.padded_input_ids, "attention_mask": batch.padded_attention_mask}
+        labels = batch.padded_labels
         with autocast(options):
             output = student_forward(**inputs, labels=labels)
             with torch.no_grad():
@@ -222,18 +240,8 @@ def tuned(models: Models, batch: Batch, options: argparse.Namespace) -> Variant:
         optimizer.step()
         optimizer.zero_grad()
 
-    flops = models.flops_per_token(batch, "all") * input_ids.numel()
-    return Variant("tuned", step, int(attention_mask.sum()), flops)
-
-
-def padded(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch as documents of several lengths: [B, T] ids, attention mask and labels, PADDING_FRACTION padding."""
-    num_rows, num_tokens = batch.input_ids.shape
-    shares = torch.linspace(1 - 2 * PADDING_FRACTION, 1, num_rows, device=batch.input_ids.device)
-    lengths = (shares * num_tokens).round().long().unsqueeze(1)
-    real = torch.arange(num_tokens, device=lengths.device) < lengths
-    ids = torch.where(real, batch.input_ids, PAD_ID)
-    return ids, real.long(), torch.where(real, batch.labels, IGNORE_INDEX)
+    flops = models.flops_per_token(batch, "all") * batch.input_ids.numel()
+    return Variant("tuned", step, int(batch.padded_attention_mask.sum()), flops)
 
 
 def compute_dtype(options: argparse.Namespace) -> torch.dtype:
@@ -244,11 +252,11 @@ def autocast(options: argparse.Namespace) -> torch.autocast:
     return torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.precision == "bf16")
 
 
-def seconds_a_step(variant: Variant, device: str, num_steps: int) -> float:
+def seconds_a_step(variant: Variant, batch: Batch, num_steps: int) -> float:
     start = time.perf_counter()
     for _ in range(num_steps):
-        variant.step()
-    if device == "cuda":
+        variant.step(batch)
+    if batch.input_ids.is_cuda:
         torch.cuda.synchronize()
     return (time.perf_counter() - start) / num_steps
 
@@ -257,21 +265,24 @@ def measure(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one record a variant."""
     torch.manual_seed(0)
     models = Models(shape, options.tokens)
-    batch = make_batch(options.rows, options.tokens, options.device)
+    batch = make_batch(options.rows, options.tokens, SHAPES[shape][-1]).map(lambda t: t.to(options.device))
     variants = [
         ours(models, batch, "masked", options),
         ours(models, batch, "all", options),
         original(models, batch, False, options),
-        original(models, batch, True, options),
+        *([original(models, batch, True, options)] if options.with_original_mask else []),
         tuned(models, batch, options),
     ]
+    # The first step compiles, or allocates the optimizer's state, for which two rows are enough.
+    is_static = options.compile or options.device == "cuda"
+    warm_up_batch = batch if is_static else batch.map(lambda tensor: tensor[:2])
+    for variant in variants:
+        seconds_a_step(variant, warm_up_batch, 1)
     steps_a_round = 10 if options.device == "cuda" else 1  # enough to let the host run ahead of the device
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for round_ in range(options.steps + 1):
+    for _ in range(options.steps):
         for variant in variants:
-            duration = seconds_a_step(variant, options.device, steps_a_round)
-            if round_ > 0:  # the first one allocates and compiles
-                seconds[variant.name].append(duration)
+            seconds[variant.name].append(seconds_a_step(variant, batch, steps_a_round))
 
     peak = peak_flops(torch.cuda.get_device_name()) if options.device == "cuda" else None
     records = []
@@ -322,7 +333,7 @@ def print_table(records: list[dict[str, Any]]) -> None:
 def parse_options() -> argparse.Namespace:
     has_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["bert-base", "small"], help="of the teacher")
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["bert-base", "mini"], help="of the teacher")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_gpu else "cpu")
     parser.add_argument("--rows", type=int, default=32, help="rows a step (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="tokens a row (default: %(default)s)")
@@ -330,7 +341,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU; `tuned` is compiled only there"
     )
-    parser.add_argument("--steps", type=int, default=3, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--with-original-mask", action="store_true", help="time `original (mask)`, too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()
     options.precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")

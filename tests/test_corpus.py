@@ -480,8 +480,10 @@ def unprivileged():
     """Act as a user who may not read everything, where the tests run as root."""
     user = os.geteuid()
     os.seteuid(user or 65534)
-    yield
-    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def test_missing_permissions_are_errors_under_skip_too():

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -271,18 +272,27 @@ def test_hub_errors_list_what_there_is(hub):
             list_corpus([Source(hub=str(hub), name=name)])
 
 
-def test_hub_data_set_out_of_reach():
-    script = (
-        "from distil_ray.data.corpus import Source, list_corpus\n"
-        "list_corpus([Source(hub='owner/nothing', name='en', revision='v1')])"
-    )
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            {"hub": "owner/nothing", "name": "en", "revision": "v1"},
+            "Hub data set 'owner/nothing' (name 'en', revision 'v1') cannot be resolved: ",
+        ),
+        (
+            {"path": "hf://datasets/owner/nothing/*.parquet"},
+            "hf://datasets/owner/nothing/*.parquet: cannot be reached: ",
+        ),
+    ],
+)
+def test_hub_out_of_reach(source, message):
+    script = f"from distil_ray.data.corpus import Source, list_corpus\nlist_corpus([Source(**{source})])"
     run = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
         check=False,
-        env={"HF_HUB_OFFLINE": "1", "PATH": ""},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
-    expected = "InputError: Hub data set 'owner/nothing' (name 'en', revision 'v1') cannot be resolved: "
-    assert expected in run.stderr
-    assert "OfflineModeIsEnabled" in run.stderr
+    assert f"InputError: {message}" in run.stderr
+    assert "OfflineModeIsEnabled" in run.stderr.split("InputError: ")[-1]

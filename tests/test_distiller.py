@@ -1,5 +1,7 @@
 """The Distiller against the plain formulas over whole logits, and what it must not compute, keep or wait for."""
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,6 @@ import torch
 from small_models import VOCAB_SIZE, random_ids, small_model
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from distil_ray.distillation import distiller as distiller_module
@@ -129,8 +130,7 @@ def test_teacher_is_frozen_and_not_part_of_the_state() -> None:
 
 def test_teacher_follows_the_student_to_another_device() -> None:
     distiller = small_distiller().to("meta")
-    assert distiller._teacher[0].device.type == "meta"
-    assert distiller(*(tensor.to("meta") for tensor in batch()))["ce"].shape == ()
+    assert {parameter.device.type for parameter in distiller._teacher[0].parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -186,29 +186,13 @@ def test_autocast_to_bf16_gives_finite_fp32_sums(
     assert all(torch.isfinite(parameter.grad).all() for parameter in distiller.parameters())
 
 
-class RecordOperators(TorchDispatchMode):
-    """The names of all operators that run inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("ce_positions", POSITIONS)
-def test_no_operator_waits_for_the_device_or_sizes_itself_by_the_data(
-    ce_positions: CePositions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_depends_on_the_data(ce_positions: CePositions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without data cannot be waited for, and give no shape away: any .item() or boolean index raises."""
     in_chunks_of(5, monkeypatch)
-    distiller = small_distiller(ce_positions=ce_positions).train()
-    with RecordOperators() as operators:
-        weighted(distiller(*batch())).backward()
-    assert "index_select" in operators.names or ce_positions == "all"
-    waiting = {"_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero", "equal", "unique"}
-    assert not waiting & operators.names
+    distiller = small_distiller(ce_positions=ce_positions).to("meta").train()
+    weighted(distiller(*(tensor.to("meta") for tensor in batch()))).backward()
+    assert distiller.student.get_input_embeddings().weight.grad is not None
 
 
 @pytest.mark.parametrize("chunk", [1000, 5])
@@ -221,11 +205,13 @@ def test_compiles_as_one_graph(ce_positions: CePositions, chunk: int, monkeypatc
     assert_same_training(distiller, compiled)
 
 
-@pytest.mark.parametrize("ce_positions", POSITIONS)
-def test_compiled_by_inductor_trains_the_same(ce_positions: CePositions, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_chunks_of(20, monkeypatch)
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="Inductor needs a C++ compiler")
+def test_compiled_by_inductor_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slowest test here, since it builds C++ code; so one run, with the recomputed chunks."""
+    in_chunks_of(B * T // 2, monkeypatch)
     torch.compiler.reset()
-    distiller = small_distiller(ce_positions=ce_positions)
+    teacher, student = (small_model("bert", seed=seed, num_hidden_layers=1) for seed in (0, 7))
+    distiller = Distiller(student, teacher, terms=EVERY_TERM, temperature=TEMPERATURE, ce_positions="all")
     assert_same_training(distiller, torch.compile(distiller, fullgraph=True, dynamic=False))
 
 

@@ -1,5 +1,6 @@
 """Students: which layers they take over, and that they start from exactly what the teacher knows."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_evenly_spaced_layers_include_both_ends_without_repeats(total: int) -> N
     for kept in range(2, total + 1):
         layers = evenly_spaced(total, kept)
         assert (layers[0], layers[-1], len(layers)) == (0, total - 1, kept)
-        steps = {after - before for before, after in zip(layers, layers[1:], strict=False)}
+        steps = {after - before for before, after in itertools.pairwise(layers)}
         assert min(steps) >= 1
         assert max(steps) - min(steps) <= 1
 

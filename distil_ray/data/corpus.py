@@ -263,7 +263,7 @@ def _find_files(source: Source) -> list[_Candidate]:
     unsupported = [path for _, path in sorted(paths) if _format_of(path) is None]
     if unsupported:
         shown = ", ".join(_first(unsupported, _MAX_NAMES_SHOWN, "file(s)"))
-        raise InputError(f"unsupported file(s): {shown}. Supported: {_SUPPORTED}. Name the others by a glob")
+        raise InputError(f"unsupported file(s): {shown}. Supported: {_SUPPORTED}. Name only those, by a glob")
     return [_Candidate(name, path, source.column) for name, path in sorted(paths)]
 
 

@@ -18,8 +18,6 @@ from distil_ray.data.plan import DataPlan
 from distil_ray.data.rows import count_pieces, make_rows
 from distil_ray.data.schedule import Position
 
-logger = logging.getLogger(__name__)
-
 HORIZON_GROUPS = 4096
 """Groups in one pipeline: Ray Data prepares its tasks beforehand, at about a millisecond and a few kB each. A longer
 run goes on with a second pipeline at the position where the first one ended."""
@@ -44,7 +42,7 @@ def configure_context() -> None:
     context.print_on_execution_start = False
     # A worker that evaluates or compiles takes nothing for a while; that is no reason to end the pipeline.
     context.execution_no_progress_timeout_s = -1
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that there are no progress bars
 
 
 def num_groups_ahead(plan: DataPlan, start: Position) -> int:
@@ -54,7 +52,9 @@ def num_groups_ahead(plan: DataPlan, start: Position) -> int:
     return min(plan.schedule.num_groups - start.group, HORIZON_GROUPS)
 
 
-def train_dataset(plan: DataPlan, start: Position, *, block_rows: int, filler_blocks: int) -> Dataset:
+def train_dataset(
+    plan: DataPlan, start: Position, *, block_rows: int, filler_blocks: int, warn: Callable[[str], None]
+) -> Dataset:
     """Build the pipeline of training rows behind ``start``, in blocks of exactly ``block_rows`` rows.
 
     Args:
@@ -63,6 +63,7 @@ def train_dataset(plan: DataPlan, start: Position, *, block_rows: int, filler_bl
         block_rows: rows of a block; one block is one worker's share of a step at the maximal number of workers.
         filler_blocks: blocks of filler behind the last row. The equal split may drop as many blocks as there are
             workers, less one: it shall drop these.
+        warn: is told, in the process that reads, of each unit that is left out.
     """
     configure_context()
     num_groups = num_groups_ahead(plan, start)
@@ -77,7 +78,7 @@ def train_dataset(plan: DataPlan, start: Position, *, block_rows: int, filler_bl
                 plan.vocabulary.id_dtype,
             )
         group = start.group + index
-        rows = _make_rows(plan, "train", group)
+        rows = _make_rows(plan, "train", group, warn)
         return {name: values[start.row + 1 :] for name, values in rows.items()} if index == 0 else rows
 
     return (
@@ -87,7 +88,7 @@ def train_dataset(plan: DataPlan, start: Position, *, block_rows: int, filler_bl
     )
 
 
-def heldout_rows(plan: DataPlan, num_rows: int, options: ExecutionOptions) -> Arrays:
+def heldout_rows(plan: DataPlan, num_rows: int, options: ExecutionOptions, warn: Callable[[str], None]) -> Arrays:
     """Make at most ``num_rows`` held-out rows with fixed masks, an equal share from each held-out unit.
 
     Returns:
@@ -99,7 +100,7 @@ def heldout_rows(plan: DataPlan, num_rows: int, options: ExecutionOptions) -> Ar
     quota = -(-num_rows // num_units)
 
     def make_unit(batch: Arrays) -> Arrays:
-        rows = _make_rows(plan, "eval", int(batch["id"][0]))
+        rows = _make_rows(plan, "eval", int(batch["id"][0]), warn)
         return {name: values[:quota] for name, values in rows.items()}
 
     parts = list(_run(make_unit, num_units, options))
@@ -119,7 +120,7 @@ def sample_piece_counts(plan: DataPlan, options: ExecutionOptions) -> npt.NDArra
     return np.sum([part["counts"].sum(axis=0) for part in parts], axis=0, dtype=np.int64)
 
 
-def _make_rows(plan: DataPlan, split: str, group: int) -> Arrays:
+def _make_rows(plan: DataPlan, split: str, group: int, warn: Callable[[str], None]) -> Arrays:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task, one core: Ray counts on it
     in_training = split == "train"
     rows, unit_errors = make_rows(
@@ -132,7 +133,7 @@ def _make_rows(plan: DataPlan, split: str, group: int) -> Arrays:
         skip_bad_units=plan.skip_bad_files,
     )
     for error in unit_errors:
-        logger.warning("left out: %s", error)
+        warn(f"left out: {error}")
     return rows
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +53,7 @@ def make_plan(
     *,
     eval_fraction: float,
     num_epochs: int | None,
-    on_bad_file: str,
+    on_bad_file: Literal["error", "skip"],
 ) -> DataPlan:
     """List the corpus, split it and lay out its groups. Reads file footers, no text.
 

@@ -7,12 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from distil_ray.data.batch import SKIPPED, Arrays
-from distil_ray.data.corpus import Corpus, read_unit
+from distil_ray.data.corpus import BadFileError, Corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import count_maskable, mask_rows, num_masked_positions, special_table
 from distil_ray.data.packing import pack_rows
 from distil_ray.data.tokenization import Vocabulary, token_stream
-from distil_ray.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,15 @@ def make_rows(
         settings: row length, masking and seed.
         split: ``"train"`` or ``"eval"``: names the stream of random draws.
         group: the group's number in the run; epochs have numbers of their own, so masks differ between them.
-        skip_bad_units: leave out a unit that cannot be read instead of raising.
+        skip_bad_units: leave out a unit whose content is damaged instead of raising.
 
     Returns:
         The arrays of `batch` (skips stand at the first row) and a message for each unit left out. Rows with fewer
         than K ordinary pieces carry no signal and are left out and counted.
 
     Raises:
-        InputError: a unit cannot be read and ``skip_bad_units`` is off.
+        BadFileError: a unit is damaged and ``skip_bad_units`` is off.
+        InputError: a unit cannot be reached or has changed since it was listed.
     """
     skips = _Skips()
     stream = token_stream(vocabulary, _documents(corpus, units, skips, skip_bad_units))
@@ -128,7 +128,7 @@ def _documents(
                     skips.documents += 1
                 else:
                     yield document
-        except InputError as error:
+        except BadFileError as error:
             if not skip_bad_units:
                 raise
             skips.unit_errors.append(str(error))

@@ -60,14 +60,15 @@ class Distiller(nn.Module):
         self.ce_positions = ce_positions
         self._teacher: tuple[PreTrainedModel, ...] = ()  # a tuple, so that it is not registered as a submodule
         if teacher is not None and terms & {"ce", "cos"}:
-            teacher.eval()
+            teacher.eval()  # type: ignore[no-untyped-call]
             self._teacher = (teacher.requires_grad_(False),)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Take the teacher along wherever nn.Module.to() moves the student."""
         for teacher in self._teacher:
-            teacher._apply(fn)
-        return super()._apply(fn, recurse)
+            teacher._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def counts(self, num_rows: int, max_seq_length: int, num_masked: int) -> dict[str, int]:
         """Return how many positions each term's sum has, in ``num_rows`` rows of ``num_masked`` masks."""

@@ -156,7 +156,7 @@ def _loading(what: str, path: str, needs: str | None = None) -> Iterator[str]:
     if is_local and needs is not None and not os.path.exists(os.path.join(location, needs)):
         raise InputError(f"cannot load {what}: {path} has no {needs}; expected a folder of save_pretrained")
     try:
-        with _quiet():
+        with quiet():
             yield location
     except InputError:
         raise
@@ -171,13 +171,13 @@ def _loading(what: str, path: str, needs: str | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the log lines and progress bars of transformers and huggingface_hub."""
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     had_progress_bar = transformers_logging.is_progress_bar_enabled()
     try:
-        transformers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         yield
@@ -185,7 +185,7 @@ def _quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if had_progress_bar:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 # ---------------------------------------------------------------------------------------------- from scratch
@@ -239,7 +239,7 @@ def initialise(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Return an fp32 model of ``config`` with weights drawn from ``seed`` (no global random state)."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
-        model: PreTrainedModel = AutoModelForMaskedLM.from_config(
+        model: PreTrainedModel = AutoModelForMaskedLM.from_config(  # type: ignore[no-untyped-call]
             config, attn_implementation="sdpa", dtype=torch.float32
         )
     return model

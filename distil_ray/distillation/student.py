@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from distil_ray.distillation.models import check_config, initialise, num_layers, own_fields
@@ -149,8 +149,8 @@ def _distilbert_config(teacher: PreTrainedModel, num_kept: int) -> DistilBertCon
 
 def _is_tied(model: PreTrainedModel) -> bool:
     """Whether the head shares the embeddings, which the configuration may say of weights that differ."""
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    return head is not None and head.weight is embeddings.weight
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head.weight is model.get_input_embeddings().weight
 
 
 def _keep_layers(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:

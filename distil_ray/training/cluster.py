@@ -1,5 +1,6 @@
 """The Ray cluster of a run: join or start one, and check that the run fits before it starts."""
 
+import logging
 import os
 from collections.abc import Mapping
 
@@ -19,7 +20,8 @@ def connect(config: Config) -> str:
     if ray.is_initialized():
         return "using the Ray that this process is connected to"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet = {"logging_level": "warning", "log_to_driver": True}
+    # What matters to the user comes by the run's own events; Ray's log files keep the rest.
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         context = ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
@@ -30,7 +32,8 @@ def connect(config: Config) -> str:
                 "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
             ) from error
     num_cpus = max(os.cpu_count() or 1, slots_needed(config)["CPU"])
-    ray.init(address="local", num_cpus=int(num_cpus), include_dashboard=False, **quiet)
+    # With its dashboard, without which Ray Train's clean-up after a killed driver does not work.
+    ray.init(address="local", num_cpus=int(num_cpus), include_dashboard=True, **quiet)
     return f"started Ray on this machine with {int(num_cpus)} CPU slots"
 
 

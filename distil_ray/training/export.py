@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray import __version__
 from distil_ray.config import Config, to_yaml
+from distil_ray.distillation.models import quiet
 from distil_ray.training.storage import RunFolder
 
 EXPORT_FOLDER = "export"
@@ -30,8 +31,9 @@ def export_student(
 ) -> None:
     """Write ``export/``, which ``AutoModelForMaskedLM.from_pretrained`` loads without this package."""
     with folder.new_folder(EXPORT_FOLDER) as local:
-        student.save_pretrained(local)
-        tokenizer.save_pretrained(local)
+        with quiet():
+            student.save_pretrained(local)
+            tokenizer.save_pretrained(local)
         (local / "README.md").write_text(model_card(student, config, summary, folder.join(EXPORT_FOLDER)))
 
 

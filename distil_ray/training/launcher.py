@@ -5,7 +5,7 @@ from typing import Any
 
 import ray.data
 import ray.train
-from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from transformers import PreTrainedModel
@@ -22,6 +22,7 @@ from distil_ray.training.cluster import check_fits, connect, worker_resources
 from distil_ray.training.console import Console
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.loop import FINISHED_FILE, Job, Outcome, QueueEvents, train_loop_per_worker
+from distil_ray.training.reporter import Events
 from distil_ray.training.storage import RunFolder
 
 CONFIG_FILE = "config.yaml"
@@ -52,11 +53,17 @@ def launch(config: Config, console: Console) -> None:
     check_corpus(plan, folder)
     console.line(connect(config))
     check_fits(config)
-    plan, heldout = prepare_data(config, plan)
     folder.write_text(CONFIG_FILE, to_yaml(config))
     folder.write_json(IDENTITY_FILE, {"learned": learned(config), "data": plan.fingerprint()})
     console.line(f"run {config.run.name} in {folder.path}")
-    _run_passes(config, plan, heldout, folder, console)
+    queue = Queue(actor_options={"num_cpus": 0})
+    try:
+        with console.following(queue):
+            outcome = _train(config, plan, folder, QueueEvents(queue))
+    finally:
+        queue.shutdown()
+    if outcome.kind == "failed":
+        raise InputError(outcome.message) if outcome.is_input_error else RunError(outcome.message)
     console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
 
 
@@ -127,30 +134,26 @@ def describe_data(config: Config, plan: DataPlan) -> list[str]:
     return lines
 
 
-def prepare_data(config: Config, plan: DataPlan) -> tuple[DataPlan, Arrays]:
+def prepare_data(config: Config, plan: DataPlan, events: Events) -> tuple[DataPlan, Arrays]:
     """Read what must be known before the first step: piece counts for smoothing, and the held-out rows."""
     options = execution_options(config.runtime.data_cpus, config.runtime.data_label)
     smoothing = config.data.mlm_smoothing
     if smoothing:
         weights = smoothing_weights(sample_piece_counts(plan, options), smoothing)
         plan = replace(plan, settings=replace(plan.settings, piece_weights=weights))
-    return plan, heldout_rows(plan, config.eval.num_rows, options)
+    return plan, heldout_rows(plan, config.eval.num_rows, options, events.line)
 
 
-def _run_passes(config: Config, plan: DataPlan, heldout: Arrays, folder: RunFolder, console: Console) -> None:
+def _train(config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvents) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
-    queue = Queue(actor_options={"num_cpus": 0})
-    job = Job(config, heldout, plan.schedule.num_groups, QueueEvents(queue))
+    plan, heldout = prepare_data(config, plan, events)
+    job = Job(config, heldout, plan.schedule.num_groups, events)
     try:
-        with console.following(queue):
-            while (outcome := _fit(job, plan, folder)).kind == "more":
-                job = replace(job, is_continuation=True)
+        while (outcome := _fit(job, plan, folder)).kind == "more":
+            job = replace(job, is_continuation=True)
     except ray.train.TrainingFailedError as error:
         raise RunError(_failure_message(config, folder, error)) from error
-    finally:
-        queue.shutdown()
-    if outcome.kind == "failed":
-        raise InputError(outcome.message) if outcome.is_input_error else RunError(outcome.message)
+    return outcome
 
 
 def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
@@ -164,6 +167,7 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
             START if checkpoint is None else checkpoint.state.position,
             block_rows=config.block_rows,
             filler_blocks=config.runtime.max_workers,
+            warn=job.events.line,
         )
 
     trainer = TorchTrainer(
@@ -179,6 +183,7 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
             storage_path=folder.storage_path,
             storage_filesystem=folder.arrow_filesystem,
             failure_config=FailureConfig(max_failures=config.runtime.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
         datasets={"train": train_from_last_checkpoint},
         dataset_config=DataConfig(

@@ -20,7 +20,7 @@ from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, DataError, StepRows
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.learner import Learner
-from distil_ray.training.metrics import read_records
+from distil_ray.training.metrics import Record, read_records
 from distil_ray.training.reporter import Reporter, is_writable
 from distil_ray.training.storage import RunFolder
 
@@ -29,14 +29,18 @@ NONFINITE_FILE = "nonfinite.json"
 
 
 class QueueEvents:
-    """`reporter.Events` over a Ray queue."""
+    """`reporter.Events` over a Ray queue: (kind, content), without waiting for the queue's actor."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
 
-    def send(self, kind: str, content: Any) -> None:
-        """Pass on without waiting for the queue's actor."""
-        self._queue.actor.put_nowait.remote((kind, content))
+    def line(self, text: str) -> None:
+        """Pass on a line of text."""
+        self._queue.actor.put_nowait.remote(("line", text))
+
+    def record(self, record: Record) -> None:
+        """Pass on metrics."""
+        self._queue.actor.put_nowait.remote(("record", record))
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
             evaluated_step = state.step
         if record:
             reporter.record(state, record)
+        if "eval/mlm_loss" in record:  # not every record: Ray takes a report only every two seconds
             ray.train.report({"step": state.step} | _numbers(record))
 
         # 6. Give up when the gradient stays without a finite norm.

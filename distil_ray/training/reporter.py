@@ -16,8 +16,11 @@ RESTARTS_FILE = "restarts.jsonl"
 class Events(Protocol):
     """Where messages to the driver go."""
 
-    def send(self, kind: str, content: Any) -> None:
-        """Pass on ``content`` without waiting. Kinds: ``line`` (text), ``record`` (metrics)."""
+    def line(self, text: str) -> None:
+        """Pass on a line of text without waiting."""
+
+    def record(self, record: Record) -> None:
+        """Pass on metrics without waiting."""
 
 
 class Reporter:
@@ -43,7 +46,7 @@ class Reporter:
             lines = "".join(json.dumps(entry) + "\n" for entry in restarts)
             self._folder.write_text(RESTARTS_FILE, lines)
             for line in [*complaints, _restart_line(restart)]:
-                self._events.send("line", line)
+                self._events.line(line)
         self._num_restarts = len(restarts)
         self._writer = MetricsWriter(self._folder, -1 if resumed_from is None else state.step)
 
@@ -60,7 +63,7 @@ class Reporter:
             "run/restarts": self._num_restarts,
         }
         self._writer.write(record)
-        self._events.send("record", {**record, "eta_seconds": self._eta_seconds(state.progress)})
+        self._events.record({**record, "eta_seconds": self._eta_seconds(state.progress)})
 
     def digest(self, state: TrainState, digest: int) -> None:
         """Note the digest of the step that led to ``state``."""
