@@ -23,27 +23,30 @@ from distil_ray.data.hashing import UInt64Array, draws, mix, stream_key
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 FILLER_GROUP = -1
+END_OF_SCHEDULE, MORE_BEHIND = -1, -2
+"""The ``row`` of filler: the run's sequence ends there, or only the pipeline does."""
+
 SKIPPED = ("skipped_documents", "skipped_rows", "skipped_units")
 
 _DIGEST_KEYS = {name: stream_key("digest", name) for name in ("input_ids", "masked_positions", "masked_labels")}
 
 
 class Batch(NamedTuple):
-    """A micro-batch on the device: ``input_ids [B, T]``, ``masked_positions [B, K]``, ``masked_labels [B, K]``, int64."""
+    """A micro-batch on the device, int64: ``input_ids [B, T]``, ``masked_positions [B, K]``, ``masked_labels [B, K]``."""
 
     input_ids: torch.Tensor
     masked_positions: torch.Tensor
     masked_labels: torch.Tensor
 
 
-def filler_rows(num_rows: int, max_seq_length: int, num_masked: int, id_dtype: np.dtype) -> Arrays:
-    """Rows that stand for nothing: they mark the end of the sequence for every worker alike."""
+def filler_rows(num_rows: int, max_seq_length: int, num_masked: int, id_dtype: np.dtype, *, is_end: bool) -> Arrays:
+    """Rows that stand for nothing: they mark the end of the sequence, or of this pipeline, for every worker alike."""
     return {
         "input_ids": np.zeros((num_rows, max_seq_length), dtype=id_dtype),
         "masked_positions": np.zeros((num_rows, num_masked), dtype=np.int16),
         "masked_labels": np.zeros((num_rows, num_masked), dtype=id_dtype),
         "group": np.full(num_rows, FILLER_GROUP, dtype=np.int32),
-        "row": np.full(num_rows, -1, dtype=np.int32),
+        "row": np.full(num_rows, END_OF_SCHEDULE if is_end else MORE_BEHIND, dtype=np.int32),
         "group_rows": np.ones(num_rows, dtype=np.int32),
         "skipped": np.zeros((num_rows, len(SKIPPED)), dtype=np.int32),
     }

@@ -70,7 +70,7 @@ def mask_rows(
     Returns:
         New arrays; ``rows`` is left as it was.
     """
-    num_rows, seq_length = rows.shape
+    seq_length = rows.shape[1]
     assert seq_length <= np.iinfo(np.int16).max
     keys = draws((row_keys ^ _SELECT)[:, None], np.arange(seq_length, dtype=np.uint64)[None, :])
     special = is_special[rows]

@@ -7,6 +7,7 @@ rows into one global sequence, which the equal streaming split deals out to the 
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from distil_ray.data.schedule import Position
 HORIZON_GROUPS = 4096
 """Groups in one pipeline: Ray Data prepares its tasks beforehand, at about a millisecond and a few kB each. A longer
 run goes on with a second pipeline at the position where the first one ended."""
+
+_MAX_BYTES_PER_TOKEN = 8
+_SPARE_GROUPS = 32
 
 SAMPLE_GROUPS = 8
 """Groups of the first epoch from which pieces are counted for `mlm_smoothing`."""
@@ -45,30 +49,46 @@ def configure_context() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that there are no progress bars
 
 
-def num_groups_ahead(plan: DataPlan, start: Position) -> int:
-    """How many groups the pipeline that starts at ``start`` covers."""
-    if plan.schedule.num_groups is None:
-        return HORIZON_GROUPS
-    return min(plan.schedule.num_groups - start.group, HORIZON_GROUPS)
+def num_groups_ahead(plan: DataPlan, start: Position, num_rows: int | None) -> int:
+    """How many groups the pipeline that starts at ``start`` covers, to give ``num_rows`` rows if that is known.
+
+    Ample for English and most other text; where it is not, another pipeline follows.
+    """
+    schedule = plan.schedule
+    num_groups = HORIZON_GROUPS
+    if num_rows is not None:
+        num_bytes = num_rows * plan.settings.max_seq_length * _MAX_BYTES_PER_TOKEN
+        bytes_per_group = int(schedule.unit_bytes.sum()) / schedule.groups_per_epoch
+        num_groups = min(num_groups, int(num_bytes / bytes_per_group) + _SPARE_GROUPS)
+    if schedule.num_groups is not None:
+        num_groups = min(num_groups, schedule.num_groups - start.group)
+    return num_groups
 
 
 def train_dataset(
-    plan: DataPlan, start: Position, *, block_rows: int, filler_blocks: int, warn: Callable[[str], None]
+    plan: DataPlan,
+    start: Position,
+    *,
+    num_groups: int,
+    block_rows: int,
+    filler_blocks: int,
+    warn: Callable[[str], None],
 ) -> Dataset:
     """Build the pipeline of training rows behind ``start``, in blocks of exactly ``block_rows`` rows.
 
     Args:
         plan: the run's data.
         start: position of the last row consumed; nothing before its group is read.
+        num_groups: how many groups to cover, see `num_groups_ahead`.
         block_rows: rows of a block; one block is one worker's share of a step at the maximal number of workers.
         filler_blocks: blocks of filler behind the last row. The equal split may drop as many blocks as there are
             workers, less one: it shall drop these.
         warn: is told, in the process that reads, of each unit that is left out.
     """
     configure_context()
-    num_groups = num_groups_ahead(plan, start)
+    is_end = start.group + num_groups == plan.schedule.num_groups
 
-    def make_group(batch: Arrays) -> Arrays:
+    def make_group(batch: Any) -> Any:
         index = int(batch["id"][0])
         if index == num_groups:
             return filler_rows(
@@ -76,6 +96,7 @@ def train_dataset(
                 plan.settings.max_seq_length,
                 plan.settings.num_masked,
                 plan.vocabulary.id_dtype,
+                is_end=is_end,
             )
         group = start.group + index
         rows = _make_rows(plan, "train", group, warn)
@@ -99,7 +120,7 @@ def heldout_rows(plan: DataPlan, num_rows: int, options: ExecutionOptions, warn:
         return {}
     quota = -(-num_rows // num_units)
 
-    def make_unit(batch: Arrays) -> Arrays:
+    def make_unit(batch: Any) -> Any:
         rows = _make_rows(plan, "eval", int(batch["id"][0]), warn)
         return {name: values[:quota] for name, values in rows.items()}
 
@@ -112,12 +133,13 @@ def sample_piece_counts(plan: DataPlan, options: ExecutionOptions) -> npt.NDArra
     """Count the pieces ``[V]`` of the first `SAMPLE_GROUPS` groups: the weights of `mlm_smoothing` rest on them."""
     num_groups = min(SAMPLE_GROUPS, plan.schedule.groups_per_epoch)
 
-    def count_group(batch: Arrays) -> Arrays:
+    def count_group(batch: Any) -> Any:
         units = plan.schedule.units_of(int(batch["id"][0]))
         return {"counts": count_pieces(plan.corpus, units, plan.vocabulary, plan.skip_bad_files)[None]}
 
     parts = _run(count_group, num_groups, options)
-    return np.sum([part["counts"].sum(axis=0) for part in parts], axis=0, dtype=np.int64)
+    total: npt.NDArray[np.int64] = np.sum([part["counts"].sum(axis=0) for part in parts], axis=0, dtype=np.int64)
+    return total
 
 
 def _make_rows(plan: DataPlan, split: str, group: int, warn: Callable[[str], None]) -> Arrays:
@@ -137,7 +159,7 @@ def _make_rows(plan: DataPlan, split: str, group: int, warn: Callable[[str], Non
     return rows
 
 
-def _run(task: Callable[[Arrays], Arrays], num_tasks: int, options: ExecutionOptions) -> Iterator[Arrays]:
+def _run(task: Any, num_tasks: int, options: ExecutionOptions) -> Iterator[Arrays]:
     """Run ``task`` once for each of 0 … num_tasks - 1 and yield its results in order."""
     configure_context()
     DataContext.get_current().execution_options = options
@@ -145,4 +167,4 @@ def _run(task: Callable[[Arrays], Arrays], num_tasks: int, options: ExecutionOpt
         task, batch_size=None, batch_format="numpy", zero_copy_batch=True
     )
     for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        yield {name: np.array(values) for name, values in block.items()}
+        yield {str(name): np.array(values) for name, values in block.items()}

@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +44,7 @@ class Vocabulary:
         backend.no_truncation()
         backend.no_padding()
         return cls(
-            tokenizer_json=backend.to_str(),
+            tokenizer_json=_without_control_pieces(backend.to_str()),
             size=len(tokenizer),
             cls_id=int(tokenizer.cls_token_id),
             sep_id=int(tokenizer.sep_token_id),
@@ -58,8 +59,21 @@ class Vocabulary:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Digest of everything that decides which ids a text becomes."""
-        return hashlib.blake2b(self.tokenizer_json.encode(), digest_size=16).hexdigest()
+        """Digest of everything that decides which ids a text becomes, and which of them are special."""
+        return hashlib.blake2b(repr(astuple(self)).encode(), digest_size=16).hexdigest()
+
+
+def _without_control_pieces(tokenizer_json: str) -> str:
+    """Make it impossible for a Unigram model to find the text "</s>" among its pieces; others cannot anyway."""
+    tokenizer = json.loads(tokenizer_json)
+    model = tokenizer["model"]
+    if model["type"] != "Unigram":
+        return tokenizer_json
+    control = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
+    # The pieces keep their ids under a name that begins with a blank: no blank is left in what reaches the model.
+    model["vocab"] = [[f" {piece}" if piece in control else piece, score] for piece, score in model["vocab"]]
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if not token["special"]]
+    return json.dumps(tokenizer, ensure_ascii=False)
 
 
 @functools.lru_cache(maxsize=2)
@@ -86,7 +100,7 @@ def text_slices(text: str, max_chars: int = MAX_SLICE_CHARS) -> Iterator[str]:
 
 def _last_word_boundary(text: str, start: int, stop: int) -> int:
     cut = text.rfind(" ", start + 1, stop)
-    while cut > start and (text[cut - 1].isspace() or text[cut + 1 : cut + 2].isspace()):
+    while cut > start and (text[cut - 1].isspace() or text[cut + 1].isspace()):
         cut = text.rfind(" ", start + 1, cut)
     return cut if cut > start else stop
 

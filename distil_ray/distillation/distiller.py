@@ -60,14 +60,14 @@ class Distiller(nn.Module):
         self.ce_positions = ce_positions
         self._teacher: tuple[PreTrainedModel, ...] = ()  # a tuple, so that it is not registered as a submodule
         if teacher is not None and terms & {"ce", "cos"}:
-            teacher.eval()  # type: ignore[no-untyped-call]
+            teacher.eval()
             self._teacher = (teacher.requires_grad_(False),)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Take the teacher along wherever nn.Module.to() moves the student."""
         for teacher in self._teacher:
-            teacher._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            teacher._apply(fn)
+        super()._apply(fn, recurse)
         return self
 
     def counts(self, num_rows: int, max_seq_length: int, num_masked: int) -> dict[str, int]:

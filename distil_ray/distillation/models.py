@@ -177,7 +177,7 @@ def quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     had_progress_bar = transformers_logging.is_progress_bar_enabled()
     try:
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         yield
@@ -185,7 +185,7 @@ def quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
         if had_progress_bar:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers_logging.enable_progress_bar()
 
 
 # ---------------------------------------------------------------------------------------------- from scratch
@@ -239,7 +239,7 @@ def initialise(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Return an fp32 model of ``config`` with weights drawn from ``seed`` (no global random state)."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
-        model: PreTrainedModel = AutoModelForMaskedLM.from_config(  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForMaskedLM.from_config(
             config, attn_implementation="sdpa", dtype=torch.float32
         )
     return model

@@ -149,7 +149,7 @@ def _distilbert_config(teacher: PreTrainedModel, num_kept: int) -> DistilBertCon
 
 def _is_tied(model: PreTrainedModel) -> bool:
     """Whether the head shares the embeddings, which the configuration may say of weights that differ."""
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: nn.Module = model.get_output_embeddings()
     return head.weight is model.get_input_embeddings().weight
 
 

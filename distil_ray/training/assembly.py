@@ -1,5 +1,7 @@
 """Configuration -> the parts of a run: tokenizer, models, plan of the data. The same in the driver and the workers."""
 
+from typing import get_args
+
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -9,6 +11,7 @@ from distil_ray.data.corpus import Source
 from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings
 from distil_ray.data.tokenization import Vocabulary
+from distil_ray.distillation.distiller import Distiller, Term
 from distil_ray.distillation.models import (
     check_vocabulary,
     check_vocabulary_fits,
@@ -44,7 +47,7 @@ def build_models(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Pr
     """Load the teacher (None without one) and make the student as it is before the first update, on the CPU.
 
     Raises:
-        InputError: a model cannot be loaded, made, or used with this tokenizer and row length.
+        InputError: a model cannot be loaded, made, or used with this tokenizer, row length and the other model.
     """
     teacher = None
     if config.teacher is not None:
@@ -58,7 +61,25 @@ def build_models(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Pr
                     f"data.max_seq_length: given {config.data.max_seq_length}, but the {role} has positions for "
                     f"{max_tokens(model)} tokens; expected at most that"
                 )
+    build_distiller(config, teacher, student)
     return teacher, student
+
+
+def build_distiller(config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel) -> Distiller:
+    """The losses with a positive weight, of this student against this teacher.
+
+    Raises:
+        InputError: the two do not go together.
+    """
+    distill = config.distill
+    terms: tuple[Term, ...] = get_args(Term)
+    return Distiller(
+        student,
+        teacher,
+        terms=frozenset(term for term in terms if distill.shares[term] > 0),
+        temperature=distill.temperature,
+        ce_positions=distill.ce_positions,
+    )
 
 
 def _build_student(

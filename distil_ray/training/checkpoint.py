@@ -20,6 +20,7 @@ from distil_ray.training.storage import RunFolder
 
 PREFIX = "checkpoint_"
 MARKER = "complete.json"
+STATE = "state.json"
 
 Tensors = dict[str, torch.Tensor]
 
@@ -64,31 +65,35 @@ class Checkpoint:
 
 def latest_checkpoint(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint that is complete and undamaged, and what is wrong with each newer one."""
-    complaints = []
+    complaints: list[str] = []
     for name in reversed([name for name in folder.names() if name.startswith(PREFIX)]):
         complaint = _complaint(folder, name)
         if complaint is None:
-            state = TrainState.from_json(folder.read_bytes(f"{name}/state.json"))
+            state = TrainState.from_json(folder.read_bytes(f"{name}/{STATE}"))
             return Checkpoint(folder, name, state), complaints
         complaints.append(f"{name} is left out: {complaint}")
     return None, complaints
 
 
 def _complaint(folder: RunFolder, name: str) -> str | None:
+    """What is wrong with a checkpoint, if anything is."""
     try:
-        files = folder.read_json(f"{name}/{MARKER}")["files"]
+        entries = folder.read_json(f"{name}/{MARKER}")["files"].items()
+        expected = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in entries}
     except FileNotFoundError:
         return "its save was cut off"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"its {MARKER} is damaged"
-    for file, expected in files.items():
+    if STATE not in expected:
+        return f"its {MARKER} is damaged"
+    for file, (num_bytes, sha256) in expected.items():
         try:
             content = folder.read_bytes(f"{name}/{file}")
         except FileNotFoundError:
             return f"{file} is missing"
-        if len(content) != expected["bytes"]:
-            return f"{file} has {len(content)} bytes instead of {expected['bytes']}"
-        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        if len(content) != num_bytes:
+            return f"{file} has {len(content)} bytes instead of {num_bytes}"
+        if hashlib.sha256(content).hexdigest() != sha256:
             return f"{file} does not match its SHA-256"
     return None
 
@@ -119,7 +124,7 @@ class CheckpointWriter:
         """Return when everything saved is committed.
 
         Raises:
-            OSError: the save failed, as on a full disk. What was committed before is still there.
+            OSError, SafetensorError: the save failed, as on a full disk. What was committed before is still there.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -130,7 +135,7 @@ class CheckpointWriter:
         with self._folder.new_folder(name) as local:
             for part, tensors in parts.items():
                 safetensors.torch.save_file(tensors, local / f"{part}.safetensors")
-            (local / "state.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+            (local / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n")
             files = {path.name: _describe(path) for path in sorted(local.iterdir())}
         self._folder.write_json(f"{name}/{MARKER}", {"files": files})
         self._prune(name)

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 from ray._private.state import state as cluster_state
@@ -21,9 +22,9 @@ def connect(config: Config) -> str:
         return "using the Ray that this process is connected to"
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # What matters to the user comes by the run's own events; Ray's log files keep the rest.
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        context = ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
+        context: Any = ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
     except ConnectionError as error:
         if "RAY_ADDRESS" in os.environ:
@@ -73,6 +74,16 @@ def check_fits(config: Config) -> None:
             f"runtime.data_label: no node of the cluster carries the label {shown}; start nodes with "
             f"`ray start --labels {shown}`, or leave the key out"
         )
+
+
+def describe_resources(config: Config) -> str:
+    """A line with what the run asks for and what there is."""
+    available = _most_resources()
+    asked = ", ".join(
+        f"{amount:g} of {available.get(name, 0.0):g} {name}" for name, amount in slots_needed(config).items()
+    )
+    memory = available.get("object_store_memory", 0.0) / 1e9
+    return f"cluster: takes {asked}; object store {memory:.1f} GB"
 
 
 def _most_resources() -> Mapping[str, float]:

@@ -4,12 +4,19 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from queue import Empty
+from typing import Any, Protocol
 
-from ray.util.queue import Empty, Queue
 from tqdm import tqdm
 
-_BAR_FORMAT = "{percentage:5.1f}%|{bar}| {postfix}"
+_BAR_FORMAT = "{percentage:5.1f}%|{bar}| {desc}"
+
+
+class Inbox(Protocol):
+    """Where a run's events come from, such as a Ray queue."""
+
+    def get(self, *, timeout: float) -> Any:
+        """Return the next (kind, content), or raise `queue.Empty` if none comes within ``timeout`` seconds."""
 
 
 class Console:
@@ -24,7 +31,7 @@ class Console:
         sys.stdout.flush()
 
     @contextmanager
-    def following(self, events: Queue) -> Iterator[None]:
+    def following(self, events: Inbox) -> Iterator[None]:
         """Print what arrives in ``events`` while the block runs."""
         done = threading.Event()
         thread = threading.Thread(target=self._follow, args=(events, done), daemon=True)
@@ -40,17 +47,18 @@ class Console:
                 self._bar.close()
                 self._bar = None
 
-    def _follow(self, events: Queue, done: threading.Event) -> None:
+    def _follow(self, events: Inbox, done: threading.Event) -> None:
         while True:
             is_last_round = done.is_set()
             try:
-                for kind, content in iter(lambda: events.get(timeout=0.5), None):
-                    self._show(kind, content)
+                kind, content = events.get(timeout=0.5)
             except Empty:
                 if is_last_round:
                     return
             except Exception:  # the queue's actor is gone, as after an interrupt: nothing more will come
                 return
+            else:
+                self._show(kind, content)
 
     def _show(self, kind: str, content: Any) -> None:
         if kind == "line":
@@ -61,7 +69,7 @@ class Console:
             self.line(text)
             return
         self._bar.n = round(content["run/progress"], 6)
-        self._bar.set_postfix_str(text)
+        self._bar.set_description_str(text)
         if "eval/mlm_loss" in content:
             self.line(text)
 

@@ -34,7 +34,8 @@ def export_student(
         with quiet():
             student.save_pretrained(local)
             tokenizer.save_pretrained(local)
-        (local / "README.md").write_text(model_card(student, config, summary, folder.join(EXPORT_FOLDER)))
+        location = str(local) if folder.is_local else EXPORT_FOLDER
+        (local / "README.md").write_text(model_card(student, config, summary, location), encoding="utf-8")
 
 
 def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, Any], location: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from distil_ray.data.batch import FILLER_GROUP, SKIPPED, Arrays, digest
+from distil_ray.data.batch import END_OF_SCHEDULE, FILLER_GROUP, SKIPPED, Arrays, digest
 from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError
 
@@ -45,6 +45,27 @@ class StepRows:
     wait_seconds: float
 
 
+# What each worker knows of a step's blocks; their sums over the workers are what all know.
+_FACTS = ("errors", "real_blocks", "ends", "digest_high", "digest_low", "group", "row", "group_rows", *SKIPPED)
+
+
+def _facts(blocks: list[Block], blocks_per_step: int, error: Exception | None) -> dict[str, int]:
+    facts = dict.fromkeys(_FACTS, 0)
+    facts["errors"] = int(error is not None)
+    for index, rows in ((block.index, block.rows) for block in blocks):
+        is_filler = rows["group"] == FILLER_GROUP
+        facts["real_blocks"] += int(not is_filler.any())
+        facts["ends"] += int((is_filler & (rows["row"] == END_OF_SCHEDULE)).any())
+        word = digest(rows)
+        facts["digest_high"] += word >> 32
+        facts["digest_low"] += word & 0xFFFFFFFF
+        for name, count in zip(SKIPPED, rows["skipped"].sum(axis=0, dtype="int64").tolist(), strict=True):
+            facts[name] += count
+        if index == blocks_per_step - 1:
+            facts |= {name: int(rows[name][-1]) for name in ("group", "row", "group_rows")}
+    return facts
+
+
 class DataError(InputError):
     """The data plane failed on at least one worker; raised on all of them."""
 
@@ -69,6 +90,8 @@ class BlockFeed:
         self._blocks_per_step = blocks_per_step
         self._group = group
         self._num_steps = 0
+        self.is_at_end = False
+        """Whether the schedule ends where `next_step` returned None; if not, another pipeline goes on there."""
 
     def next_step(self) -> StepRows | None:
         """Return the next step's rows, or None on all workers if the pipeline holds no further whole step.
@@ -79,33 +102,21 @@ class BlockFeed:
         began = time.perf_counter()
         blocks, error = self._take()
         wait_seconds = time.perf_counter() - began
-        first = self._num_steps * self._blocks_per_step
-        self._num_steps += 1
-
-        facts = torch.zeros(7 + len(SKIPPED), dtype=torch.int64)
-        facts[0] = error is not None
-        for block in blocks:
-            facts[1] += int((block.rows["group"] != FILLER_GROUP).all())
-            word = digest(block.rows)
-            facts[2] += word >> 32
-            facts[3] += word & 0xFFFFFFFF
-            facts[7:] += torch.from_numpy(block.rows["skipped"].sum(axis=0, dtype="int64"))
-            if block.index == self._blocks_per_step - 1:
-                facts[4:7] = torch.tensor([int(block.rows[n][-1]) for n in ("group", "row", "group_rows")])
-        self._sum(facts)
-        values: list[int] = facts.tolist()
-        if values[0]:
+        facts = self._agree(_facts(blocks, self._blocks_per_step, error))
+        if facts["errors"]:
             raise self._shared_error(error)
-        if values[1] < self._blocks_per_step:
+        if facts["real_blocks"] < self._blocks_per_step:
+            self.is_at_end = facts["ends"] > 0
             return None
-        if first == 0:
+        if self._num_steps == 0:
             self._check_start(blocks)
+        self._num_steps += 1
         return StepRows(
             blocks=blocks,
-            position=Position(values[4], values[5]),
-            group_share=(values[5] + 1) / values[6],
-            digest=((values[2] << 32) + values[3]) % 2**64,
-            skipped=dict(zip(SKIPPED, values[7:], strict=True)),
+            position=Position(facts["group"], facts["row"]),
+            group_share=(facts["row"] + 1) / facts["group_rows"],
+            digest=((facts["digest_high"] << 32) + facts["digest_low"]) % 2**64,
+            skipped={name: facts[name] for name in SKIPPED},
             wait_seconds=wait_seconds,
         )
 
@@ -125,9 +136,13 @@ class BlockFeed:
         first = self._num_steps * self._blocks_per_step
         return (i for i in range(self._blocks_per_step) if (first + i) % self._world_size == self._rank)
 
-    def _sum(self, facts: torch.Tensor) -> None:
-        if self._world_size > 1:
-            dist.all_reduce(facts, group=self._group)
+    def _agree(self, facts: dict[str, int]) -> dict[str, int]:
+        """Add the workers' facts up."""
+        if self._world_size == 1:
+            return facts
+        values = torch.tensor([facts[name] for name in _FACTS], dtype=torch.int64)
+        dist.all_reduce(values, group=self._group)
+        return dict(zip(_FACTS, values.tolist(), strict=True))
 
     def _shared_error(self, error: Exception | None) -> DataError:
         """Agree on one message: the first failing worker's."""

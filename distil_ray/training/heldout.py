@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from transformers import PreTrainedModel
 
 from distil_ray.data.batch import Arrays, Batch, to_device
 from distil_ray.distillation.models import encode, predict
@@ -34,12 +34,13 @@ class HeldOut:
         """Return the metrics ``eval/…``: means over all masked positions of all workers. A collective call."""
         if not self._num_targets:
             return {}
-        teacher, student = learner.teacher, learner.student.eval()
+        teacher, student = learner.teacher, learner.student
         names = _STUDENT + (_AGAINST_TEACHER if teacher is not None else ())
         if teacher is not None and not self._teacher_figures:
             names += _TEACHER
         sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
         num_rows = len(self._rows["group"])
+        student.train(False)
         for start in range(0, num_rows, self._batch_size):
             batch = to_device(self._rows, start, min(start + self._batch_size, num_rows), self._device)
             with learner.autocast():
@@ -52,7 +53,7 @@ class HeldOut:
         return figures | self._teacher_figures
 
 
-def _sums(batch: Batch, student: nn.Module, teacher: nn.Module | None) -> torch.Tensor:
+def _sums(batch: Batch, student: PreTrainedModel, teacher: PreTrainedModel | None) -> torch.Tensor:
     labels = batch.masked_labels.flatten()
     logits = _masked_logits(student, batch)
     figures = [*_mlm_sums(logits, labels)]
@@ -64,7 +65,7 @@ def _sums(batch: Batch, student: nn.Module, teacher: nn.Module | None) -> torch.
     return torch.stack([figure.double() for figure in figures])
 
 
-def _masked_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+def _masked_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """fp32 logits ``[N, V]`` at the masked positions."""
     hidden = encode(model, batch.input_ids)
     index = batch.masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])

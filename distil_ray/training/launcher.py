@@ -1,5 +1,6 @@
 """A configuration -> a fitted `TorchTrainer`: the checks before a run, its passes, and how it ended."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,17 +13,21 @@ from transformers import PreTrainedModel
 
 from distil_ray.config import Config, difference, learned, to_yaml
 from distil_ray.data.batch import Arrays
-from distil_ray.data.pipeline import execution_options, heldout_rows, sample_piece_counts, train_dataset
+from distil_ray.data.pipeline import (
+    execution_options,
+    heldout_rows,
+    num_groups_ahead,
+    sample_piece_counts,
+    train_dataset,
+)
 from distil_ray.data.plan import DataPlan, explain_fingerprints
-from distil_ray.data.schedule import START
 from distil_ray.errors import InputError, RunError
 from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
-from distil_ray.training.checkpoint import latest_checkpoint
+from distil_ray.training.checkpoint import TrainState, latest_checkpoint
 from distil_ray.training.cluster import check_fits, connect, worker_resources
 from distil_ray.training.console import Console
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.loop import FINISHED_FILE, Job, Outcome, QueueEvents, train_loop_per_worker
-from distil_ray.training.reporter import Events
 from distil_ray.training.storage import RunFolder
 
 CONFIG_FILE = "config.yaml"
@@ -134,19 +139,19 @@ def describe_data(config: Config, plan: DataPlan) -> list[str]:
     return lines
 
 
-def prepare_data(config: Config, plan: DataPlan, events: Events) -> tuple[DataPlan, Arrays]:
+def prepare_data(config: Config, plan: DataPlan, warn: Callable[[str], None]) -> tuple[DataPlan, Arrays]:
     """Read what must be known before the first step: piece counts for smoothing, and the held-out rows."""
     options = execution_options(config.runtime.data_cpus, config.runtime.data_label)
     smoothing = config.data.mlm_smoothing
     if smoothing:
         weights = smoothing_weights(sample_piece_counts(plan, options), smoothing)
         plan = replace(plan, settings=replace(plan.settings, piece_weights=weights))
-    return plan, heldout_rows(plan, config.eval.num_rows, options, events.line)
+    return plan, heldout_rows(plan, config.eval.num_rows, options, warn)
 
 
 def _train(config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvents) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
-    plan, heldout = prepare_data(config, plan, events)
+    plan, heldout = prepare_data(config, plan, events.line)
     job = Job(config, heldout, plan.schedule.num_groups, events)
     try:
         while (outcome := _fit(job, plan, folder)).kind == "more":
@@ -162,23 +167,30 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
     def train_from_last_checkpoint() -> ray.data.Dataset:
         """Runs in Ray Train's controller whenever a worker group starts, so a restart reads on from there."""
         checkpoint, _ = latest_checkpoint(folder)
+        state = TrainState() if checkpoint is None else checkpoint.state
+        steps_left = None if config.optim.num_steps is None else config.optim.num_steps - state.step
+        rows_left = None if steps_left is None else steps_left * config.optim.global_batch_size
         return train_dataset(
             plan,
-            START if checkpoint is None else checkpoint.state.position,
+            state.position,
+            num_groups=num_groups_ahead(plan, state.position, rows_left),
             block_rows=config.block_rows,
             filler_blocks=config.runtime.max_workers,
             warn=job.events.line,
         )
 
+    loop: Any = train_loop_per_worker  # Ray hands on what it returns; its annotations do not say so
+    num_workers: Any = config.runtime.num_workers  # nor do they know of (min, max)
+    run_config: Any = RunConfig  # nor of the logging configuration
     trainer = TorchTrainer(
-        train_loop_per_worker,
+        loop,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=config.runtime.num_workers,
+            num_workers=num_workers,
             use_gpu=config.runtime.use_gpu,
             resources_per_worker=worker_resources(config),
         ),
-        run_config=RunConfig(
+        run_config=run_config(
             name=config.run.name,
             storage_path=folder.storage_path,
             storage_filesystem=folder.arrow_filesystem,

@@ -6,14 +6,15 @@ Shapes: B rows of a micro-batch, T tokens a row, K masked positions a row.
 import math
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from distil_ray.config import Config
 from distil_ray.data.batch import to_device
 from distil_ray.data.hashing import stream_key
 from distil_ray.data.masking import num_masked_positions
-from distil_ray.distillation.distiller import Distiller
 from distil_ray.distillation.flops import flops_per_token
+from distil_ray.training.assembly import build_distiller
 from distil_ray.training.checkpoint import Checkpoint, Tensors
 from distil_ray.training.feed import StepRows
 from distil_ray.training.metrics import Meter
@@ -35,18 +36,12 @@ class Learner:
     ) -> None:
         self._config = config
         self.device = device
-        if teacher is not None and config.runtime.precision == "bf16":
-            teacher = teacher.to(torch.bfloat16)
-        self.teacher = None if teacher is None else teacher.to(device).eval()
-        self.student = student.to(device).train()
+        self.teacher, self.student = teacher, student
+        distiller = build_distiller(config, teacher, student).to(device).train()
+        if teacher is not None:
+            dtype = torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32
+            nn.Module.to(teacher, device, dtype).train(False)
         self.shares = {name: share for name, share in config.distill.shares.items() if share > 0}
-        distiller = Distiller(
-            self.student,
-            self.teacher,
-            terms=frozenset(self.shares),
-            temperature=config.distill.temperature,
-            ce_positions=config.distill.ce_positions,
-        )
         self._losses = torch.compile(distiller, fullgraph=True, dynamic=False) if config.runtime.compile else distiller
         # The divisors of a whole global batch: known beforehand, so a split into parts changes no result.
         self.counts = distiller.counts(
@@ -112,7 +107,7 @@ class Learner:
                 with self.autocast():
                     sums = self._losses(*batch)
                 weighted = [sums[name] * (self.shares[name] / self.counts[name]) for name in self.counts]
-                torch.stack(weighted).sum().backward()
+                torch.autograd.backward(torch.stack(weighted).sum())
                 meter.add_terms(sums)
         meter.add_step(rows.wait_seconds)
         self._gradients.all_reduce()
@@ -129,8 +124,10 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensors]:
         """Everything that a checkpoint must hold, by part. Never the teacher."""
-        student = {name: parameter for name, parameter in self.student.named_parameters()}
-        return {"student": student, "optimizer": optimizer_tensors(self._optimizer, self.student)}
+        return {
+            "student": dict(self.student.named_parameters()),
+            "optimizer": optimizer_tensors(self._optimizer, self.student),
+        }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to what `tensors` returned when the checkpoint was saved."""

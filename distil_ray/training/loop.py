@@ -12,7 +12,6 @@ from ray.util.queue import Queue
 
 from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
-from distil_ray.data.pipeline import HORIZON_GROUPS
 from distil_ray.data.schedule import Position
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
@@ -32,15 +31,15 @@ class QueueEvents:
     """`reporter.Events` over a Ray queue: (kind, content), without waiting for the queue's actor."""
 
     def __init__(self, queue: Queue) -> None:
-        self._queue = queue
+        self._actor: Any = queue.actor
 
     def line(self, text: str) -> None:
         """Pass on a line of text."""
-        self._queue.actor.put_nowait.remote(("line", text))
+        self._actor.put_nowait.remote(("line", text))
 
     def record(self, record: Record) -> None:
         """Pass on metrics."""
-        self._queue.actor.put_nowait.remote(("record", record))
+        self._actor.put_nowait.remote(("record", record))
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     start = state
     checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=rank == 0)
     reporter = Reporter(folder, job.events, is_active=rank == 0)
-    reporter.begin(state, checkpoint and checkpoint.name, complaints, is_continuation=job.is_continuation)
+    resumed_from = None if checkpoint is None else checkpoint.name
+    reporter.begin(state, resumed_from, complaints, is_continuation=job.is_continuation)
     feed = BlockFeed(
         ray.train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2),
         start=state.position,
@@ -135,10 +135,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
             with meter.pause():
                 record |= heldout.evaluate(learner)
             evaluated_step = state.step
-        if record:
-            reporter.record(state, record)
-        if "eval/mlm_loss" in record:  # not every record: Ray takes a report only every two seconds
-            ray.train.report({"step": state.step} | _numbers(record))
+        _report(reporter, state, record)
 
         # 6. Give up when the gradient stays without a finite norm.
         if num_nonfinite >= config.optim.max_skipped_updates:
@@ -152,13 +149,14 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
             saved_step = state.step
 
     # 8. Finish, or leave the rest to the next pass.
-    if state.progress < 1 and state.step == start.step:
-        return _no_step(job, start)
-    is_finished = state.progress >= 1 or _covers_the_end(job, start.position)
-    if is_finished and state.step > evaluated_step:
-        reporter.record(state, heldout.evaluate(learner))
+    is_finished = state.progress >= 1 or (feed.is_at_end and state.step > 0)
+    if not is_finished and state.step == start.step:
+        return _no_step(config, state.step)
     if is_finished:
         state = replace(state, progress=1.0)
+        record = meter.record() if meter.num_steps else {}
+        record |= heldout.evaluate(learner) if state.step > evaluated_step else {}
+        _report(reporter, state, record)
     if state.step > saved_step:
         checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
     reporter.sync()
@@ -193,22 +191,21 @@ def _advance(state: TrainState, rows: StepRows, job: Job, *, is_skipped: bool) -
     return TrainState(state.step + 1, rows.position, progress, counters)
 
 
-def _numbers(record: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in record.items() if isinstance(value, int | float) and is_writable(value)}
+def _report(reporter: Reporter, state: TrainState, record: dict[str, Any]) -> None:
+    """Write a record down; an evaluation goes to Ray too, which takes no more than a report every two seconds."""
+    if record:
+        reporter.record(state, record)
+    if "eval/mlm_loss" in record:
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and is_writable(v)}
+        ray.train.report({"step": state.step} | numbers)
 
 
-def _covers_the_end(job: Job, start: Position) -> bool:
-    """Whether a pipeline from ``start`` on reaches the end of the schedule."""
-    return job.num_groups is not None and start.group + HORIZON_GROUPS >= job.num_groups
-
-
-def _no_step(job: Job, start: TrainState) -> Outcome:
-    rows = job.config.optim.global_batch_size
-    length = job.config.data.max_seq_length
+def _no_step(config: Config, num_steps: int) -> Outcome:
+    rows, length = config.optim.global_batch_size, config.data.max_seq_length
     return Outcome(
         "failed",
         f"the text holds no further step of optim.global_batch_size = {rows} rows of data.max_seq_length = {length} "
-        f"tokens (steps done: {start.step}); expected at least {rows * length:,} tokens: give more text, more "
+        f"tokens (steps done: {num_steps}); expected at least {rows * length:,} tokens: give more text, more "
         "num_epochs, or a smaller batch",
         is_input_error=True,
     )

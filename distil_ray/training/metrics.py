@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from distil_ray.distillation.flops import peak_flops
-from distil_ray.training.storage import RunFolder
+from distil_ray.training.storage import RunFolder, replace_file
 
 METRICS_FILE = "metrics.jsonl"
 DIGESTS_FILE = "digests.csv"
@@ -48,7 +48,7 @@ class Meter:
 
     def _start(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._num_steps = 0
+        self.num_steps = 0
         self._wait_seconds = 0.0
         self._began = time.perf_counter()
 
@@ -60,7 +60,7 @@ class Meter:
 
     def add_step(self, wait_seconds: float) -> None:
         """Count a step that waited so long for its data."""
-        self._num_steps += 1
+        self.num_steps += 1
         self._wait_seconds += wait_seconds
 
     @contextmanager
@@ -81,10 +81,10 @@ class Meter:
             dist.all_reduce(sums)
         *totals, wait_seconds = sums.tolist()
         terms = {
-            name: total / (count * self._num_steps)
+            name: total / (count * self.num_steps)
             for total, (name, count) in zip(totals, self._counts.items(), strict=True)
         }
-        tokens_per_second = self._num_steps * self._tokens_per_step / seconds
+        tokens_per_second = self.num_steps * self._tokens_per_step / seconds
         record = {
             "train/loss": sum(self._shares[name] * value for name, value in terms.items()),
             **{f"train/loss_{name}": value for name, value in terms.items()},
@@ -116,7 +116,7 @@ class MetricsWriter:
             if self._folder.exists(name):
                 lines = self._folder.read_bytes(name).decode().splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith("\n") and step_of(line) <= resume_step]
-                (self._local / name).write_text("".join(kept))
+                replace_file(self._local / name, "".join(kept))
 
     def write(self, record: Record) -> None:
         """Append one record (with ``step``) to the file and its numbers to TensorBoard; null stands for no number."""

@@ -83,7 +83,7 @@ class FlatGradients:
 
     def clip(self, max_norm: float) -> float:
         """Scale down to norm ``max_norm`` if it is larger; return the norm before. Waits for the device."""
-        norm = torch.linalg.vector_norm(self.buffer).item()
+        norm: float = torch.linalg.vector_norm(self.buffer).item()
         if max_norm < norm < math.inf:
             self.buffer.mul_(max_norm / norm)
         return norm

@@ -15,6 +15,8 @@ from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from distil_ray.errors import InputError
 
+_OBJECT_STORES = {"s3", "gs"}
+
 
 class RunFolder:
     """Files below one folder, named by relative paths. Opened anew in every process that needs it."""
@@ -24,6 +26,8 @@ class RunFolder:
             self.filesystem, root = fsspec.core.url_to_fs(storage_path, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InputError(f"run.storage_path: cannot open {storage_path!r}: {error}") from error
+        protocol = self.filesystem.protocol
+        self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
         self.storage_path = root.rstrip("/")
         self.path = f"{self.storage_path}/{name}"
 
@@ -57,15 +61,26 @@ class RunFolder:
             ) from error
 
     def exists(self, name: str) -> bool:
-        """Whether the file or folder is there."""
-        return bool(self.filesystem.exists(self.join(name)))
+        """Whether the file or folder is there.
+
+        Raises:
+            InputError: that cannot be found out. (fsspec's own `exists` would answer no.)
+        """
+        try:
+            self.filesystem.info(self.join(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except Exception as error:  # fsspec implementations raise errors of their own
+            raise InputError(f"run.storage_path: cannot read {self.path}: {error}") from error
+        return True
 
     def names(self) -> list[str]:
         """Names of all files and folders directly in the folder, sorted."""
-        if not self.filesystem.exists(self.path):
-            return []
         self.filesystem.invalidate_cache()
-        return sorted(Path(entry).name for entry in self.filesystem.ls(self.path, detail=False))
+        try:
+            return sorted(Path(entry).name for entry in self.filesystem.ls(self.path, detail=False))
+        except FileNotFoundError:
+            return []
 
     def read_bytes(self, name: str) -> bytes:
         """Whole content of a file."""
@@ -78,13 +93,11 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file; a reader sees the old or the new content, never a part."""
-        self.filesystem.makedirs(os.path.dirname(self.join(name)), exist_ok=True)
-        if not self.is_local:
+        self._make_parents(self.join(name))
+        if self.is_local:
+            replace_file(Path(self.join(name)), text)
+        else:
             self.filesystem.pipe_file(self.join(name), text.encode())
-            return
-        temporary = f"{self.join(name)}.tmp"
-        Path(temporary).write_text(text)
-        os.replace(temporary, self.join(name))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON."""
@@ -97,22 +110,51 @@ class RunFolder:
 
     @contextmanager
     def new_folder(self, name: str) -> Iterator[Path]:
-        """Give a local folder to write to, whose files are at ``name`` when the block ends."""
+        """Give a local folder to write to, whose files are at ``name`` when the block ends.
+
+        If the block raises, what it wrote is gone: on a full disk that leaves room for another attempt.
+        """
         self.remove(name)
-        if self.is_local:
-            Path(self.join(name)).mkdir(parents=True)
-            yield Path(self.join(name))
+        if not self.is_local:
+            with tempfile.TemporaryDirectory(prefix="distil_ray_") as temporary:
+                yield Path(temporary)
+                self.upload(Path(temporary), name)
             return
-        temporary = Path(tempfile.mkdtemp(prefix="distil_ray_"))
+        local = Path(self.join(name))
         try:
-            yield temporary
-            self.upload(temporary, name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            local.mkdir(parents=True)
+            yield local
+            for file in _files_below(local):
+                _flush_to_disk(file)
+        except BaseException:
+            shutil.rmtree(local, ignore_errors=True)
+            raise
 
     def upload(self, local: Path, name: str) -> None:
         """Copy all files below a local folder to ``name``."""
-        for file in sorted(path for path in local.rglob("*") if path.is_file()):
+        for file in _files_below(local):
             target = self.join(f"{name}/{file.relative_to(local).as_posix()}")
-            self.filesystem.makedirs(os.path.dirname(target), exist_ok=True)
+            self._make_parents(target)
             self.filesystem.put_file(str(file), target)
+
+    def _make_parents(self, path: str) -> None:
+        """Object stores have no folders, and asked for one they would create a bucket that is missing."""
+        if _OBJECT_STORES.isdisjoint(self._protocols):
+            self.filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a local file; whoever reads it, even after a power cut, sees the old or the new content."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _flush_to_disk(temporary)
+    temporary.replace(path)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

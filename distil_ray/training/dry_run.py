@@ -1,0 +1,126 @@
+"""`--dry-run`: everything a run would do first, shown to the person who is about to pay for it; nothing is trained."""
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distil_ray.config import Config, to_yaml
+from distil_ray.data.batch import Arrays, to_device
+from distil_ray.data.plan import DataPlan
+from distil_ray.data.rows import make_rows
+from distil_ray.training.assembly import build_models, build_plan, build_tokenizer
+from distil_ray.training.cluster import check_fits, connect, describe_resources
+from distil_ray.training.console import Console
+from distil_ray.training.launcher import (
+    check_corpus,
+    check_learned_settings,
+    describe_data,
+    describe_models,
+    prepare_data,
+)
+from distil_ray.training.storage import RunFolder
+
+_NUM_EXAMPLES = 2
+
+
+def dry_run(config: Config, console: Console) -> None:
+    """Resolve the configuration, list what is there, build one batch and show masked rows.
+
+    Raises:
+        InputError: whatever a run would refuse.
+    """
+    console.line(to_yaml(config).rstrip() + "\n")
+    folder = RunFolder(config.run.storage_path, config.run.name)
+    check_learned_settings(config, folder)
+    tokenizer = build_tokenizer(config)
+    teacher, student = build_models(config, tokenizer)
+    for line in describe_models(config, teacher, student) + describe_memory(config, teacher, student):
+        console.line(line)
+    plan = build_plan(config, tokenizer)
+    for line in describe_data(config, plan):
+        console.line(line)
+    folder.check_writable()
+    check_corpus(plan, folder)
+    console.line(connect(config))
+    console.line(describe_resources(config))
+    check_fits(config)
+    plan, heldout = prepare_data(config, plan, console.line)
+    rows, warnings = make_rows(
+        plan.corpus,
+        plan.schedule.units_of(0),
+        plan.vocabulary,
+        plan.settings,
+        split="train",
+        group=0,
+        skip_bad_units=plan.skip_bad_files,
+    )
+    lines = [
+        *(f"left out: {warning}" for warning in warnings),
+        *_describe_length(config, plan, rows),
+        f"held-out rows: {len(heldout.get('group', ())):,}",
+        *_describe_batch(config, rows),
+        *_examples(tokenizer, rows),
+        "dry run: nothing was trained",
+    ]
+    for line in lines:
+        console.line(line)
+
+
+def _describe_length(config: Config, plan: DataPlan, rows: Arrays) -> list[str]:
+    """Tokens and steps, estimated from the first group's bytes a token."""
+    schedule = plan.schedule
+    is_first = np.isin(schedule.units, schedule.units_of(0))
+    bytes_per_row = int(schedule.unit_bytes[is_first].sum()) / max(len(rows["group"]), 1)
+    rows_per_epoch = int(schedule.unit_bytes.sum() / bytes_per_row)
+    batch = config.optim.global_batch_size
+    if config.optim.num_steps is not None:
+        num_steps, num_epochs = config.optim.num_steps, config.optim.num_steps * batch / max(rows_per_epoch, 1)
+    else:
+        assert config.optim.num_epochs is not None
+        num_epochs = float(config.optim.num_epochs)
+        num_steps = int(rows_per_epoch * num_epochs) // batch
+    length = config.data.max_seq_length
+    return [
+        f"an epoch: {rows_per_epoch * length:,} tokens in {rows_per_epoch:,} rows, estimated from the first group",
+        f"the run: about {num_steps:,} steps of {batch:,} rows, {num_steps * batch * length:,} tokens, "
+        f"{num_epochs:.2f} epochs",
+    ]
+
+
+def _describe_batch(config: Config, rows: Arrays) -> list[str]:
+    size = min(config.micro_batch_size, len(rows["group"]))
+    batch = to_device(rows, 0, size, torch.device("cpu"))
+    shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in batch._asdict().items())
+    steps = config.block_rows // config.micro_batch_size
+    return [
+        f"a micro-batch: {shapes}; {steps} of them a worker a step with {config.runtime.max_workers} workers",
+    ]
+
+
+def describe_memory(config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel) -> list[str]:
+    """What a worker holds: fixed by the models, and the largest tensors of a micro-batch (a rough estimate)."""
+    half = 2 if config.runtime.precision == "bf16" else 4
+    fixed = student.num_parameters() * (4 + 4 + 8)  # weights, gradients, Adam's two moments
+    fixed += teacher.num_parameters() * half if teacher is not None else 0
+    tokens = config.micro_batch_size * config.data.max_seq_length
+    width, layers = student.config.hidden_size, student.config.num_hidden_layers
+    # About 34 half-precision values a token, layer and unit of width (Korthikanti et al. 2022, without the attention
+    # matrix, which fused attention does not keep).
+    activations = tokens * width * layers * 17 * half
+    return [
+        f"memory of a worker: {fixed / 1e9:.2f} GB for weights, gradients and optimizer, "
+        f"about {activations / 1e9:.2f} GB more for a micro-batch"
+    ]
+
+
+def _examples(tokenizer: PreTrainedTokenizerBase, rows: Arrays) -> list[str]:
+    lines = []
+    for index in range(min(_NUM_EXAMPLES, len(rows["group"]))):
+        positions = rows["masked_positions"][index].astype(int)
+        labels = tokenizer.convert_ids_to_tokens(rows["masked_labels"][index].tolist())
+        shown = ", ".join(f"{position} {label}" for position, label in zip(positions, labels, strict=True))
+        lines += [
+            f"row {index}: {tokenizer.decode(rows['input_ids'][index].tolist())}",
+            f"  masked (position piece): {shown}",
+        ]
+    return lines
