@@ -12,13 +12,15 @@ Shapes: B rows, T tokens a row, K masked positions a row.
 ======================  ================  ====================================================
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from distil_ray.data.hashing import UInt64Array, draws, mix, stream_key
+
+if TYPE_CHECKING:  # torch is imported late: the tasks that read and mask do without it
+    import torch
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -32,11 +34,11 @@ _DIGEST_KEYS = {name: stream_key("digest", name) for name in ("input_ids", "mask
 
 
 class Batch(NamedTuple):
-    """A micro-batch on the device, int64: ``input_ids [B, T]``, ``masked_positions [B, K]``, ``masked_labels [B, K]``."""
+    """A micro-batch on the device: ``input_ids [B, T]``, ``masked_positions``, ``masked_labels [B, K]``, all int64."""
 
-    input_ids: torch.Tensor
-    masked_positions: torch.Tensor
-    masked_labels: torch.Tensor
+    input_ids: "torch.Tensor"
+    masked_positions: "torch.Tensor"
+    masked_labels: "torch.Tensor"
 
 
 def filler_rows(num_rows: int, max_seq_length: int, num_masked: int, id_dtype: np.dtype, *, is_end: bool) -> Arrays:
@@ -68,12 +70,14 @@ def digest(rows: Arrays) -> int:
     return int(row_digests(rows).sum(dtype=np.uint64))
 
 
-def to_device(rows: Arrays, start: int, stop: int, device: torch.device) -> Batch:
+def to_device(rows: Arrays, start: int, stop: int, device: "torch.device") -> Batch:
     """Copy rows ``start:stop`` to ``device``, widening to int64 there; on a GPU the copy does not wait."""
     return Batch(*(_to_device(rows[name][start:stop], device) for name in Batch._fields))
 
 
-def _to_device(values: npt.NDArray[np.generic], device: torch.device) -> torch.Tensor:
+def _to_device(values: npt.NDArray[np.generic], device: "torch.device") -> "torch.Tensor":
+    import torch
+
     tensor = torch.from_numpy(np.array(values))  # a copy: blocks are read-only views of shared memory
     if device.type == "cuda":
         tensor = tensor.pin_memory()

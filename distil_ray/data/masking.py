@@ -40,7 +40,8 @@ def special_table(vocab_size: int, special_ids: tuple[int, ...]) -> npt.NDArray[
 
 def count_maskable(rows: npt.NDArray[np.integer], is_special: npt.NDArray[np.bool_]) -> npt.NDArray[np.integer]:
     """Return for each of ``rows [B, T]`` how many positions could be masked, ``[B]``."""
-    return np.count_nonzero(~is_special[rows], axis=1)
+    counts: npt.NDArray[np.intp] = np.count_nonzero(~is_special[rows], axis=1)
+    return counts
 
 
 def mask_rows(

@@ -57,7 +57,7 @@ def make_rows(
         settings: row length, masking and seed.
         split: ``"train"`` or ``"eval"``: names the stream of random draws.
         group: the group's number in the run; epochs have numbers of their own, so masks differ between them.
-        skip_bad_units: leave out a unit whose content is damaged instead of raising.
+        skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
 
     Returns:
         The arrays of `batch` (skips stand at the first row) and a message for each unit left out. Rows with fewer

@@ -1,0 +1,95 @@
+"""One Ray and one small world of text for all tests that need them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A local Ray with slots for four workers and the data tasks; its address."""
+    import ray
+
+    context = ray.init(address="local", num_cpus=6, include_dashboard=True, logging_level="error", log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def words() -> list[str]:
+    """3,000 words of two to nine letters."""
+    generator = np.random.default_rng(0)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    return sorted({"".join(generator.choice(letters, generator.integers(2, 10))) for _ in range(3000)})
+
+
+def write_text(path: Path, words: list[str], *, num_documents: int, seed: int, rows_per_group: int = 20) -> None:
+    """Write a Parquet file of documents whose words are drawn by Zipf's law and depend on the word before."""
+    generator = np.random.default_rng(seed)
+    ranks = np.minimum(generator.zipf(1.3, size=(num_documents, 60)), len(words) // 2) - 1
+    follows = np.cumsum(ranks, axis=1) % len(words)
+    documents = [" ".join(words[i] for i in document) for document in follows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": documents}), path, row_group_size=rows_per_group)
+
+
+@pytest.fixture(scope="session")
+def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two Parquet files with 30 row groups in all."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_text(folder / "a.parquet", words, num_documents=400, seed=1)
+    write_text(folder / "b.parquet", words, num_documents=200, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WordPiece tokenizer of 300 pieces, made by the vocabulary command."""
+    from distil_ray.vocabulary import main
+
+    folder = tmp_path_factory.mktemp("tokenizer") / "wordpiece"
+    assert main(["--source", str(corpus), "--size", "300", "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def settings(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """A tiny run without a teacher, as a mapping for `parse_config`; tests change what they look at."""
+    return tiny_settings(corpus, tokenizer_folder, tmp_path / "runs")
+
+
+def tiny_settings(corpus: Path, tokenizer_folder: Path, storage_path: Path) -> dict[str, Any]:
+    """Twelve steps of 16 rows of 32 tokens."""
+    return {
+        "run": {"name": "run", "storage_path": str(storage_path)},
+        "student": {
+            "tokenizer": str(tokenizer_folder),
+            "config": {
+                "model_type": "bert",
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 64,
+                "max_position_embeddings": 32,
+            },
+        },
+        "data": {"sources": str(corpus), "max_seq_length": 32, "eval_fraction": 0.1},
+        "distill": {"alpha_ce": 0.0, "alpha_cos": 0.0},
+        "optim": {"global_batch_size": 16, "num_steps": 12, "learning_rate": 1e-3},
+        "eval": {"every_steps": 6, "num_rows": 32},
+        "metrics": {"every_steps": 1},
+        "checkpoint": {"every_steps": 4},
+        "runtime": {"num_workers": 2, "micro_batch_size": 4, "data_cpus": 2},
+    }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_libraries() -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,323 @@
+"""Whole runs on a real Ray, with real workers and real kills. What holds for every run is in `docs` of the modules."""
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import yaml
+from conftest import tiny_settings, write_text
+
+from distil_ray.config import parse_config
+from distil_ray.errors import InputError, RunError
+from distil_ray.training.assembly import build_plan, build_tokenizer
+from distil_ray.training.console import Console
+from distil_ray.training.launcher import launch, prepare_data
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def changed(settings: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A copy with dotted keys set, dots written as two underscores."""
+    settings = copy.deepcopy(settings)
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        settings.setdefault(section, {})[name] = value
+    return settings
+
+
+def run(settings: dict[str, Any], **values: Any) -> Path:
+    """Launch a run in this process and return its folder."""
+    config = parse_config(changed(settings, **values))
+    launch(config, Console())
+    return Path(config.run.storage_path) / config.run.name
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> np.ndarray:
+    return np.array([record["train/loss"] for record in records(folder) if "train/loss" in record])
+
+
+def digests(folder: Path) -> str:
+    return (folder / "digests.csv").read_text()
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "export" / "model.safetensors").read_bytes()
+
+
+def command(settings: dict[str, Any], folder: Path, address: str | None) -> tuple[list[str], dict[str, str]]:
+    """The command line of a run and its environment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    environment = {**os.environ} | ({"RAY_ADDRESS": address} if address else {})
+    return [sys.executable, "-m", "distil_ray.train", "--config", str(folder / "config.yaml")], environment
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def has_got_to(folder: Path, step: int) -> bool:
+    """Whether a checkpoint of that step or a later one is committed."""
+    return any(int(path.parent.name[-9:]) >= step for path in folder.glob("checkpoint_*/complete.json"))
+
+
+def train_workers() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+
+
+@pytest.fixture(scope="module")
+def reference(
+    ray_cluster: str, corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """An uninterrupted run of 100 steps with two workers, dropout on: its settings and its folder."""
+    settings = tiny_settings(corpus, tokenizer_folder, tmp_path_factory.mktemp("reference"))
+    settings = changed(settings, optim__num_steps=100, eval__every_steps=50)
+    return settings, run(settings, run__name="reference")
+
+
+@pytest.mark.parametrize("num_workers", [1, 4])
+def test_the_number_of_workers_changes_rounding_only(reference, num_workers):
+    settings, expected = reference
+    folder = run(settings, run__name=f"workers{num_workers}", runtime__num_workers=num_workers)
+
+    assert digests(folder) == digests(expected)
+    assert len(digests(folder).splitlines()) == 1 + 100
+    np.testing.assert_allclose(losses(folder), losses(expected), atol=1e-4)
+
+
+def test_micro_batches_and_data_slots_change_no_row(reference):
+    settings, expected = reference
+    folder = run(settings, run__name="micro", runtime__micro_batch_size=8, runtime__data_cpus=1)
+
+    assert digests(folder) == digests(expected)
+
+
+def test_the_loss_falls_and_is_recorded(reference):
+    _, folder = reference
+    first, last = records(folder)[0], records(folder)[-1]
+
+    assert first["step"] == 0
+    assert last["step"] == 100
+    assert last["eval/mlm_loss"] < first["eval/mlm_loss"] - 0.1
+    assert last["data/tokens"] == 100 * 16 * 32
+    assert last["run/progress"] == 1.0
+    for name in (
+        "train/loss",
+        "train/loss_mlm",
+        "train/grad_norm",
+        "perf/tokens_per_second",
+        "perf/data_wait_fraction",
+    ):
+        assert np.isfinite(last[name])
+
+
+def test_a_killed_worker_changes_nothing(reference):
+    settings, expected = reference
+    folder = Path(settings["run"]["storage_path"]) / "worker_killed"
+    killed = []
+
+    def kill() -> None:
+        wait_for(lambda: has_got_to(folder, 12))
+        killed.append(train_workers()[-1].pid)
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run(settings, run__name="worker_killed")
+    killer.join()
+
+    assert killed
+    assert weights(folder) == weights(expected)
+    assert digests(folder) == digests(expected)
+    assert records(folder)[-1]["run/restarts"] == 1
+    assert [record["step"] for record in records(folder)] == list(range(101))
+
+
+def test_a_killed_driver_changes_nothing_and_fewer_workers_can_go_on(reference, ray_cluster, tmp_path):
+    settings, expected = reference
+    storage = Path(settings["run"]["storage_path"])
+    folder = storage / "driver_killed"
+    arguments, environment = command(changed(settings, run__name="driver_killed"), tmp_path, ray_cluster)
+    driver = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+    wait_for(lambda: has_got_to(folder, 12))
+    driver.kill()
+    driver.wait()
+    wait_for(lambda: not train_workers())  # Ray ends what the driver has left behind
+    assert not (folder / "finished.json").exists()
+    shutil.copytree(folder, storage / "one_worker")
+
+    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+
+    assert result.returncode == 0, result.stderr
+    assert "resuming from checkpoint_0000000" in result.stdout
+    assert weights(folder) == weights(expected)
+    assert digests(folder) == digests(expected)
+
+    run(settings, run__name="one_worker", runtime__num_workers=1)
+
+    assert digests(storage / "one_worker") == digests(expected)
+    np.testing.assert_allclose(losses(storage / "one_worker"), losses(expected), atol=1e-4)
+
+
+def test_distils_a_teacher_in_epochs(reference, settings, capsys):
+    _, teacher = reference
+    del settings["student"], settings["distill"], settings["optim"]["num_steps"]
+    settings = changed(settings, teacher__path=str(teacher / "export"), optim__num_epochs=1)
+    folder = run(settings, optim__num_epochs=1)
+
+    last = records(folder)[-1]
+    assert last["run/progress"] == 1.0
+    assert {"train/loss_ce", "train/loss_mlm", "train/loss_cos"} <= set().union(*records(folder))
+    assert last["eval/kl_to_teacher"] > 0
+    assert last["eval/teacher_mlm_loss"] == pytest.approx(records(folder)[0]["eval/teacher_mlm_loss"])
+    # One epoch: every training row once, but for what is left of the last step.
+    groups = {int(line.split(",")[2]) for line in digests(folder).splitlines()[1:]}
+    assert max(groups) < 30
+    script = (
+        "import sys; from transformers import AutoModelForMaskedLM, AutoTokenizer; "
+        f"model = AutoModelForMaskedLM.from_pretrained({str(folder / 'export')!r}); "
+        f"tokenizer = AutoTokenizer.from_pretrained({str(folder / 'export')!r}); "
+        "assert not any(name.startswith('distil_ray') for name in sys.modules); "
+        "print(model.config.model_type, model.config.n_layers, model(**tokenizer('ab [MASK]', return_tensors='pt')).logits.shape[-1])"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder)
+    assert loaded.stdout.split() == ["distilbert", "1", "300"], loaded.stderr
+
+    capsys.readouterr()
+    assert run(settings) == folder
+    assert "run is finished" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"optim.learning_rate: was 0.001, now 0.002"):
+        run(settings, optim__learning_rate=2e-3)
+    run(settings, runtime__num_workers=1, metrics__every_steps=7)  # changes nothing that is learned
+
+
+def test_other_text_under_the_same_name_is_refused(reference, words, tmp_path):
+    settings, expected = reference
+    shutil.copytree(expected, tmp_path / "copy")
+    (tmp_path / "copy" / "finished.json").unlink()
+    write_text(tmp_path / "text" / "a.parquet", words, num_documents=140, seed=5)
+
+    with pytest.raises(InputError, match=r"was started on other text(.|\n)*a.parquet"):
+        run(settings, run__name="copy", run__storage_path=str(tmp_path), data__sources=str(tmp_path / "text"))
+
+
+def test_a_pipeline_that_ends_early_goes_on_in_another(settings, tmp_path):
+    # Words of 60 letters that are one piece each: the number of groups ahead is underestimated.
+    words = [letter * 60 for letter in "abcdefghij"]
+    write_text(tmp_path / "text" / "a.parquet", words, num_documents=160, seed=1, rows_per_group=1)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    from transformers import BertTokenizer
+
+    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(vocabulary)})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    settings = changed(
+        settings,
+        data__sources=str(tmp_path / "text"),
+        student__tokenizer=str(tmp_path / "tokenizer"),
+        runtime__num_workers=1,
+        optim__num_steps=20,
+    )
+    folder = run(settings)
+
+    assert records(folder)[-1]["step"] == 20
+    assert records(folder)[-1]["run/restarts"] == 0
+    positions = [tuple(map(int, line.split(",")[2:])) for line in digests(folder).splitlines()[1:]]
+    assert positions == sorted(set(positions))
+    assert positions[-1][0] > 40
+
+
+def test_damaged_pages_end_the_run_or_are_left_out(settings, words, tmp_path, capsys):
+    path = tmp_path / "text" / "a.parquet"
+    write_text(path, words, num_documents=200, seed=3)
+    chunk = pq.ParquetFile(path).metadata.row_group(4).column(0)
+    content = bytearray(path.read_bytes())
+    length = chunk.total_compressed_size - 40
+    content[chunk.data_page_offset : chunk.data_page_offset + length] = b"\xff" * length
+    path.write_bytes(content)
+    settings["optim"] = {"global_batch_size": 16, "num_epochs": 1}
+    settings = changed(settings, data__sources=str(path), data__eval_fraction=0.0, runtime__num_workers=1)
+
+    with pytest.raises(InputError, match=r"a\.parquet"):
+        run(settings, run__name="stopped")
+    folder = run(settings, run__name="skipped", data__on_bad_file="skip")
+
+    assert records(folder)[-1]["data/skipped_units"] == 1
+    assert "left out: " in capsys.readouterr().out
+
+
+def test_text_for_less_than_a_step_is_an_input_error(settings, words, tmp_path):
+    write_text(tmp_path / "text" / "a.parquet", words, num_documents=30, seed=3)
+    settings = changed(settings, data__sources=str(tmp_path / "text"), optim__num_steps=None, optim__num_epochs=1)
+
+    with pytest.raises(InputError, match=r"no further step of optim.global_batch_size = 4096"):
+        run(settings, optim__global_batch_size=4096)
+
+
+def test_gradients_that_are_not_finite_end_the_run(settings):
+    with pytest.raises(RunError, match="no finite norm in 3 steps in a row"):
+        run(settings, optim__learning_rate=1e38, optim__max_skipped_updates=3, optim__warmup_fraction=0.0)
+
+    folder = Path(settings["run"]["storage_path"]) / "run"
+    last = records(folder)[-1]
+    assert last["train/skipped_updates"] == 3
+    assert last["train/grad_norm"] is None
+    assert json.loads((folder / "nonfinite.json").read_text())["step"] == last["step"]
+    assert not (folder / "export").exists()
+
+
+def test_more_workers_than_the_cluster_holds(settings):
+    with pytest.raises(
+        InputError, match=r"64 workers and runtime.data_cpus = 2 need 66 CPU in all, the cluster has 6 CPU"
+    ):
+        run(settings, runtime__num_workers=64, optim__global_batch_size=256)
+    with pytest.raises(InputError, match="no node of the cluster carries the label"):
+        run(settings, runtime__data_label={"no-such": "label"})
+
+
+def test_mlm_smoothing_weighs_pieces_by_their_count_in_the_text(settings):
+    config = parse_config(changed(settings, data__mlm_smoothing=0.5))
+    plan, _ = prepare_data(config, build_plan(config, build_tokenizer(config)), warn=print)
+
+    weights = plan.settings.piece_weights
+    assert weights is not None
+    counts = np.round(weights**-2)
+    assert counts.max() > 100
+    assert (weights[list(plan.vocabulary.special_ids)[:2]] == 1.0).all()  # [PAD], [UNK]: never in the text
+
+
+def test_the_optimizer_state_of_a_checkpoint_is_complete(reference):
+    _, folder = reference
+    newest = max(folder.glob("checkpoint_*"))
+    student = safetensors.numpy.load_file(newest / "student.safetensors")
+    optimizer = safetensors.numpy.load_file(newest / "optimizer.safetensors")
+
+    assert {f"{name}.{part}" for name in student for part in ("step", "exp_avg", "exp_avg_sq")} == set(optimizer)
+    assert json.loads((newest / "state.json").read_text())["position"][0] >= 0
+
+
+def test_dataset_of_one_row_group_needs_eval_sources(settings, tmp_path):
+    pq.write_table(pa.table({"text": ["ab cd " * 200]}), tmp_path / "one.parquet")
+    with pytest.raises(InputError, match="eval_sources"):
+        run(settings, data__sources=str(tmp_path / "one.parquet"))
