@@ -195,13 +195,15 @@ def test_distils_a_teacher_in_epochs(reference, settings, capsys):
     # One epoch: every training row once, but for what is left of the last step.
     groups = {int(line.split(",")[2]) for line in digests(folder).splitlines()[1:]}
     assert max(groups) < 30
-    script = (
-        "import sys; from transformers import AutoModelForMaskedLM, AutoTokenizer; "
-        f"model = AutoModelForMaskedLM.from_pretrained({str(folder / 'export')!r}); "
-        f"tokenizer = AutoTokenizer.from_pretrained({str(folder / 'export')!r}); "
-        "assert not any(name.startswith('distil_ray') for name in sys.modules); "
-        "print(model.config.model_type, model.config.n_layers, model(**tokenizer('ab [MASK]', return_tensors='pt')).logits.shape[-1])"
-    )
+    script = f"""
+import sys
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+model = AutoModelForMaskedLM.from_pretrained({str(folder / "export")!r})
+tokenizer = AutoTokenizer.from_pretrained({str(folder / "export")!r})
+assert not any(name.startswith("distil_ray") for name in sys.modules)
+logits = model(**tokenizer("ab [MASK]", return_tensors="pt")).logits
+print(model.config.model_type, model.config.n_layers, logits.shape[-1])
+"""
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder)
     assert loaded.stdout.split() == ["distilbert", "1", "300"], loaded.stderr
 

@@ -3,12 +3,13 @@
 Shapes: B rows, T tokens a row, K masked positions a row.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from small_models import VOCAB_SIZE, small_model
-from transformers import PreTrainedModel
+from transformers import BertTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, parse_config
 from distil_ray.data.batch import SKIPPED, Arrays, digest
@@ -121,3 +122,18 @@ def train(learner: Learner, config: Config, steps: range, **part: int) -> list[f
 def weights_of(learner: Learner) -> dict[str, torch.Tensor]:
     """Copies of the student's parameters."""
     return {name: parameter.detach().clone() for name, parameter in learner.student.named_parameters()}
+
+
+def small_tokenizer(*, swapped: bool = False) -> PreTrainedTokenizerBase:
+    """A WordPiece tokenizer of VOCAB_SIZE pieces; ``swapped`` gives two of them each other's id."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCAB_SIZE - 5))]
+    if swapped:
+        pieces[10], pieces[11] = pieces[11], pieces[10]
+    return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, model_max_length=T)
+
+
+def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
+    """Save a Hugging Face folder and return its path."""
+    model.save_pretrained(folder)
+    (tokenizer or small_tokenizer()).save_pretrained(folder)
+    return str(folder)

@@ -67,7 +67,7 @@ class Distiller(nn.Module):
         """Take the teacher along wherever nn.Module.to() moves the student."""
         for teacher in self._teacher:
             teacher._apply(fn)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def counts(self, num_rows: int, max_seq_length: int, num_masked: int) -> dict[str, int]:

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import safetensors.torch
-import torch
+from typing import TYPE_CHECKING
 
 from distil_ray.data.schedule import START, Position
 from distil_ray.training.storage import RunFolder
@@ -22,7 +20,10 @@ PREFIX = "checkpoint_"
 MARKER = "complete.json"
 STATE = "state.json"
 
-Tensors = dict[str, torch.Tensor]
+if TYPE_CHECKING:  # torch is imported late: Ray's controller asks for the position alone
+    import torch
+
+Tensors = dict[str, "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class Checkpoint:
 
     def load(self, part: str) -> Tensors:
         """Read ``student`` or ``optimizer``, by tensor name."""
+        import safetensors.torch
+
         return safetensors.torch.load(self.folder.read_bytes(f"{self.name}/{part}.safetensors"))
 
 
@@ -131,6 +134,8 @@ class CheckpointWriter:
             pending.result()
 
     def _write(self, state: TrainState, parts: Mapping[str, Tensors]) -> None:
+        import safetensors.torch
+
         name = f"{PREFIX}{state.step:09d}"
         with self._folder.new_folder(name) as local:
             for part, tensors in parts.items():

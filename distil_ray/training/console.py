@@ -64,14 +64,11 @@ class Console:
         if kind == "line":
             self.line(content)
             return
-        text = format_record(content)
-        if self._bar is None:
-            self.line(text)
-            return
-        self._bar.n = round(content["run/progress"], 6)
-        self._bar.set_description_str(text)
-        if "eval/mlm_loss" in content:
-            self.line(text)
+        if self._bar is not None:
+            self._bar.n = round(content["run/progress"], 6)
+            self._bar.set_description_str(_format_briefly(content))
+        if self._bar is None or "eval/mlm_loss" in content:
+            self.line(format_record(content))
 
 
 def format_record(record: Mapping[str, Any]) -> str:
@@ -84,7 +81,7 @@ def format_record(record: Mapping[str, Any]) -> str:
             if name.startswith("train/loss_")
         )
         parts.append(f"loss {_number(record['train/loss'])} ({terms})")
-        parts.append(f"{record['perf/tokens_per_second']:,.0f} tokens/s")
+        parts.append(_speed(record))
     if record.get("eval/mlm_loss") is not None:
         held_out = f"held out: mlm_loss {record['eval/mlm_loss']:.4f}, accuracy {record['eval/mlm_accuracy']:.1%}"
         if "eval/kl_to_teacher" in record:
@@ -92,9 +89,24 @@ def format_record(record: Mapping[str, Any]) -> str:
                 f", kl_to_teacher {record['eval/kl_to_teacher']:.4f}, agreement {record['eval/teacher_agreement']:.1%}"
             )
         parts.append(held_out)
-    if record.get("eta_seconds") and record["run/progress"] < 1:
-        parts.append(f"{format_seconds(record['eta_seconds'])} left")
+    return "  ".join([*parts, *_time_left(record)])
+
+
+def _format_briefly(record: Mapping[str, Any]) -> str:
+    """What fits beside a bar."""
+    parts = [f"step {record['step']:,}", *_time_left(record)]
+    if "train/loss" in record:
+        parts += [f"loss {_number(record['train/loss'])}", _speed(record)]
     return "  ".join(parts)
+
+
+def _speed(record: Mapping[str, Any]) -> str:
+    return f"{record['perf/tokens_per_second']:,.0f} tokens/s"
+
+
+def _time_left(record: Mapping[str, Any]) -> list[str]:
+    is_known = record.get("eta_seconds") and record["run/progress"] < 1
+    return [f"{format_seconds(record['eta_seconds'])} left"] if is_known else []
 
 
 def _number(value: float | None) -> str:

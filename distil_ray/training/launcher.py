@@ -26,8 +26,9 @@ from distil_ray.training.assembly import build_models, build_plan, build_tokeniz
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
 from distil_ray.training.cluster import check_fits, connect, worker_resources
 from distil_ray.training.console import Console
+from distil_ray.training.events import QueueEvents
 from distil_ray.training.export import EXPORT_FOLDER
-from distil_ray.training.loop import FINISHED_FILE, Job, Outcome, QueueEvents, train_loop_per_worker
+from distil_ray.training.loop import FINISHED_FILE, Job, Outcome, train_loop_per_worker
 from distil_ray.training.storage import RunFolder
 
 CONFIG_FILE = "config.yaml"

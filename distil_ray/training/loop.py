@@ -8,38 +8,23 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
-from ray.util.queue import Queue
 
 from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
 from distil_ray.data.schedule import Position
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
+from distil_ray.training.events import QueueEvents
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, DataError, StepRows
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.learner import Learner
-from distil_ray.training.metrics import Record, read_records
+from distil_ray.training.metrics import read_records
 from distil_ray.training.reporter import Reporter, is_writable
 from distil_ray.training.storage import RunFolder
 
 FINISHED_FILE = "finished.json"
 NONFINITE_FILE = "nonfinite.json"
-
-
-class QueueEvents:
-    """`reporter.Events` over a Ray queue: (kind, content), without waiting for the queue's actor."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._actor: Any = queue.actor
-
-    def line(self, text: str) -> None:
-        """Pass on a line of text."""
-        self._actor.put_nowait.remote(("line", text))
-
-    def record(self, record: Record) -> None:
-        """Pass on metrics."""
-        self._actor.put_nowait.remote(("record", record))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""How the commands end, and what they say."""
+
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from distil_ray import train
+from distil_ray.cli import main_of
+from distil_ray.config import Config, Source, load_config
+from distil_ray.errors import InputError, RunError
+
+SETTINGS = [
+    "run.name=a",
+    "teacher.path=org/teacher",
+    "data.sources=[/text/*.parquet, {path: '/o ther', column: body}]",
+    "optim.num_steps=10",
+]
+
+
+def ending_in(error):
+    def command(argv):
+        if error is not None:
+            raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (None, 0, ""),
+        (RunError("worker 1: lost"), 1, "prog: error: worker 1: lost\n"),
+        (InputError("x: given 1, expected 2"), 2, "prog: error: x: given 1, expected 2\n"),
+        (KeyboardInterrupt(), 130, "prog: error: interrupted; the same command goes on from the last checkpoint\n"),
+    ],
+)
+def test_exit_status_and_message(error, status, message, capsys):
+    assert main_of("prog", ending_in(error), []) == status
+    assert capsys.readouterr() == ("", message)
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        main_of("prog", ending_in(ZeroDivisionError()), [])
+
+
+def test_interrupting_a_process_ends_it_with_130_and_without_a_traceback():
+    script = (
+        "import sys, time\n"
+        "from distil_ray.cli import main_of\n"
+        "def command(argv):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "sys.exit(main_of('prog', command, None))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "prog: error: interrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_a_bad_configuration_ends_a_process_with_2_and_without_a_traceback():
+    command = [sys.executable, "-m", "distil_ray.train", *SETTINGS, "optim.learning_rat=1", "runtime.num_workers=0"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("distil_ray.train: error: the configuration has 2 problems:\n")
+    assert "did you mean optim.learning_rate?" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "/no/such.yaml"], "distil_ray.train: error: the configuration has 1 problem:\n  /no/such.yaml: "),
+        (["run.name"], "expected section.key=value"),
+        ([], "run.name: missing"),
+    ],
+)
+def test_a_bad_configuration_ends_with_2(arguments, message, capsys):
+    assert train.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+
+
+def test_an_unknown_option_ends_with_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main([*SETTINGS, "--no-such-option"])
+    assert caught.value.code == 2
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: python -m distil_ray.train ")
+    listed = set(re.findall(r"^  (\w+\.[\w.\[\]]+)  \(", shown, flags=re.MULTILINE))
+    sections = load_config([], SETTINGS).model_dump()
+    keys = {f"{section}.{key}" for section in Config.model_fields for key in sections[section]}
+    assert listed == keys | {f"data.sources[].{key}" for key in Source.model_fields}
+
+
+def test_the_printed_configuration_reads_back_as_the_same(capsys, tmp_path):
+    (tmp_path / "base.yaml").write_text("distill: {alpha_ce: 4.5e-1}\noptim: {learning_rate: 1e-4, num_steps: 5}\n")
+    arguments = ["--config", str(tmp_path / "base.yaml"), *SETTINGS, "runtime.num_workers=[1, 4]"]
+    assert train.main([*arguments, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["run"]["name"] == "a"
+    (tmp_path / "printed.yaml").write_text(printed)
+    config = load_config([str(tmp_path / "printed.yaml")], [])
+    assert config == load_config([str(tmp_path / "base.yaml")], arguments[2:])
+    assert (config.optim.learning_rate, config.optim.num_steps, config.distill.alpha_ce) == (1e-4, 10, 0.45)
+    assert train.main(["--config", str(tmp_path / "printed.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_options_may_stand_between_settings(capsys, tmp_path):
+    (tmp_path / "a.yaml").write_text("run: {seed: 7}\n")
+    assert train.main([*SETTINGS[:2], "--config", str(tmp_path / "a.yaml"), *SETTINGS[2:], "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run"]["seed"] == 7
+
+
+def test_printing_and_mistakes_answer_without_torch_and_ray():
+    script = (
+        "import sys\n"
+        "from distil_ray import train\n"
+        f"assert train.main({[*SETTINGS, '--print-config']!r}) == 0\n"
+        "assert train.main(['run.nam=x']) == 2\n"
+        "loaded = {'torch', 'ray', 'transformers', 'datasets'} & sys.modules.keys()\n"
+        "sys.exit(f'loaded: {loaded}' if loaded else 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,138 @@
+"""The exported folder: an ordinary Hugging Face model that knows nothing of this package."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from small_models import random_ids, small_model
+from training_parts import B, small_config, small_pair, small_tokenizer
+
+from distil_ray.config import parse_config
+from distil_ray.training.export import export_student, model_card
+from distil_ray.training.storage import RunFolder
+
+pytest_plugins = ("local_s3",)
+
+SUMMARY = {
+    "step": 12_345,
+    "tokens": 12_345 * B,
+    "eval/mlm_loss": 2.34567,
+    "eval/mlm_accuracy": 0.56789,
+    "eval/kl_to_teacher": 0.3,
+    "eval/teacher_agreement": None,
+}
+
+# In a process of its own, where this package cannot be imported.
+LOAD = """
+import json, sys
+sys.modules["distil_ray"] = None
+import torch
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+model, info = AutoModelForMaskedLM.from_pretrained(sys.argv[1], output_loading_info=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+with torch.no_grad():
+    logits = model.eval()(**tokenizer("w3 w17 [MASK] w5", return_tensors="pt")).logits
+print(json.dumps({
+    "type": type(model).__name__,
+    "logits": logits.tolist(),
+    "wrong": [sorted(keys) for keys in info.values()],
+    "dtypes": sorted({str(parameter.dtype) for parameter in model.parameters()}),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An exported student, and the folder of its run."""
+    folder = RunFolder(str(tmp_path_factory.mktemp("export")), "small")
+    _, student = small_pair()
+    export_student(folder, student.train(), small_tokenizer(), small_config(), SUMMARY)
+    return student.eval(), folder
+
+
+def test_transformers_alone_loads_the_same_model(exported):
+    student, folder = exported
+    command = [sys.executable, "-W", "ignore", "-c", LOAD, folder.join("export")]
+    loaded = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    with torch.no_grad():
+        expected = student(**small_tokenizer()("w3 w17 [MASK] w5", return_tensors="pt")).logits
+    assert expected.shape[1] == 6
+    torch.testing.assert_close(torch.tensor(loaded["logits"]), expected, rtol=1e-5, atol=1e-5)
+    assert loaded["type"] == "DistilBertForMaskedLM"
+    assert not any(loaded["wrong"])
+    assert loaded["dtypes"] == ["torch.float32"]
+
+
+def test_the_folder_holds_safetensors_with_each_weight_once(exported):
+    student, folder = exported
+    names = RunFolder(folder.path, "export").names()
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(names)
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pkl"))]
+    weights = safetensors.torch.load(folder.read_bytes("export/model.safetensors"))
+    assert sum(weight.numel() for weight in weights.values()) == student.num_parameters()
+    assert student.vocab_projector.weight is student.distilbert.embeddings.word_embeddings.weight
+
+
+def test_the_configuration_is_that_of_the_model_alone(exported):
+    _, folder = exported
+    config = folder.read_json("export/config.json")
+    assert config["architectures"] == ["DistilBertForMaskedLM"]
+    assert not {"output_hidden_states", "output_attentions", "return_dict", "_name_or_path"} & config.keys()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_every_family_comes_back(tmp_path, family):
+    student = small_model(family)
+    folder = RunFolder(str(tmp_path), "a")
+    export_student(folder, student, small_tokenizer(), small_config(), SUMMARY)
+    loaded = type(student).from_pretrained(folder.join("export")).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(random_ids(2, 8)).logits, student(random_ids(2, 8)).logits)
+
+
+def test_exports_to_s3(bucket):
+    folder = RunFolder("s3://runs/below", "a")
+    export_student(folder, small_pair()[1], small_tokenizer(), small_config(), SUMMARY)
+    assert safetensors.torch.load(folder.read_bytes("export/model.safetensors"))
+    assert 'AutoTokenizer.from_pretrained("export")' in folder.read_bytes("export/README.md").decode()
+
+
+# The model card
+
+
+def test_the_card_tells_what_the_model_is(exported):
+    student, folder = exported
+    card = folder.read_bytes("export/README.md").decode()
+    header, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert yaml.safe_load(header)["pipeline_tag"] == "fill-mask"
+    assert body.strip().startswith("# small\n")
+    assert f"1 layers and {student.num_parameters():,} parameters, distilled from `/unused`" in body
+    assert "| MLM loss (nats a masked token) | 2.3457 |" in body
+    assert "| MLM accuracy | 0.5679 |" in body
+    assert "| KL divergence from the teacher (nats) | 0.3000 |" in body
+    assert "agreement" not in body.partition("```yaml")[0]  # there was no such figure
+    assert "12,345 steps of 8 rows, 98,760 tokens of `/unused`" in body
+    settings = body.partition("```yaml\n")[2].partition("```")[0]
+    assert parse_config(yaml.safe_load(settings)) == small_config()
+
+
+def test_the_cards_example_runs(exported):
+    _, folder = exported
+    example = folder.read_bytes("export/README.md").decode().partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(example, names)
+    assert names["model"].num_parameters() == exported[0].num_parameters()
+    assert names["tokenizer"].mask_token == "[MASK]"
+
+
+def test_the_card_of_a_run_without_teacher_and_evaluation():
+    config = small_config(
+        teacher=None, student__path="/unused", distill={"alpha_ce": 0.0, "alpha_mlm": 1.0, "alpha_cos": 0.0}
+    )
+    card = model_card(small_model("bert"), config, {"step": 1, "tokens": 2}, "here")
+    assert "trained by masked language modelling with distil_ray" in card
+    assert "No text was held out." in card

@@ -1,0 +1,104 @@
+"""Every command of the README runs, and a stranger gets from raw text on S3 to a student on S3."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import tiny_settings
+
+from distil_ray.config import load_config
+
+pytest_plugins = ("local_s3",)
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SHORTER = (
+    "optim.num_steps=4 optim.global_batch_size=16 runtime.micro_batch_size=8 eval.num_rows=16 eval.every_steps=4 "
+    "data.eval_fraction=0.1"
+)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def own_ray(tmp_path: Path) -> dict[str, str]:
+    """An environment whose Ray is another one than that of the other tests."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    # Short: the path of a socket may have 107 bytes.
+    folder = Path(f"/tmp/dr{os.getpid()}_{abs(hash(tmp_path)) % 10_000}")
+    return environment | {"RAY_TMPDIR": str(folder)}
+
+
+def test_the_commands_of_the_readme_run(corpus, tmp_path):
+    (tmp_path / "text").symlink_to(corpus)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / ".venv").symlink_to(Path(sys.prefix))
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line]
+    makes = [line for line in lines if line.startswith("make ")]
+    assert set(makes) <= {"make test", "make check", "make setup"}  # continuous integration runs these
+    commands = [line for line in lines if line not in makes]
+    assert len(commands) == 4
+
+    for i, line in enumerate(commands):
+        if "distil_ray.train" in line:
+            commands[i] = f"{line} {SHORTER}"
+        commands[i] = commands[i].replace("--size 8000", "--size 300")
+    result = subprocess.run(
+        ["bash", "-euc", "\n".join(commands)],
+        cwd=tmp_path,
+        env=own_ray(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "runs/tiny/export/model.safetensors").exists()
+    assert "finished: the student is in" in result.stdout
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_the_configurations_of_the_readme_are_valid(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+
+    assert load_config([str(tmp_path / "config.yaml")], []).run.name == "my-student"
+
+
+def test_text_and_runs_on_s3(bucket: Any, corpus, tokenizer_folder, tmp_path):
+    for file in corpus.iterdir():
+        bucket.upload_file(str(file), f"text/{file.name}")
+    settings = tiny_settings(corpus, tokenizer_folder, tmp_path)
+    settings["data"]["sources"] = "s3://runs/text/*.parquet"
+    settings["run"]["storage_path"] = "s3://runs/results"
+    settings["runtime"]["num_workers"] = 1
+    settings["optim"]["num_steps"] = 4
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    result = subprocess.run(
+        [sys.executable, "-m", "distil_ray.train", "--config", str(tmp_path / "config.yaml")],
+        env=own_ray(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+    assert result.returncode == 0, result.stderr
+    names = {item.key.removeprefix("results/run/") for item in bucket.objects.all()}
+    expected = {
+        "config.yaml",
+        "metrics.jsonl",
+        "digests.csv",
+        "finished.json",
+        "export/model.safetensors",
+        "export/tokenizer.json",
+        "checkpoint_000000004/complete.json",
+    }
+    assert expected <= names
+    assert any(name.startswith("tensorboard/") for name in names)
