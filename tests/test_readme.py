@@ -27,12 +27,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def own_ray(tmp_path: Path) -> dict[str, str]:
-    """An environment whose Ray is another one than that of the other tests."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    # Short: the path of a socket may have 107 bytes.
-    folder = Path(f"/tmp/dr{os.getpid()}_{abs(hash(tmp_path)) % 10_000}")
-    return environment | {"RAY_TMPDIR": str(folder)}
+def own_ray() -> dict[str, str]:
+    """An environment in which the command starts a Ray of its own."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 def test_the_commands_of_the_readme_run(corpus, tmp_path):
@@ -52,7 +49,7 @@ def test_the_commands_of_the_readme_run(corpus, tmp_path):
     result = subprocess.run(
         ["bash", "-euc", "\n".join(commands)],
         cwd=tmp_path,
-        env=own_ray(tmp_path),
+        env=own_ray(),
         capture_output=True,
         text=True,
         timeout=280,
@@ -83,7 +80,7 @@ def test_text_and_runs_on_s3(bucket: Any, corpus, tokenizer_folder, tmp_path):
 
     result = subprocess.run(
         [sys.executable, "-m", "distil_ray.train", "--config", str(tmp_path / "config.yaml")],
-        env=own_ray(tmp_path),
+        env=own_ray(),
         capture_output=True,
         text=True,
         timeout=280,

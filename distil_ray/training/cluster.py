@@ -13,29 +13,33 @@ from distil_ray.errors import InputError
 
 
 def connect(config: Config) -> str:
-    """Join the cluster that RAY_ADDRESS names or that runs on this machine, or else start one here.
+    """Join the cluster that RAY_ADDRESS names (a submitted job has it set), or else start a Ray on this machine.
 
     A Ray started here gets logical CPU slots for the workers and for the data tasks, however few cores there are, so
-    that neither can starve the other. Returns a line that says which it was.
+    that neither can starve the other. It is never one that happens to run here: that may belong to, and end with,
+    another command. Returns a line that says which it was.
+
+    Raises:
+        InputError: there is no cluster at RAY_ADDRESS.
     """
     if ray.is_initialized():
         return "using the Ray that this process is connected to"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # What matters to the user comes by the run's own events; Ray's log files keep the rest.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    try:
-        context: Any = ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), **quiet)
-        return f"joined the Ray cluster at {context.address_info['gcs_address']}"
-    except ConnectionError as error:
-        if "RAY_ADDRESS" in os.environ:
+    address = os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        try:
+            context: Any = ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError) as error:
             raise InputError(
-                f"RAY_ADDRESS: cannot reach a Ray cluster at {os.environ['RAY_ADDRESS']!r}: {error}; start one with "
+                f"RAY_ADDRESS: cannot reach a Ray cluster at {address!r}: {error}; start one with "
                 "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
             ) from error
-    num_cpus = max(os.cpu_count() or 1, slots_needed(config)["CPU"])
-    # With its dashboard, without which Ray Train's clean-up after a killed driver does not work.
-    ray.init(address="local", num_cpus=int(num_cpus), include_dashboard=True, **quiet)
-    return f"started Ray on this machine with {int(num_cpus)} CPU slots"
+        return f"joined the Ray cluster at {context.address_info['gcs_address']}"
+    num_cpus = int(max(os.cpu_count() or 1, slots_needed(config)["CPU"]))
+    # With its dashboard, without which Ray Train cannot clean up after a killed driver.
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
+    return f"started Ray on this machine with {num_cpus} CPU slots"
 
 
 def worker_resources(config: Config) -> dict[str, float]:
