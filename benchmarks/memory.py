@@ -1,7 +1,7 @@
 """Does any process of a run grow with the corpus?
 
-Trains a minute student for one epoch on a corpus and on one ten times as large, and compares, process kind by process kind, the peak of
-the memory that belongs to the process alone (USS; the object store is shared and bounded by Ray).
+Trains a minute student for one epoch on a corpus and on one ten times as large, and compares, process kind by process
+kind, the peak of the memory that belongs to the process alone (USS; the object store is shared and bounded by Ray).
 
     python benchmarks/memory.py --source 'text/*.parquet' --tokenizer runs/vocabulary --megabytes 4
 """

@@ -74,9 +74,10 @@ def test_without_a_terminal_there_are_plain_lines(capfd):
 
 
 def test_what_comes_last_is_shown_too(capfd):
-    """Events of a run's end may still be on their way when it returns."""
+    """However long a run is silent; events of its end may still be on their way when it returns."""
     events = queue.Queue()
     with Console().following(events):
+        time.sleep(0.7)
         late = threading.Timer(0.2, events.put, [("line", "the end")])
         late.start()
     late.join()

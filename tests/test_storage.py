@@ -96,7 +96,7 @@ def test_a_reader_never_sees_a_part_of_a_text(tmp_path):
     done = threading.Event()
 
     def write():
-        for round_ in range(50):
+        for round_ in range(20):
             folder.write_text("x.json", texts[round_ % 2])
         done.set()
 

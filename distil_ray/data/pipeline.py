@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray.data
-from ray.data import DataContext, Dataset, ExecutionOptions, ExecutionResources
+from ray.data import DataContext, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
 from distil_ray.data.batch import Arrays, filler_rows
 from distil_ray.data.plan import DataPlan
@@ -72,6 +72,7 @@ def train_dataset(
     num_groups: int,
     block_rows: int,
     filler_blocks: int,
+    num_cpus: int,
     warn: Callable[[str], None],
 ) -> Dataset:
     """Build the pipeline of training rows behind ``start``, in blocks of exactly ``block_rows`` rows.
@@ -83,6 +84,7 @@ def train_dataset(
         block_rows: rows of a block; one block is one worker's share of a step at the maximal number of workers.
         filler_blocks: blocks of filler behind the last row. The equal split may drop as many blocks as there are
             workers, less one: it shall drop these.
+        num_cpus: CPU slots that the pipeline will have.
         warn: is told, in the process that reads, of each unit that is left out.
     """
     configure_context()
@@ -107,18 +109,20 @@ def train_dataset(
         .map_batches(make_group, batch_size=None, batch_format="numpy", zero_copy_batch=True)
         .repartition(target_num_rows_per_block=block_rows, strict=True)
     )
-    _take_no_slots(dataset)
+    _cut_beside_the_groups(dataset, num_tasks=max(4, num_cpus // 2))
     return dataset
 
 
-def _take_no_slots(dataset: Dataset) -> None:
-    """Let the last operator run without a CPU slot of its own: cutting blocks needs next to no time.
+def _cut_beside_the_groups(dataset: Dataset, num_tasks: int) -> None:
+    """Let the last operator run beside the groups, without a CPU slot: cutting blocks needs next to no time.
 
     Ray would keep up to half of the slots free for it; and a single slot would go to the groups until the last of them
-    is made, with no block until then. `Dataset.repartition` has no argument for it.
+    is made, with no block until then. Without a slot its tasks need a limit of their own, or each takes a process.
+    `Dataset.repartition` has no argument for either.
     """
     operator: Any = dataset._logical_plan.dag
     operator.ray_remote_args["num_cpus"] = 0
+    object.__setattr__(operator, "compute", TaskPoolStrategy(size=num_tasks))
 
 
 def heldout_rows(plan: DataPlan, num_rows: int, options: ExecutionOptions, warn: Callable[[str], None]) -> Arrays:

@@ -61,6 +61,11 @@ def build_models(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Pr
                     f"data.max_seq_length: given {config.data.max_seq_length}, but the {role} has positions for "
                     f"{max_tokens(model)} tokens; expected at most that"
                 )
+    if teacher is not None and teacher.config.vocab_size != student.config.vocab_size:
+        raise InputError(
+            f"student: its vocab_size is {student.config.vocab_size}, the teacher's {teacher.config.vocab_size}; expected "
+            "the same, since the student is compared with the teacher piece by piece"
+        )
     build_distiller(config, teacher, student)
     return teacher, student
 

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import ray.data
 import ray.train
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -156,7 +155,7 @@ def _train(config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvent
     job = Job(config, heldout, plan.schedule.num_groups, events)
     try:
         while (outcome := _fit(job, plan, folder)).kind == "more":
-            job = replace(job, is_continuation=True)
+            job = replace(job, continues_at=outcome.step)
     except ray.train.TrainingFailedError as error:
         raise RunError(_failure_message(config, folder, error)) from error
     return outcome
@@ -165,7 +164,7 @@ def _train(config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvent
 def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
     config = job.config
 
-    def train_from_last_checkpoint() -> ray.data.Dataset:
+    def train_from_last_checkpoint() -> Any:
         """Runs in Ray Train's controller whenever a worker group starts, so a restart reads on from there."""
         checkpoint, _ = latest_checkpoint(folder)
         state = TrainState() if checkpoint is None else checkpoint.state
@@ -177,6 +176,7 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
             num_groups=num_groups_ahead(plan, state.position, rows_left),
             block_rows=config.block_rows,
             filler_blocks=config.runtime.max_workers,
+            num_cpus=config.runtime.data_cpus,
             warn=job.events.line,
         )
 

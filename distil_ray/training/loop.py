@@ -34,14 +34,14 @@ class Job:
     Attributes:
         heldout: held-out rows, the arrays of `data.batch`; empty = no evaluation.
         num_groups: of the whole schedule; None = endless.
-        is_continuation: whether this pass goes on, as planned, where the pipeline before it ended.
+        continues_at: step at which this pass goes on, as planned, where the pipeline before it ended.
     """
 
     config: Config
     heldout: Arrays
     num_groups: int | None
     events: QueueEvents
-    is_continuation: bool = False
+    continues_at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Outcome:
     kind: str
     message: str = ""
     is_input_error: bool = False
+    step: int = 0
 
 
 def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
@@ -81,7 +82,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=rank == 0)
     reporter = Reporter(folder, job.events, is_active=rank == 0)
     resumed_from = None if checkpoint is None else checkpoint.name
-    reporter.begin(state, resumed_from, complaints, is_continuation=job.is_continuation)
+    reporter.begin(state, resumed_from, complaints, is_continuation=state.step == job.continues_at)
     feed = BlockFeed(
         ray.train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2),
         start=state.position,
@@ -142,12 +143,12 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
         record = meter.record() if meter.num_steps else {}
         record |= heldout.evaluate(learner) if state.step > evaluated_step else {}
         _report(reporter, state, record)
+    reporter.sync()
     if state.step > saved_step:
         checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
-    reporter.sync()
     checkpoints.wait()
     if not is_finished:
-        return Outcome("more")
+        return Outcome("more", step=state.step)
     if rank == 0:
         summary = _summarise(folder, state)
         export_student(folder, learner.student, tokenizer, config, summary)
