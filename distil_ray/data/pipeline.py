@@ -23,8 +23,12 @@ HORIZON_GROUPS = 4096
 """Groups in one pipeline: Ray Data prepares its tasks beforehand, at about a millisecond and a few kB each. A longer
 run goes on with a second pipeline at the position where the first one ended."""
 
+_BYTES_AHEAD_PER_CPU = 16 * 2**20
+"""Rows in waiting for the workers, two to three groups a CPU slot. Without a limit the pipeline would fill the object
+store as fast as it can, and take the CPU from whoever else needs it."""
+
 _MAX_BYTES_PER_TOKEN = 8
-_SPARE_GROUPS = 32
+_SPARE_GROUPS = 2
 
 SAMPLE_GROUPS = 8
 """Groups of the first epoch from which pieces are counted for `mlm_smoothing`."""
@@ -34,7 +38,7 @@ def execution_options(num_cpus: int, node_label: Mapping[str, str] | None) -> Ex
     """Options of every pipeline here: how many CPU slots it may take, and the label of the nodes to run on."""
     return ExecutionOptions(
         preserve_order=True,
-        resource_limits=ExecutionResources(cpu=num_cpus),
+        resource_limits=ExecutionResources(cpu=num_cpus, object_store_memory=num_cpus * _BYTES_AHEAD_PER_CPU),
         label_selector=dict(node_label) if node_label else None,
     )
 
@@ -49,17 +53,18 @@ def configure_context() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that there are no progress bars
 
 
-def num_groups_ahead(plan: DataPlan, start: Position, num_rows: int | None) -> int:
+def num_groups_ahead(plan: DataPlan, start: Position, num_rows: int | None, generosity: int = 1) -> int:
     """How many groups the pipeline that starts at ``start`` covers, to give ``num_rows`` rows if that is known.
 
-    Ample for English and most other text; where it is not, another pipeline follows.
+    Ample for English and most other text. Where it is not, another pipeline follows; one that gave no step at all is
+    followed by one of greater ``generosity``.
     """
     schedule = plan.schedule
     num_groups = HORIZON_GROUPS
     if num_rows is not None:
         num_bytes = num_rows * plan.settings.max_seq_length * _MAX_BYTES_PER_TOKEN
         bytes_per_group = int(schedule.unit_bytes.sum()) / schedule.groups_per_epoch
-        num_groups = min(num_groups, int(num_bytes / bytes_per_group) + _SPARE_GROUPS)
+        num_groups = min(num_groups, generosity * (int(num_bytes / bytes_per_group) + _SPARE_GROUPS))
     if schedule.num_groups is not None:
         num_groups = min(num_groups, schedule.num_groups - start.group)
     return num_groups

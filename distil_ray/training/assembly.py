@@ -63,8 +63,8 @@ def build_models(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Pr
                 )
     if teacher is not None and teacher.config.vocab_size != student.config.vocab_size:
         raise InputError(
-            f"student: its vocab_size is {student.config.vocab_size}, the teacher's {teacher.config.vocab_size}; expected "
-            "the same, since the student is compared with the teacher piece by piece"
+            f"student: its vocab_size is {student.config.vocab_size}, the teacher's {teacher.config.vocab_size}; "
+            "expected the same, since the student is compared with the teacher piece by piece"
         )
     build_distiller(config, teacher, student)
     return teacher, student

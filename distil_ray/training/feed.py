@@ -5,6 +5,7 @@ global sequence, so with fewer workers than blocks some workers have more of the
 changes.
 """
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch.distributed as dist
 
 from distil_ray.data.batch import END_OF_SCHEDULE, FILLER_GROUP, SKIPPED, Arrays, digest
 from distil_ray.data.schedule import Position
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, RunError
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,11 @@ def _facts(blocks: list[Block], blocks_per_step: int, error: Exception | None) -
 
 
 class DataError(InputError):
-    """The data plane failed on at least one worker; raised on all of them."""
+    """The text cannot be read, as at least one worker found out; raised on all of them."""
+
+
+class DataPlaneError(RunError):
+    """The data plane failed for at least one worker, for a reason that may pass; raised on all of them."""
 
 
 class BlockFeed:
@@ -97,7 +102,8 @@ class BlockFeed:
         """Return the next step's rows, or None on all workers if the pipeline holds no further whole step.
 
         Raises:
-            DataError: reading failed on some worker; its message says which.
+            DataError: the text is at fault.
+            DataPlaneError: anything else failed, such as a node of the data plane.
         """
         began = time.perf_counter()
         blocks, error = self._take()
@@ -144,14 +150,15 @@ class BlockFeed:
         dist.all_reduce(values, group=self._group)
         return dict(zip(_FACTS, values.tolist(), strict=True))
 
-    def _shared_error(self, error: Exception | None) -> DataError:
-        """Agree on one message: the first failing worker's."""
-        message = None if error is None else _root_message(error)
-        messages = [message]
+    def _shared_error(self, error: Exception | None) -> DataError | DataPlaneError:
+        """Agree on one error: the first failing worker's."""
+        own = None if error is None else _message(error)
+        messages: list[tuple[bool, str] | None] = [own]
         if self._world_size > 1:
             messages = [None] * self._world_size
-            dist.all_gather_object(messages, message, group=self._group)
-        return DataError(next(message for message in messages if message is not None))
+            dist.all_gather_object(messages, own, group=self._group)
+        is_input_error, message = next(message for message in messages if message is not None)
+        return DataError(message) if is_input_error else DataPlaneError(message)
 
     def _check_start(self, blocks: list[Block]) -> None:
         """The first row of the sequence must be the one behind the position that the run resumes from."""
@@ -164,12 +171,16 @@ class BlockFeed:
                 assert follows, f"expected the row behind {self._start}, got group {group}, row {row}"
 
 
-def _root_message(error: BaseException) -> str:
-    """The message of the user-facing error at the bottom of Ray's wrappers, or else of the bottom itself."""
-    seen = [error]
-    while (cause := getattr(seen[-1], "cause", None) or seen[-1].__cause__) and cause not in seen:
-        seen.append(cause)
-    for candidate in reversed(seen):
-        if isinstance(candidate, InputError):
-            return str(candidate)
-    return f"{type(seen[-1]).__name__}: {seen[-1]}"
+# Of an exception in a data task only the text arrives here, in the middle of Ray's own.
+_INPUT_ERROR = re.compile(
+    r"^distil_ray\.[\w.]*\b(?:InputError|BadFileError): (.+?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL
+)
+
+
+def _message(error: Exception) -> tuple[bool, str]:
+    """Whether the user's input is at fault, and what to say of it."""
+    if isinstance(error, InputError):
+        return True, str(error)
+    if found := _INPUT_ERROR.search(str(error)):
+        return True, found[1].strip()
+    return False, f"{type(error).__name__}: {error}"

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from distil_ray.config import Config, difference, learned, to_yaml
 from distil_ray.data.batch import Arrays
 from distil_ray.data.pipeline import (
+    HORIZON_GROUPS,
     execution_options,
     heldout_rows,
     num_groups_ahead,
@@ -27,7 +28,7 @@ from distil_ray.training.cluster import check_fits, connect, worker_resources
 from distil_ray.training.console import Console
 from distil_ray.training.events import QueueEvents
 from distil_ray.training.export import EXPORT_FOLDER
-from distil_ray.training.loop import FINISHED_FILE, Job, Outcome, train_loop_per_worker
+from distil_ray.training.loop import FINISHED_FILE, Job, Outcome, too_little_text, train_loop_per_worker
 from distil_ray.training.storage import RunFolder
 
 CONFIG_FILE = "config.yaml"
@@ -153,15 +154,19 @@ def _train(config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvent
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     plan, heldout = prepare_data(config, plan, events.line)
     job = Job(config, heldout, plan.schedule.num_groups, events)
+    generosity = 1
     try:
-        while (outcome := _fit(job, plan, folder)).kind == "more":
+        while (outcome := _fit(job, plan, folder, generosity)).kind == "more":
+            generosity = generosity * 16 if outcome.step == (job.continues_at or 0) else 1
+            if generosity > HORIZON_GROUPS:
+                return too_little_text(config, outcome.step)
             job = replace(job, continues_at=outcome.step)
     except ray.train.TrainingFailedError as error:
         raise RunError(_failure_message(config, folder, error)) from error
     return outcome
 
 
-def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
+def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int) -> Outcome:
     config = job.config
 
     def train_from_last_checkpoint() -> Any:
@@ -173,7 +178,7 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder) -> Outcome:
         return train_dataset(
             plan,
             state.position,
-            num_groups=num_groups_ahead(plan, state.position, rows_left),
+            num_groups=num_groups_ahead(plan, state.position, rows_left, generosity),
             block_rows=config.block_rows,
             filler_blocks=config.runtime.max_workers,
             num_cpus=config.runtime.data_cpus,

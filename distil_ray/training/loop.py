@@ -78,7 +78,6 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     state = TrainState() if checkpoint is None else checkpoint.state
     if checkpoint is not None:
         learner.restore(checkpoint)
-    start = state
     checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=rank == 0)
     reporter = Reporter(folder, job.events, is_active=rank == 0)
     resumed_from = None if checkpoint is None else checkpoint.name
@@ -135,9 +134,9 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
             saved_step = state.step
 
     # 8. Finish, or leave the rest to the next pass.
-    is_finished = state.progress >= 1 or (feed.is_at_end and state.step > 0)
-    if not is_finished and state.step == start.step:
-        return _no_step(config, state.step)
+    if feed.is_at_end and state.step == 0:
+        return too_little_text(config, state.step)
+    is_finished = state.progress >= 1 or feed.is_at_end
     if is_finished:
         state = replace(state, progress=1.0)
         record = meter.record() if meter.num_steps else {}
@@ -186,7 +185,8 @@ def _report(reporter: Reporter, state: TrainState, record: dict[str, Any]) -> No
         ray.train.report({"step": state.step} | numbers)
 
 
-def _no_step(config: Config, num_steps: int) -> Outcome:
+def too_little_text(config: Config, num_steps: int) -> Outcome:
+    """The end of a run whose text holds no further step."""
     rows, length = config.optim.global_batch_size, config.data.max_seq_length
     return Outcome(
         "failed",
