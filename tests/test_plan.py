@@ -51,6 +51,7 @@ def test_held_out_units_are_not_trained_on_and_none_is_lost(folder):
     assert len(held_out) == pytest.approx(20, abs=1)
     assert not train & held_out
     assert train | held_out == set(range(100))
+    assert set(plan_of(folder, settings=replace(SETTINGS, seed=1)).eval_units.tolist()) != held_out
     groups = range(plan.schedule.groups_per_epoch)
     assert sorted(unit for group in groups for unit in plan.schedule.units_of(group)) == sorted(train)
 

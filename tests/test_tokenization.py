@@ -130,6 +130,12 @@ def test_slices_lose_nothing_and_keep_to_their_length():
             assert len(parts) == 1 or all(parts)
 
 
+def test_slices_are_cut_before_a_single_blank():
+    assert list(text_slices("one two  three", 8)) == ["one", " two  th", "ree"]
+    assert list(text_slices("one two  three", 9)) == ["one", " two  thr", "ee"]
+    assert list(text_slices("one two three four", 9)) == ["one two", " three", " four"]
+
+
 def test_special_pieces_in_a_text_are_text(tokenizer, vocabulary):
     text = " ".join(f"a {token} b{token}c" for token in tokenizer.all_special_tokens)
     assert set(encode(tokenizer, text)) & set(tokenizer.all_special_ids)
@@ -159,8 +165,9 @@ def test_a_vocabulary_is_taken_over_whole(tokenizer, vocabulary):
 def test_truncation_and_padding_of_the_tokenizer_are_ignored():
     tokenizer = wordpiece()
     expected = token_stream(Vocabulary.from_pretrained(tokenizer), TEXTS)
-    tokenizer(TEXTS[:2], truncation=True, max_length=8, padding="max_length")  # it stays so in the backend
-    assert len(encode(tokenizer, TEXTS[0])) == 8
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=20)
+    assert len(encode(tokenizer, TEXTS[0])) == 20
     assert (token_stream(Vocabulary.from_pretrained(tokenizer), TEXTS) == expected).all()
 
 

@@ -251,7 +251,7 @@ def test_a_pipeline_that_ends_early_goes_on_in_another(settings, tmp_path):
 
 def test_damaged_pages_end_the_run_or_are_left_out(settings, words, tmp_path, capsys):
     path = tmp_path / "text" / "a.parquet"
-    write_text(path, words, num_documents=200, seed=3)
+    write_text(path, words, num_documents=260, seed=3, rows_per_group=2)
     chunk = pq.ParquetFile(path).metadata.row_group(4).column(0)
     content = bytearray(path.read_bytes())
     length = chunk.total_compressed_size - 40

@@ -8,7 +8,7 @@ Shapes: B rows, T tokens a row, K masked positions a row.
 ``masked_labels``       [B, K] as ids     the pieces that stood there
 ``group``, ``row``      [B] int32         place in the run's sequence of rows; group -1 = filler behind its end
 ``group_rows``          [B] int32         rows in that group: row / group_rows is the share of it behind
-``skipped``             [B, 3] int32      documents, rows and units left out, at the row that follows them
+``skipped``             [B, 3] int32      documents, rows and units left out of the group, at its first row
 ======================  ================  ====================================================
 """
 

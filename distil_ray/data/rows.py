@@ -60,8 +60,9 @@ def make_rows(
         skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
 
     Returns:
-        The arrays of `batch` (skips stand at the first row) and a message for each unit left out. Rows with fewer
-        than K ordinary pieces carry no signal and are left out and counted.
+        The arrays of `batch` (skips are counted at the first row), and notes: on each unit left out, and on a group
+        without any row, whose skips nothing else counts. Rows with fewer than K ordinary pieces carry no signal and are
+        left out and counted.
 
     Raises:
         BadFileError: a unit is damaged and ``skip_bad_units`` is off.
@@ -94,13 +95,16 @@ def make_rows(
     )
     skipped = np.zeros((len(rows), len(SKIPPED)), dtype=np.int32)
     skipped[:1] = (skips.documents, skips.rows, len(skips.unit_errors))
+    notes = list(skips.unit_errors)
+    if not len(rows):  # then there is no first row to count them at
+        notes.append(f"{split} group {group} gave no row: {skips.documents} documents, {skips.rows} rows left out")
     return {
         **masked._asdict(),
         "group": np.full(len(rows), group, dtype=np.int32),
         "row": row_numbers.astype(np.int32),
         "group_rows": np.full(len(rows), len(rows), dtype=np.int32),
         "skipped": skipped,
-    }, skips.unit_errors
+    }, notes
 
 
 def count_pieces(
