@@ -56,7 +56,7 @@ Clock = Literal["wall", "cpu"]
 CLOCKS: tuple[Clock, ...] = ("wall", "cpu")
 MLM_PROBABILITY = 0.15
 COLLATOR_BATCH_SIZE = 32
-GROUPS_PER_SLOT = {"warm-up": 3, "measured": 6, "behind": 4}  # those behind keep the slots busy to the end
+GROUPS_PER_SLOT = {"warm-up": 3, "measured": 6, "behind": 2}  # those behind keep the slots busy to the end
 
 
 @dataclass(frozen=True)
@@ -186,17 +186,14 @@ def measure_pipeline(plan: DataPlan, data_cpus: int, block_rows: int) -> Measure
         warn=print,
     )
     num_rows = 0
-    begin: tuple[int, float, float] | None = None
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        group = int(block["group"][0])
-        if begin is None and group >= warm:
-            begin = num_rows, time.perf_counter(), cpu_seconds_of_all_processes()
-        if begin is not None and group >= warm + measured:
-            num_tokens = (num_rows - begin[0]) * (plan.settings.max_seq_length - 2)
-            wall_seconds = time.perf_counter() - begin[1]
-            return Measurement(num_tokens, wall_seconds * data_cpus, cpu_seconds_of_all_processes() - begin[2])
+    edges: list[tuple[int, float, float]] = []
+    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):  # to its end, so that Ray comes to rest
+        if len(edges) < 2 and int(block["group"][0]) >= (warm, warm + measured)[len(edges)]:
+            edges.append((num_rows, time.perf_counter(), cpu_seconds_of_all_processes()))
         num_rows += len(block["group"])
-    raise AssertionError("the pipeline ended before the groups that were asked for")
+    measured_rows, wall_seconds, cpu_seconds = (end - begin for begin, end in zip(*edges, strict=True))
+    num_tokens = int(measured_rows) * (plan.settings.max_seq_length - 2)
+    return Measurement(num_tokens, wall_seconds * data_cpus, cpu_seconds)
 
 
 def cpu_seconds_of_all_processes() -> float:

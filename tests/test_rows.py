@@ -182,14 +182,17 @@ def test_rows_without_enough_ordinary_pieces_are_left_out_and_counted(tmp_path):
     assert (rows["group_rows"] == len(rows["row"])).all()
 
 
-@pytest.mark.parametrize("texts", [["unknown " * 100], [None, ""]])
-def test_a_group_may_come_out_empty(tmp_path, texts):
-    rows, unit_errors = make(write_corpus(tmp_path, texts))
+@pytest.mark.parametrize(
+    ("texts", "left_out"),
+    [(["unknown " * 100], "0 documents, 6 rows left out"), ([None, ""], "2 documents, 0 rows left out")],
+)
+def test_a_group_without_any_row_says_what_was_left_out(tmp_path, texts, left_out):
+    rows, notes = make(write_corpus(tmp_path, texts))
     assert rows["input_ids"].shape == (0, 20)
     assert rows["masked_positions"].shape == rows["masked_labels"].shape == (0, 3)
     assert rows["skipped"].shape == (0, 3)
     assert digest(rows) == 0
-    assert unit_errors == []
+    assert [note.partition(": ")[2] for note in notes] == [left_out]
 
 
 def damage(path, row_group):
