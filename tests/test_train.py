@@ -254,8 +254,8 @@ def test_damaged_pages_end_the_run_or_are_left_out(settings, words, tmp_path, ca
     write_text(path, words, num_documents=260, seed=3, rows_per_group=2)
     chunk = pq.ParquetFile(path).metadata.row_group(4).column(0)
     content = bytearray(path.read_bytes())
-    length = chunk.total_compressed_size - 40
-    content[chunk.data_page_offset : chunk.data_page_offset + length] = b"\xff" * length
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(content)
     settings["optim"] = {"global_batch_size": 16, "num_epochs": 1}
     settings = changed(settings, data__sources=str(path), data__eval_fraction=0.0, runtime__num_workers=1)
