@@ -25,9 +25,9 @@ HORIZON_GROUPS = 4096
 """Groups in one pipeline: Ray Data prepares its tasks beforehand, at about a millisecond and a few kB each. A longer
 run goes on with a second pipeline at the position where the first one ended."""
 
-_BYTES_AHEAD_PER_CPU = 16 * 2**20
-"""Rows in waiting for the workers, two to three groups a CPU slot. Without a limit the pipeline would fill the object
-store as fast as it can, and take the CPU from whoever else needs it."""
+_BYTES_AHEAD_PER_CPU = 64 * 2**20
+"""Rows in waiting for the workers, about ten groups a CPU slot. Without a limit the pipeline would fill the object
+store as fast as it can, and take the CPU from whoever else needs it; 16 MiB leave gaps between a slot's tasks."""
 
 _BREATH_SECONDS = 0.005
 
