@@ -1,4 +1,4 @@
-"""Whole runs on a real Ray, with real workers and real kills. What holds for every run is in `docs` of the modules."""
+"""Whole runs on a real Ray, with real workers and real kills."""
 
 import copy
 import json
@@ -26,6 +26,7 @@ from distil_ray.config import parse_config
 from distil_ray.errors import InputError, RunError
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.console import Console
+from distil_ray.training.dry_run import dry_run
 from distil_ray.training.launcher import launch, prepare_data
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -286,6 +287,16 @@ def test_gradients_that_are_not_finite_end_the_run(settings):
     assert last["train/grad_norm"] is None
     assert json.loads((folder / "nonfinite.json").read_text())["step"] == last["step"]
     assert not (folder / "export").exists()
+
+
+def test_a_dry_run_shows_what_would_happen_and_trains_nothing(settings, capsys):
+    dry_run(parse_config(settings), Console())
+
+    shown = capsys.readouterr().out
+    for expected in ("student: bert, 2 layers", "memory of a worker", "the run: about 12 steps of 16 rows", "[MASK]"):
+        assert expected in shown
+    folder = Path(settings["run"]["storage_path"]) / "run"
+    assert list(folder.iterdir()) == []
 
 
 def test_more_workers_than_the_cluster_holds(settings):

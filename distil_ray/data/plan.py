@@ -1,7 +1,5 @@
 """The whole plan of a run's data, worked out before anything is read: what, in which order, masked how."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -89,9 +87,3 @@ def explain_fingerprints(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if old["tokenizer"] != new["tokenizer"]:
         reasons.append("tokenizer: it maps text to other ids than before")
     return reasons
-
-
-def fingerprint_digest(fingerprint: dict[str, Any]) -> str:
-    """A short digest of a fingerprint, for logs and checkpoints."""
-    canonical = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()

@@ -8,16 +8,9 @@ from distil_ray.config import Config, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.rows import make_rows
-from distil_ray.training.assembly import build_models, build_plan, build_tokenizer
 from distil_ray.training.cluster import check_fits, connect, describe_resources
 from distil_ray.training.console import Console
-from distil_ray.training.launcher import (
-    check_corpus,
-    check_learned_settings,
-    describe_data,
-    describe_models,
-    prepare_data,
-)
+from distil_ray.training.launcher import check_learned_settings, examine, prepare_data
 from distil_ray.training.storage import RunFolder
 
 _NUM_EXAMPLES = 2
@@ -32,15 +25,9 @@ def dry_run(config: Config, console: Console) -> None:
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
     check_learned_settings(config, folder)
-    tokenizer = build_tokenizer(config)
-    teacher, student = build_models(config, tokenizer)
-    for line in describe_models(config, teacher, student) + describe_memory(config, teacher, student):
+    tokenizer, teacher, student, plan = examine(config, folder, console)
+    for line in describe_memory(config, teacher, student):
         console.line(line)
-    plan = build_plan(config, tokenizer)
-    for line in describe_data(config, plan):
-        console.line(line)
-    folder.check_writable()
-    check_corpus(plan, folder)
     console.line(connect(config))
     console.line(describe_resources(config))
     check_fits(config)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.train
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, difference, learned, to_yaml
 from distil_ray.data.batch import Arrays
@@ -47,16 +47,7 @@ def launch(config: Config, console: Console) -> None:
     if folder.exists(FINISHED_FILE):
         console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
         return
-    tokenizer = build_tokenizer(config)
-    teacher, student = build_models(config, tokenizer)
-    for line in describe_models(config, teacher, student):
-        console.line(line)
-    del teacher, student
-    plan = build_plan(config, tokenizer)
-    for line in describe_data(config, plan):
-        console.line(line)
-    folder.check_writable()
-    check_corpus(plan, folder)
+    plan = examine(config, folder, console).plan
     console.line(connect(config))
     check_fits(config)
     folder.write_text(CONFIG_FILE, to_yaml(config))
@@ -71,6 +62,33 @@ def launch(config: Config, console: Console) -> None:
     if outcome.kind == "failed":
         raise InputError(outcome.message) if outcome.is_input_error else RunError(outcome.message)
     console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
+
+
+class Examined(NamedTuple):
+    """What a run is made of."""
+
+    tokenizer: PreTrainedTokenizerBase
+    teacher: PreTrainedModel | None
+    student: PreTrainedModel
+    plan: DataPlan
+
+
+def examine(config: Config, folder: RunFolder, console: Console) -> Examined:
+    """Load and list everything that can be had without Ray, and say what it is.
+
+    Raises:
+        InputError: something cannot be used, or does not belong to the run that is in the folder.
+    """
+    tokenizer = build_tokenizer(config)
+    teacher, student = build_models(config, tokenizer)
+    for line in describe_models(config, teacher, student):
+        console.line(line)
+    plan = build_plan(config, tokenizer)
+    for line in describe_data(config, plan):
+        console.line(line)
+    folder.check_writable()
+    check_corpus(plan, folder)
+    return Examined(tokenizer, teacher, student, plan)
 
 
 def check_learned_settings(config: Config, folder: RunFolder) -> None:
