@@ -185,8 +185,8 @@ def test_a_killed_driver_changes_nothing_and_fewer_workers_can_go_on(reference, 
 def test_distils_a_teacher_in_epochs(reference, settings, capsys):
     _, teacher = reference
     del settings["student"], settings["distill"], settings["optim"]["num_steps"]
-    settings = changed(settings, teacher__path=str(teacher / "export"), optim__num_epochs=1)
-    folder = run(settings, optim__num_epochs=1)
+    settings = changed(settings, teacher__path=str(teacher / "export"), optim__num_epochs=1, eval__every_steps=100)
+    folder = run(settings)
 
     last = records(folder)[-1]
     assert last["run/progress"] == 1.0
