@@ -126,34 +126,50 @@ class Student(Section):
 
 
 class Source(Section):
-    """Text to read: files by `path`, or a Hugging Face Hub data set by `hub`."""
+    """Text to read: files by `path`, a Hugging Face Hub data set by `hub`, or `docstrings`."""
 
     path: LocalPathOrUrl | None = None
-    """File, folder or glob, local or as a URL (s3://, gs://, hf://); excludes `hub`."""
+    """File, folder or glob, local or as a URL (s3://, gs://, hf://); excludes `hub` and `docstrings`."""
     hub: LocalPathOrHubId | None = None
-    """Hub id of a data set, or a local folder laid out like one; excludes `path`."""
+    """Hub id of a data set, or a local folder laid out like one; excludes `path` and `docstrings`."""
+    docstrings: Literal["installed"] | None = None
+    """Documentation strings of all packages installed on this machine; excludes `path` and `hub`."""
     name: Text | None = None
     """Configuration (subset) of the Hub data set; null takes its default one."""
     revision: Text | None = None
     """Branch, tag or commit of the Hub data set; null takes the newest."""
     split: Text = "train"
-    """Split of the Hub data set."""
+    """Split of the Hub data set; of documentation strings, train or heldout."""
     column: Text = "text"
     """Parquet column or JSON key that holds the text."""
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
-        if (self.path is None) == (self.hub is None):
-            given = "neither path nor hub" if self.path is None else "both path and hub"
-            raise ValueError(f"given {given}, expected exactly one of them")
+        kinds = [name for name in _SELECTORS if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"given {' and '.join(kinds) or 'none of path, hub and docstrings'}, "
+                f"expected exactly one of {', '.join(_SELECTORS)}"
+            )
         idle = [
             f"{name} {_shown(getattr(self, name))}"
-            for name in ("name", "revision", "split")
-            if self.path is not None and getattr(self, name) != Source.model_fields[name].default
+            for name in {name for names in _SELECTORS.values() for name in names} - {*_SELECTORS[kinds[0]]}
+            if getattr(self, name) != Source.model_fields[name].default
         ]
         if idle:
-            raise ValueError(f"given {' and '.join(idle)} for a path, expected that only for a Hub data set (hub)")
+            raise ValueError(f"given {' and '.join(sorted(idle))}, expected no such key beside {kinds[0]}")
+        if self.docstrings is not None and self.split not in DOCSTRING_SPLITS:
+            raise ValueError(f"given split {_shown(self.split)}, expected {' or '.join(DOCSTRING_SPLITS)}")
         return self
+
+
+# What selects the text of a source, and the keys that go with each.
+_SELECTORS = {
+    "path": ("column",),
+    "hub": ("name", "revision", "split", "column"),
+    "docstrings": ("split",),
+}
+DOCSTRING_SPLITS = ("train", "heldout")
 
 
 Sources = Annotated[tuple[Source, ...], Field(min_length=1), Strict(False), BeforeValidator(_listed)]
@@ -490,6 +506,38 @@ def load_config(files: Sequence[str], overrides: Sequence[str]) -> Config:
     return parse_config(settings)
 
 
+def parse_yaml(text: str, name: str) -> Config:
+    """Check a configuration given as the text of one YAML file, which messages call ``name``.
+
+    Raises:
+        InputError: with one line a problem, all problems at once.
+    """
+    return parse_config(_parse_mapping(text, name))
+
+
+def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
+    """Read sources as a command line gives them: paths, or YAML mappings like ``{docstrings: installed}``.
+
+    Raises:
+        InputError: with one line a problem.
+    """
+    sources, problems = [], []
+    for text in given:
+        try:
+            value = yaml.load(text, _Loader) if text.lstrip().startswith("{") else {"path": text}
+            sources.append(Source.model_validate(value))
+        except yaml.YAMLError as error:
+            problems.append(f"{text}{_yaml_fault(error)}")
+        except ValidationError as error:
+            problems += [
+                f"{text}: {'.'.join(map(str, detail['loc']))} {detail['msg']}".replace(": Value error,", ":")
+                for detail in error.errors(include_url=False)
+            ]
+    if problems:
+        raise InputError("\n  ".join([f"{len(problems)} problem(s) with the sources:", *problems]))
+    return tuple(sources)
+
+
 def parse_config(settings: Mapping[str, Any]) -> Config:
     """Check a configuration given as a mapping of sections, and complete it with the defaults.
 
@@ -550,17 +598,23 @@ for _yaml_class in (_Loader, _Dumper):
 
 def _read_file(file: str) -> dict[str, Any]:
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
+        text = Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}), expected a YAML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start}), expected a YAML file") from None
+    return _parse_mapping(text, file)
+
+
+def _parse_mapping(text: str, name: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise InputError(f"{file}{_yaml_fault(error)}") from None
+        raise InputError(f"{name}{_yaml_fault(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise InputError(f"{file}: given {_shown(content)}, expected a mapping of sections ({', '.join(_SECTIONS)})")
+        raise InputError(f"{name}: given {_shown(content)}, expected a mapping of sections ({', '.join(_SECTIONS)})")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Train a BERT WordPiece vocabulary: `python -m distil_ray.vocabulary --source PATH --output DIR`.
+"""Train a BERT WordPiece vocabulary: `python -m distil_ray.vocabulary --source SOURCE --output DIR`.
 
 The text is read twice, once to count its characters and once to train. The same text gives the same
 vocabulary, piece for piece and id for id.
@@ -20,6 +20,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
+from distil_ray.config import parse_sources
 from distil_ray.data.corpus import Corpus, Source, list_corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.errors import InputError
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         _check_output(args.output)
-        corpus = list_corpus([Source(path=path, column=args.column) for path in args.source])
+        corpus = list_corpus([Source(**source.model_dump()) for source in parse_sources(args.source)])
         vocabulary, tally = train_vocabulary(corpus, args.size, lowercase=args.lowercase, max_bytes=args.max_bytes)
         _save_tokenizer(vocabulary, args.output, lowercase=args.lowercase)
     except InputError as error:
@@ -189,10 +190,10 @@ def _parser() -> argparse.ArgumentParser:
         "--source",
         action="append",
         required=True,
-        metavar="PATH",
-        help="file, glob or folder of Parquet, JSON lines or text; local, s3://, gs:// or hf://; repeatable",
+        metavar="SOURCE",
+        help="file, glob or folder of Parquet, JSON lines or text (local, s3://, gs:// or hf://), or a mapping as in "
+        "data.sources, such as '{path: a.parquet, column: body}' or '{docstrings: installed}'; repeatable",
     )
-    parser.add_argument("--column", default="text", help="Parquet column or JSON key with the text (default: text)")
     parser.add_argument("--size", type=int, default=8000, help="pieces in the vocabulary (default: 8000)")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new or an empty folder")
     parser.add_argument(

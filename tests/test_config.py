@@ -290,11 +290,23 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
         (["student.architecture=bert"], 'student.architecture: given "bert", expected distilbert or same'),
         (["data.sources=[]"], "data.sources: given [], expected non-empty list of (path or mapping)"),
         (["data.sources=[a, 7]"], "data.sources[1]: given 7, expected path or mapping"),
-        (["data.sources={path: a, hub: b}"], "data.sources[0]: given both path and hub, expected"),
-        (["data.eval_sources={column: a}"], "data.eval_sources[0]: given neither path nor hub"),
+        (
+            ["data.sources={path: a, hub: b}"],
+            "data.sources[0]: given path and hub, expected exactly one of",
+        ),
+        (["data.eval_sources={column: a}"], "data.eval_sources[0]: given none of path, hub and docstrings"),
         (
             ["data.sources={path: a, split: b}"],
-            'data.sources[0]: given split "b" for a path, expected that only for a Hub data set (hub)',
+            'data.sources[0]: given split "b", expected no such key beside path',
+        ),
+        (
+            ["data.sources={docstrings: installed, column: a, name: b}"],
+            'data.sources[0]: given column "a" and name "b", expected no such key beside docstrings',
+        ),
+        (["data.sources={docstrings: all}"], 'data.sources[0].docstrings: given "all", expected installed, or null'),
+        (
+            ["data.sources={docstrings: installed, split: test}"],
+            'data.sources[0]: given split "test", expected train or heldout',
         ),
         (["data.max_seq_length=7"], "data.max_seq_length: given 7, expected integer >= 8 and <= 32767"),
         (["data.eval_fraction=1"], "data.eval_fraction: given 1, expected number >= 0 and < 1"),

@@ -117,8 +117,10 @@ def test_slices_are_bounded_and_lose_nothing():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--source", "nowhere.txt"], "error: no such file or folder: nowhere.txt"),
-        (["--source", "{text}", "--column", "body"], "no column 'body'"),
+        (["--source", "nowhere.txt"], "/nowhere.txt"),
+        (["--source", "{{path: '{text}', column: body}}"], "no column 'body'"),
+        (["--source", "{{path: a, hub: b}}"], "given path and hub, expected exactly one of path, hub, docstrings"),
+        (["--source", "{{path: a"], "line 1: "),
         (["--source", "{text}", "--size", "99"], "a vocabulary of 99 pieces is too small: expected at least 100"),
         (["--source", "{blank}"], "error: no text in 1 file(s)"),
         (["--source", "{text}", "--output", "{text}"], "already holds files"),

@@ -41,6 +41,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
+from distil_ray.data.docstrings import docstring_folder
 from distil_ray.errors import InputError
 
 Format = Literal["parquet", "jsonl", "text"]
@@ -83,30 +84,35 @@ class BadFileError(InputError):
 
 @dataclass(frozen=True)
 class Source:
-    """Where text comes from: a path, or a Hub data set by name.
+    """Where text comes from: a path, a Hub data set by name, or the documentation strings at hand.
 
     Args:
         path: a file, a glob or a folder; local, `s3://`, `gs://` or `hf://`.
         hub: a data set on the Hugging Face Hub, or a local folder laid out like one.
+        docstrings: ``installed``, see `docstrings`.
         name: the Hub data set's configuration.
         revision: the Hub data set's branch, tag or commit.
-        split: the Hub data set's split.
+        split: the Hub data set's split, or that of the documentation strings.
         column: the Parquet column or JSON key that holds the text; not used for text files.
 
     Raises:
-        InputError: unless exactly one of `path` and `hub` is given.
+        InputError: unless exactly one of `path`, `hub` and `docstrings` is given.
     """
 
     path: str | None = None
     hub: str | None = None
+    docstrings: str | None = None
     name: str | None = None
     revision: str | None = None
     split: str = "train"
     column: str = "text"
 
     def __post_init__(self) -> None:
-        if bool(self.path) == bool(self.hub):
-            raise InputError(f"a source needs path or hub, one of them: got path={self.path!r}, hub={self.hub!r}")
+        if [bool(self.path), bool(self.hub), bool(self.docstrings)].count(True) != 1:
+            raise InputError(
+                f"a source needs one of path, hub and docstrings: got path={self.path!r}, hub={self.hub!r}, "
+                f"docstrings={self.docstrings!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,10 @@ class _Candidate:
 
 def _find_files(source: Source) -> list[_Candidate]:
     """Return the source's files sorted by name, all of supported suffixes."""
-    paths = _find_on_hub(source) if source.hub else _find_at_path(source.path or "")
+    if source.docstrings:
+        paths = _find_at_path(str(docstring_folder(source.split)))
+    else:
+        paths = _find_on_hub(source) if source.hub else _find_at_path(source.path or "")
     unsupported = [path for _, path in sorted(paths) if _format_of(path) is None]
     if unsupported:
         shown = ", ".join(_first(unsupported, _MAX_NAMES_SHOWN, "file(s)"))
