@@ -130,6 +130,16 @@ class RunFolder:
             shutil.rmtree(local, ignore_errors=True)
             raise
 
+    @contextmanager
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """Give a local folder to read that holds the files at ``name``; a copy if they lie elsewhere."""
+        if self.is_local:
+            yield Path(self.join(name))
+            return
+        with tempfile.TemporaryDirectory(prefix="distil_ray_") as temporary:
+            self.filesystem.get(self.join(name) + "/", temporary, recursive=True)
+            yield Path(temporary)
+
     def upload(self, local: Path, name: str) -> None:
         """Copy all files below a local folder to ``name``."""
         for file in _files_below(local):

@@ -1,0 +1,1 @@
+"""Students -> evidence: what they cost, what they guess, and how that compares."""

@@ -1,0 +1,189 @@
+"""Runs -> a page: their students and teachers evaluated on this machine, side by side."""
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distil_ray import __version__
+from distil_ray.config import Teacher
+from distil_ray.data.corpus import read_unit
+from distil_ray.distillation.models import load_masked_lm
+from distil_ray.errors import InputError
+from distil_ray.evaluation.cost import Cost, measure
+from distil_ray.evaluation.findings import Contender, Kind, findings
+from distil_ray.evaluation.guesses import Gap, Guess, fill_gaps, make_gaps
+from distil_ray.evaluation.page import Page, Row
+from distil_ray.evaluation.plots import line_chart
+from distil_ray.training.assembly import build_plan, build_tokenizer
+from distil_ray.training.export import EXPORT_FOLDER
+from distil_ray.training.history import History
+
+NUM_GAPS = 6
+
+_CHARTS = (
+    ("Held-out MLM loss", "eval/mlm_loss", "nats a masked token"),
+    ("Held-out accuracy", "eval/mlm_accuracy", "share guessed right"),
+    ("Agreement with the teacher", "eval/teacher_agreement", "share guessed like the teacher"),
+    ("MLM loss in training", "train/loss_mlm", "nats a masked token"),
+)
+
+# Runs that differ in these differ in more than the ways of training that the findings are about.
+_SHAPE = ("teacher", "student.layers", "student.architecture", "student.path", "student.config", "optim.")
+
+
+def compare(histories: list[History]) -> Page:
+    """Put the page of some runs together, which measures their models and takes seconds.
+
+    Raises:
+        InputError: a model cannot be loaded.
+    """
+    teachers = _teachers(histories)
+    models = dict(_load_models(histories, teachers))
+    costs = measure(models) if models else {}
+    gaps, guesses, remarks = _guess(histories[0], models)
+    teacher_rows = [_teacher_row(name, teacher, histories, costs, guesses) for name, teacher in teachers.items()]
+    contenders = [_contender(history, costs, guesses) for history in histories]
+    obstacle = _obstacle(histories)
+    return Page(
+        title=f"Report on {', '.join(history.name for history in histories)}",
+        run_names=[history.name for history in histories],
+        rows=[*teacher_rows, *(contender.row for contender in contenders)],
+        findings=[] if obstacle else findings(teacher_rows[0] if teacher_rows else None, contenders),
+        remarks=[*([obstacle] if obstacle else _same_batches(histories)), *_unfinished(histories), *remarks],
+        differences=_differences(histories),
+        gaps=gaps,
+        charts=list(_charts(histories, teacher_rows)),
+        students=[(history.name, history.export_path) for history in histories if history.is_finished],
+        footer=f"distil_ray {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- models
+
+
+def _teachers(histories: list[History]) -> dict[str, Teacher]:
+    """The runs' teachers, each once, by the name of their row."""
+    teachers = list(dict.fromkeys(history.config.teacher for history in histories if history.config.teacher))
+    return {"teacher" if len(teachers) == 1 else f"teacher {i + 1}": teacher for i, teacher in enumerate(teachers)}
+
+
+def _load_models(histories: list[History], teachers: dict[str, Teacher]) -> Iterator[tuple[str, PreTrainedModel]]:
+    """Yield the teachers and the students that are finished, by the name of their row."""
+    for name, teacher in teachers.items():
+        yield name, load_masked_lm(teacher.path, teacher.revision)
+    for history in histories:
+        if history.is_finished:
+            with history.folder.local_copy(EXPORT_FOLDER) as folder:
+                yield history.name, load_masked_lm(str(folder))
+
+
+def _guess(history: History, models: dict[str, PreTrainedModel]) -> tuple[list[Gap], dict[str, list[Guess]], list[str]]:
+    """Masked sentences of the run's held-out text, each model's guesses, and a remark if the text is not at hand."""
+    try:
+        tokenizer = build_tokenizer(history.config)
+        gaps = make_gaps(tokenizer, _heldout_documents(history, tokenizer), NUM_GAPS, history.config.run.seed)
+    except InputError as error:
+        return [], {}, [f"No sentences are shown: {error}"]
+    fitting = {name: model for name, model in models.items() if model.config.vocab_size >= len(tokenizer)}
+    return gaps, {name: fill_gaps(model, tokenizer, gaps) for name, model in fitting.items()}, []
+
+
+def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
+    """Held-out documents; the first ones come from all over the text, one a unit."""
+    plan = build_plan(history.config, tokenizer)
+    for is_first_pass in (True, False):
+        for unit in plan.eval_units:
+            documents = (text for text in read_unit(plan.eval_corpus, int(unit)) if text is not None)
+            yield from [next(documents, "")] if is_first_pass else documents
+
+
+# ------------------------------------------------------------------------------------------------- figures
+
+
+def _teacher_row(
+    name: str, teacher: Teacher, histories: list[History], costs: dict[str, Cost], guesses: dict[str, list[Guess]]
+) -> Row:
+    history = next(history for history in histories if history.config.teacher == teacher)
+    return Row(
+        name=name,
+        role=teacher.path,
+        mlm_loss=history.last("eval/teacher_mlm_loss"),
+        mlm_accuracy=history.last("eval/teacher_mlm_accuracy"),
+        agreement=None,
+        cost=costs.get(name),
+        guesses=guesses.get(name, []),
+    )
+
+
+def _contender(history: History, costs: dict[str, Cost], guesses: dict[str, list[Guess]]) -> Contender:
+    kind = _kind(history)
+    shares = history.config.distill.shares
+    weights = ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if share > 0)
+    row = Row(
+        name=history.name,
+        role=f"{kind}; loss weights: {weights}",
+        mlm_loss=history.last("eval/mlm_loss"),
+        mlm_accuracy=history.last("eval/mlm_accuracy"),
+        agreement=history.last("eval/teacher_agreement"),
+        cost=costs.get(history.name),
+        guesses=guesses.get(history.name, []),
+    )
+    return Contender(row, kind)
+
+
+def _kind(history: History) -> Kind:
+    config = history.config
+    if config.distill.shares["ce"] > 0 or config.distill.shares["cos"] > 0:
+        return "distilled"
+    if config.teacher is None or config.student.path or config.student.config:
+        return "MLM only"
+    return "teacher's layers, MLM only" if config.student.init == "teacher" else "random weights, MLM only"
+
+
+def _obstacle(histories: list[History]) -> str | None:
+    """Why the runs' figures do not tell the ways of training apart, if so."""
+    first, *others = histories
+    if any(history.heldout_identity != first.heldout_identity for history in others):
+        return "The runs were evaluated on different held-out rows: their losses cannot be compared."
+    if any(key.startswith(_SHAPE) for key, _ in _differences(histories)):
+        return "The runs differ in more than their losses and their start; see the settings below."
+    num_steps = min(len(history.digests) for history in histories)
+    if any(history.digests[:num_steps] != first.digests[:num_steps] for history in others):
+        return "The runs did not train on the same batches: their digests differ."
+    return None
+
+
+def _same_batches(histories: list[History]) -> list[str]:
+    num_steps = min(len(history.digests) for history in histories)
+    sentence = f"All runs trained on the same batches in the same order: {num_steps:,} steps of equal digests."
+    return [sentence] if len(histories) > 1 else []
+
+
+def _unfinished(histories: list[History]) -> list[str]:
+    return [
+        f"{history.name} is not finished (step {history.records[-1]['step'] if history.records else 0:,}): "
+        "its figures are those so far."
+        for history in histories
+        if not history.is_finished
+    ]
+
+
+def _differences(histories: list[History]) -> list[tuple[str, list[str]]]:
+    """The learned settings that are not the same in all runs."""
+    keys = dict.fromkeys(key for history in histories for key in history.learned)
+    shown = [(key, [str(history.learned.get(key, "–")) for history in histories]) for key in keys]
+    return [(key, values) for key, values in shown if len(set(values)) > 1]
+
+
+def _charts(histories: list[History], teacher_rows: list[Row]) -> Iterator[tuple[str, str]]:
+    for title, metric, label in _CHARTS:
+        curves = {history.name: curve for history in histories if (curve := history.curve(metric))}
+        levels = {
+            row.name: level
+            for row in teacher_rows
+            for level in ({"eval/mlm_loss": row.mlm_loss, "eval/mlm_accuracy": row.mlm_accuracy}.get(metric),)
+            if level is not None
+        }
+        if curves:
+            yield title, line_chart(curves, x_label="tokens trained on", y_label=label, levels=levels)

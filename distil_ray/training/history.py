@@ -1,0 +1,79 @@
+"""What a run has left behind, read back: its configuration, records, digests and figures."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from distil_ray.config import Config, parse_yaml
+from distil_ray.errors import InputError
+from distil_ray.training.export import EXPORT_FOLDER
+from distil_ray.training.launcher import CONFIG_FILE, IDENTITY_FILE
+from distil_ray.training.loop import FINISHED_FILE
+from distil_ray.training.metrics import DIGESTS_FILE, Record, read_records
+from distil_ray.training.storage import RunFolder
+
+
+@dataclass(frozen=True)
+class History:
+    """One run, finished or not.
+
+    Attributes:
+        learned: the settings that decide what is learned, by dotted key.
+        heldout_identity: what the held-out rows rest on: equal ones can be compared.
+        records: one a line of `metrics.jsonl`.
+        digests: by step, of the global batches.
+        is_finished: whether the student has been exported.
+    """
+
+    folder: RunFolder
+    config: Config
+    learned: dict[str, Any]
+    heldout_identity: Any
+    records: list[Record]
+    digests: list[str]
+    is_finished: bool
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.config.run.name
+
+    @property
+    def export_path(self) -> str:
+        """Where the student lies once the run is finished."""
+        return self.folder.join(EXPORT_FOLDER)
+
+    def last(self, name: str) -> float | None:
+        """The newest value of a metric, None if there is none."""
+        values = [record[name] for record in self.records if record.get(name) is not None]
+        return values[-1] if values else None
+
+    def curve(self, name: str) -> list[tuple[float, float]]:
+        """The points (tokens trained on, value) of a metric."""
+        return [(record.get("data/tokens", 0), record[name]) for record in self.records if record.get(name) is not None]
+
+
+def read_history(path: str) -> History:
+    """Read the folder of a run, ``<storage_path>/<name>``.
+
+    Raises:
+        InputError: there is no run.
+    """
+    storage_path, _, name = path.rstrip("/").rpartition("/")
+    folder = RunFolder(storage_path or ".", name)
+    if not folder.exists(IDENTITY_FILE) or not folder.exists(CONFIG_FILE):
+        raise InputError(
+            f"{path}: is not the folder of a run (it has no {IDENTITY_FILE}); expected <run.storage_path>/<run.name>"
+        )
+    identity = folder.read_json(IDENTITY_FILE)
+    learned = identity["learned"]
+    heldout = {key: value for key, value in learned.items() if key.startswith(("data.", "run.seed"))}
+    digests = folder.read_bytes(DIGESTS_FILE).decode().splitlines()[1:] if folder.exists(DIGESTS_FILE) else []
+    return History(
+        folder=folder,
+        config=parse_yaml(folder.read_bytes(CONFIG_FILE).decode(), f"{path}/{CONFIG_FILE}"),
+        learned=learned,
+        heldout_identity=[heldout, identity["data"]["eval_corpus"]["digest"], identity["data"]["tokenizer"]],
+        records=read_records(folder),
+        digests=[line.split(",")[1] for line in digests],
+        is_finished=folder.exists(FINISHED_FILE),
+    )
