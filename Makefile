@@ -1,6 +1,7 @@
-# make setup   create .venv and install the package with its development tools
-# make test    run all tests
-# make check   look for style and type errors
+# make quickstart   distil a small model and compare it, in minutes and without a download
+# make test         run all tests
+# make check        look for style and type errors
+# make setup        create .venv and install the package with its development tools
 #
 # Each sets up what is missing first.
 
@@ -8,7 +9,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup test check
+TRAIN := $(BIN)/python -m distil_ray.train --config configs/quickstart.yaml
+SETTINGS ?=  # more settings for the quickstart's runs, such as run.seed=1
+
+.PHONY: help setup quickstart test check
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -20,6 +24,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# The student three times, on the same batches: distilled, without the teacher's losses, and from random weights, too.
+# What is finished is not repeated, what was interrupted goes on.
+quickstart: setup
+	$(TRAIN) $(SETTINGS)
+	$(TRAIN) run.name=quickstart-mlm-only distill.alpha_ce=0 distill.alpha_cos=0 $(SETTINGS)
+	$(TRAIN) run.name=quickstart-from-scratch distill.alpha_ce=0 distill.alpha_cos=0 student.init=random $(SETTINGS)
+	$(BIN)/python -m distil_ray.report runs/quickstart runs/quickstart-mlm-only runs/quickstart-from-scratch
 
 test: setup
 	$(BIN)/python -m pytest

@@ -89,6 +89,18 @@ def tiny_settings(corpus: Path, tokenizer_folder: Path, storage_path: Path) -> d
     }
 
 
+@pytest.fixture(scope="session")
+def reference(
+    ray_cluster: str, corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
+    """An uninterrupted run of 100 steps with two workers, dropout on: its settings and its folder."""
+    from runs import changed, run  # imports Ray and torch, which most tests do without
+
+    settings = tiny_settings(corpus, tokenizer_folder, tmp_path_factory.mktemp("reference"))
+    settings = changed(settings, optim__num_steps=100, eval__every_steps=50)
+    return settings, run(settings, run__name="reference")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -96,6 +96,15 @@ def test_collects_once_and_keeps_it(installed, capsys):
     assert docstring_folder("train") == train
 
 
+def test_collects_anew_when_other_packages_are_installed(installed, monkeypatch):
+    before = docstring_folder("train")
+    monkeypatch.chdir(Path(docstrings.__file__).parent.parent.parent)  # where our own metadata may lie
+    assert docstring_folder("train") == before
+    (installed / "extra-1.0.dist-info").mkdir()
+    (installed / "extra-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: extra\nVersion: 1.0\n")
+    assert docstring_folder("train") != before
+
+
 def test_tests_and_vendored_copies_are_left_out(installed):
     for folder in ("package0/tests", "package0/_vendor", "package0/__pycache__", "not-a-package"):
         (installed / folder).mkdir()

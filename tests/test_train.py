@@ -1,6 +1,5 @@
 """Whole runs on a real Ray, with real workers and real kills."""
 
-import copy
 import json
 import os
 import shutil
@@ -8,94 +7,24 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
-import yaml
-from conftest import tiny_settings, write_text
+from conftest import write_text
+from runs import changed, command, digests, has_got_to, losses, records, run, train_workers, wait_for, weights
 
 from distil_ray.config import parse_config
 from distil_ray.errors import InputError, RunError
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.console import Console
 from distil_ray.training.dry_run import dry_run
-from distil_ray.training.launcher import launch, prepare_data
+from distil_ray.training.launcher import prepare_data
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def changed(settings: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """A copy with dotted keys set, dots written as two underscores."""
-    settings = copy.deepcopy(settings)
-    for key, value in values.items():
-        section, _, name = key.partition("__")
-        settings.setdefault(section, {})[name] = value
-    return settings
-
-
-def run(settings: dict[str, Any], **values: Any) -> Path:
-    """Launch a run in this process and return its folder."""
-    config = parse_config(changed(settings, **values))
-    launch(config, Console())
-    return Path(config.run.storage_path) / config.run.name
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(folder: Path) -> np.ndarray:
-    return np.array([record["train/loss"] for record in records(folder) if "train/loss" in record])
-
-
-def digests(folder: Path) -> str:
-    return (folder / "digests.csv").read_text()
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "export" / "model.safetensors").read_bytes()
-
-
-def command(settings: dict[str, Any], folder: Path, address: str | None) -> tuple[list[str], dict[str, str]]:
-    """The command line of a run and its environment."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    environment = {**os.environ} | ({"RAY_ADDRESS": address} if address else {})
-    return [sys.executable, "-m", "distil_ray.train", "--config", str(folder / "config.yaml")], environment
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-def has_got_to(folder: Path, step: int) -> bool:
-    """Whether a checkpoint of that step or a later one is committed."""
-    return any(int(path.parent.name[-9:]) >= step for path in folder.glob("checkpoint_*/complete.json"))
-
-
-def train_workers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
-
-
-@pytest.fixture(scope="module")
-def reference(
-    ray_cluster: str, corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], Path]:
-    """An uninterrupted run of 100 steps with two workers, dropout on: its settings and its folder."""
-    settings = tiny_settings(corpus, tokenizer_folder, tmp_path_factory.mktemp("reference"))
-    settings = changed(settings, optim__num_steps=100, eval__every_steps=50)
-    return settings, run(settings, run__name="reference")
 
 
 @pytest.mark.parametrize("num_workers", [1, 4])

@@ -71,7 +71,8 @@ def _cache_folder() -> Path:
 
 def _key() -> str:
     """Digest of what is installed: Python, and each package in its version."""
-    packages = sorted(f"{d.name}=={d.version}" for d in importlib.metadata.distributions())
+    distributions = importlib.metadata.distributions(path=[str(folder) for folder in _source_folders()])
+    packages = sorted({f"{d.name}=={d.version}" for d in distributions if d.name != "distil-ray"})
     facts = [_LAYOUT, platform.python_version(), *packages]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray._private.ray_logging import stdout_deduplicator
 from ray._private.state import state as cluster_state
 
 from distil_ray.config import Config
@@ -37,6 +39,8 @@ def connect(config: Config) -> str:
             ) from error
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
     num_cpus = int(max(os.cpu_count() or 1, slots_needed(config)["CPU"]))
+    # On a machine of few cores Ray counts our tasks that take no slot as too many processes, and says so at length.
+    stdout_deduplicator.skip_re = re.compile("PYTHON worker processes have been started")
     # With its dashboard, without which Ray Train cannot clean up after a killed driver.
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
     return f"started Ray on this machine with {num_cpus} CPU slots"

@@ -1,5 +1,6 @@
 """A configuration -> a fitted `TorchTrainer`: the checks before a run, its passes, and how it ended."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -203,6 +204,9 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int) -> Outcom
             warn=job.events.line,
         )
 
+    # How often Ray Train's controller looks at the workers, seconds: it takes one report, and sees the end, per look.
+    # Ray's own 2.0 can be a good part of a short run; 0.5 costs one small call a worker.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     loop: Any = train_loop_per_worker  # Ray hands on what it returns; its annotations do not say so
     num_workers: Any = config.runtime.num_workers  # nor do they know of (min, max)
     run_config: Any = RunConfig  # nor of the logging configuration

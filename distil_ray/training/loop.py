@@ -177,7 +177,7 @@ def _advance(state: TrainState, rows: StepRows, job: Job, *, is_skipped: bool) -
 
 
 def _report(reporter: Reporter, state: TrainState, record: dict[str, Any]) -> None:
-    """Write a record down; an evaluation goes to Ray too, which takes no more than a report every two seconds."""
+    """Write a record down; an evaluation goes to Ray too, whose controller takes one report per look."""
     if record:
         reporter.record(state, record)
     if "eval/mlm_loss" in record:
