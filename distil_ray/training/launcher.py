@@ -9,6 +9,7 @@ import ray.train
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, difference, learned, to_yaml
@@ -54,7 +55,9 @@ def launch(config: Config, console: Console) -> None:
     folder.write_text(CONFIG_FILE, to_yaml(config))
     folder.write_json(IDENTITY_FILE, {"learned": learned(config), "data": plan.fingerprint()})
     console.line(f"run {config.run.name} in {folder.path}")
-    queue = Queue(actor_options={"num_cpus": 0})
+    # On this node: it must outlive any other.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     try:
         with console.following(queue):
             outcome = _train(config, plan, folder, QueueEvents(queue))

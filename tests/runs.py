@@ -1,0 +1,74 @@
+"""Whole runs for tests: launching them, waiting for them, and reading what they left behind."""
+
+import copy
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+
+from distil_ray.config import parse_config
+from distil_ray.training.console import Console
+from distil_ray.training.launcher import launch
+
+
+def changed(settings: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A copy with dotted keys set, dots written as two underscores."""
+    settings = copy.deepcopy(settings)
+    for key, value in values.items():
+        section, _, name = key.partition("__")
+        settings.setdefault(section, {})[name] = value
+    return settings
+
+
+def run(settings: dict[str, Any], **values: Any) -> Path:
+    """Launch a run in this process and return its folder."""
+    config = parse_config(changed(settings, **values))
+    launch(config, Console())
+    return Path(config.run.storage_path) / config.run.name
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder: Path) -> np.ndarray:
+    return np.array([record["train/loss"] for record in records(folder) if "train/loss" in record])
+
+
+def digests(folder: Path) -> str:
+    return (folder / "digests.csv").read_text()
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "export" / "model.safetensors").read_bytes()
+
+
+def command(settings: dict[str, Any], folder: Path, address: str | None) -> tuple[list[str], dict[str, str]]:
+    """The command line of a run and its environment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    environment = {**os.environ} | ({"RAY_ADDRESS": address} if address else {})
+    return [sys.executable, "-m", "distil_ray.train", "--config", str(folder / "config.yaml")], environment
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def has_got_to(folder: Path, step: int) -> bool:
+    """Whether a checkpoint of that step or a later one is committed."""
+    return any(int(path.parent.name[-9:]) >= step for path in folder.glob("checkpoint_*/complete.json"))
+
+
+def train_workers() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
