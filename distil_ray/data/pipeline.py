@@ -29,7 +29,7 @@ _BYTES_AHEAD_PER_CPU = 64 * 2**20
 """Rows in waiting for the workers, about ten groups a CPU slot. Without a limit the pipeline would fill the object
 store as fast as it can, and take the CPU from whoever else needs it; 16 MiB leave gaps between a slot's tasks."""
 
-_BREATH_SECONDS = 0.005
+_BREATH_SECONDS = 0.05
 
 _MAX_BYTES_PER_TOKEN = 8
 _SPARE_GROUPS = 2
@@ -48,14 +48,15 @@ def execution_options(num_cpus: int, node_label: Mapping[str, str] | None) -> Ex
 
 
 class Breath(ExecutionCallback):
-    """Lets the scheduling loop of a pipeline take a breath each time around.
+    """Lets the scheduling loop of a pipeline take a breath after each turn, as long as a block waits to be fetched.
 
     With rows in waiting up to its limit, the loop would otherwise spin, and take a third of a core from the workers.
     """
 
-    def on_execution_step(self, executor: object) -> None:
+    def on_execution_step(self, executor: Any) -> None:
         """Called by Ray Data at the end of each turn."""
-        time.sleep(_BREATH_SECONDS)
+        if not executor._consumer_idling():
+            time.sleep(_BREATH_SECONDS)
 
 
 def configure_context() -> None:
