@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distil_ray.data import corpus as corpus_module
+from distil_ray.data import documents
 from distil_ray.data.corpus import (
     BadFileError,
     Source,
@@ -25,6 +25,7 @@ from distil_ray.data.corpus import (
     list_corpus,
     read_unit,
 )
+from distil_ray.data.files import ReachableFile
 from distil_ray.errors import InputError
 
 # Not ru_maxrss: it starts at what the parent process holds when it forks.
@@ -218,13 +219,13 @@ def test_a_range_within_one_huge_line_is_empty_and_reads_no_more_than_itself(tmp
     write(tmp_path / "a.txt", b"x" * 500_000 + b"\nlast line\n")
     corpus = list_path(tmp_path)
     num_bytes_read = []
-    read_file = corpus_module._ReachableFile.read
+    read_file = ReachableFile.read
 
     def counting_read(self, size=-1):
         num_bytes_read.append(size)
         return read_file(self, size)
 
-    monkeypatch.setattr(corpus_module._ReachableFile, "read", counting_read)
+    monkeypatch.setattr(ReachableFile, "read", counting_read)
     assert list(read_unit(corpus, 1)) == []
     assert sum(num_bytes_read) == corpus.unit_bytes[1] + 1
     assert read(corpus) == ["x" * 500_000, "last line"]
@@ -248,7 +249,7 @@ def test_a_line_of_50_million_characters_takes_bounded_memory(tmp_path, name):
 
 
 def test_a_longer_document_is_cut_between_characters_and_a_longer_json_line_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "MAX_DOCUMENT_BYTES", 1_000_000)
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 1_000_000)
     text = "€" * 1_500_000
     write(tmp_path / "a.txt", text + "\n\nend")
     pieces = read(list_path(tmp_path / "a.txt"))
@@ -329,7 +330,7 @@ def test_sources_keep_their_order_and_columns(tmp_path):
 
 def test_a_source_is_a_path_or_a_hub_data_set():
     for source in ({}, {"path": ""}, {"path": "a", "hub": "b"}):
-        with pytest.raises(InputError, match="path or hub"):
+        with pytest.raises(InputError, match="path, hub and docstrings"):
             Source(**source)
 
 

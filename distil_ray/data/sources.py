@@ -1,0 +1,137 @@
+"""Sources -> data files: a path, a glob, a folder, a Hub data set, or the documentation strings at hand."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from distil_ray.data.docstrings import docstring_folder
+from distil_ray.data.files import SUPPORTED, file_system, first_of, format_of, one_line, reaching
+from distil_ray.errors import InputError
+
+_GLOB = re.compile(r"[*?[]")
+_MAX_NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where text comes from: a path, a Hub data set by name, or the documentation strings at hand.
+
+    Args:
+        path: a file, a glob or a folder; local, `s3://`, `gs://` or `hf://`.
+        hub: a data set on the Hugging Face Hub, or a local folder laid out like one.
+        docstrings: ``installed``, see `docstrings`.
+        name: the Hub data set's configuration.
+        revision: the Hub data set's branch, tag or commit.
+        split: the Hub data set's split, or that of the documentation strings.
+        column: the Parquet column or JSON key that holds the text; not used for text files.
+
+    Raises:
+        InputError: unless exactly one of `path`, `hub` and `docstrings` is given.
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    docstrings: str | None = None
+    name: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+    def __post_init__(self) -> None:
+        if [bool(self.path), bool(self.hub), bool(self.docstrings)].count(True) != 1:
+            raise InputError(
+                f"a source needs one of path, hub and docstrings: got path={self.path!r}, hub={self.hub!r}, "
+                f"docstrings={self.docstrings!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    name: str
+    path: str
+    column: str
+
+
+def find_files(source: Source) -> list[Candidate]:
+    """Return the source's files sorted by name, all of supported suffixes."""
+    if source.docstrings:
+        paths = _find_at_path(str(docstring_folder(source.split)))
+    else:
+        paths = _find_on_hub(source) if source.hub else _find_at_path(source.path or "")
+    unsupported = [path for _, path in sorted(paths) if format_of(path) is None]
+    if unsupported:
+        shown = ", ".join(first_of(unsupported, _MAX_NAMES_SHOWN, "file(s)"))
+        raise InputError(f"unsupported file(s): {shown}. Supported: {SUPPORTED}. Name only those, by a glob")
+    return [Candidate(name, path, source.column) for name, path in sorted(paths)]
+
+
+def _find_at_path(path: str) -> list[tuple[str, str]]:
+    """Return (name, path) of the file, of the glob's matches, or of all files below the folder."""
+    with reaching(path):
+        fs, inner = file_system(path)
+        fs.invalidate_cache()  # a listing from earlier in this process may be out of date
+        try:
+            root, found = _match(fs, inner)
+        except FileNotFoundError as error:
+            raise InputError(f"no such file or folder: {path} ({one_line(error)})") from error
+        if not found:
+            raise InputError(f"no data files match or lie below {path}")
+        is_local = isinstance(fs, LocalFileSystem)
+        return [(file[len(root) + 1 :], file if is_local else fs.unstrip_protocol(file)) for file in found]
+
+
+def _match(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, list[str]]:
+    """Return the folder at the root of `path`, and the files that it names below it."""
+    try:
+        if fs.info(path)["type"] == "file":
+            return path.rpartition("/")[0], [path]
+        return path.rstrip("/"), list(_walk(fs, path, max_depth=None))
+    except FileNotFoundError:
+        if not _GLOB.search(path):
+            raise
+    root = _GLOB.split(path, maxsplit=1)[0].rpartition("/")[0]
+    max_depth = None if "**" in path else path[len(root) :].count("/")
+    pattern = re.compile(glob_translate(path))
+    return root, [file for file in _walk(fs, root or "/", max_depth) if pattern.match(file)]
+
+
+def _walk(fs: fsspec.AbstractFileSystem, folder: str, max_depth: int | None) -> Iterator[str]:
+    """Yield the paths of all files below `folder`; names that begin with `_` or `.` are left out."""
+    # Not fs.walk, fs.find or fs.glob: they leave out folders that they may not list, without a word.
+    for entry in fs.ls(folder, detail=True):
+        path = entry["name"].rstrip("/")
+        is_itself = path == folder.rstrip("/")  # object stores list a folder's marker among its files
+        if is_itself or path.rpartition("/")[2].startswith(("_", ".")):
+            continue
+        if entry["type"] != "directory":
+            yield path
+        elif max_depth is None:
+            yield from _walk(fs, path, None)
+        elif max_depth > 1:
+            yield from _walk(fs, path, max_depth - 1)
+
+
+def _find_on_hub(source: Source) -> list[tuple[str, str]]:
+    """Return (name, path) of the split's data files, without downloading them."""
+    from datasets import load_dataset_builder  # takes half a second, and only Hub sources need it
+
+    try:
+        builder = load_dataset_builder(source.hub, name=source.name, revision=source.revision)
+    except Exception as error:  # ValueError, ConnectionError, HTTP and YAML errors: whatever it meets
+        asked = f"{source.hub!r} (name {source.name!r}, revision {source.revision!r})"
+        raise InputError(f"Hub data set {asked} cannot be resolved: {one_line(error)}") from error
+    files_of_split = {str(split): files for split, files in (builder.config.data_files or {}).items()}
+    if source.split not in files_of_split:
+        raise InputError(
+            f"Hub data set {source.hub!r}: no split {source.split!r} in configuration "
+            f"{builder.config.name!r}; its splits: {', '.join(files_of_split) or 'none'}; "
+            f"all configurations: {', '.join(builder.builder_configs) or 'none'}"
+        )
+    root = str(builder.base_path)
+    root = (root if "://" in root else os.path.abspath(root)).rstrip("/") + "/"
+    return [(file.removeprefix(root), file) for file in map(str, files_of_split[source.split])]
