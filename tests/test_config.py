@@ -19,6 +19,8 @@ from distil_ray.config import (
     learned,
     load_config,
     parse_config,
+    parse_sources,
+    parse_yaml,
     to_yaml,
 )
 from distil_ray.errors import InputError
@@ -641,3 +643,21 @@ def test_recipes():
         assert config.optim.global_batch_size == 4096
         assert config.runtime.max_workers == 8
         assert config.distill.shares == {"ce": 0.625, "mlm": 0.25, "cos": 0.125}
+
+
+def test_sources_of_a_command_line_are_paths_or_mappings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = parse_sources(["a/*.parquet", "{docstrings: installed, split: heldout}", "{path: b.txt, column: body}"])
+
+    assert [source.path for source in sources] == [str(tmp_path / "a/*.parquet"), None, str(tmp_path / "b.txt")]
+    assert (sources[1].docstrings, sources[1].split, sources[2].column) == ("installed", "heldout", "body")
+    with pytest.raises(InputError, match="the sources have 2 problems:") as error:
+        parse_sources(["{path: a, hub: b}", "a", "{paht: a}"])
+    assert "{path: a, hub: b}: given path and hub, expected exactly one of" in str(error.value)
+    assert "unknown key {paht: a}.paht, did you mean {paht: a}.path?" in str(error.value)
+
+
+def test_yaml_text_reads_like_a_file():
+    assert parse_yaml(to_yaml(load()), "config.yaml") == load()
+    with pytest.raises(InputError, match=r"config\.yaml, line 1"):
+        parse_yaml("run: {", "config.yaml")

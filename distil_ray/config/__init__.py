@@ -1,0 +1,51 @@
+"""The configuration of a run: what can be set, how it is read, and which settings decide what is learned.
+
+A configuration comes from YAML files and then from dotted `section.key=value` settings, later ones winning
+(`load_config`), or from a plain mapping (`parse_config`). Either way all problems are reported at once, in
+one `InputError` with one line a problem. What comes out is frozen and complete; nothing rewrites it later.
+
+This package imports neither torch nor Ray, so that `--help` and a mistyped key answer at once.
+"""
+
+from distil_ray.config.description import describe_keys
+from distil_ray.config.identity import difference, learned
+from distil_ray.config.reading import load_config, parse_config, parse_sources, parse_yaml, to_yaml
+from distil_ray.config.sections import (
+    Checkpoint,
+    Config,
+    Data,
+    Distill,
+    Eval,
+    Metrics,
+    Optim,
+    Run,
+    Runtime,
+    Section,
+    Source,
+    Student,
+    Teacher,
+)
+
+__all__ = [
+    "Checkpoint",
+    "Config",
+    "Data",
+    "Distill",
+    "Eval",
+    "Metrics",
+    "Optim",
+    "Run",
+    "Runtime",
+    "Section",
+    "Source",
+    "Student",
+    "Teacher",
+    "describe_keys",
+    "difference",
+    "learned",
+    "load_config",
+    "parse_config",
+    "parse_sources",
+    "parse_yaml",
+    "to_yaml",
+]

@@ -1,0 +1,91 @@
+"""The sections -> text for people: every key with its type, default and description."""
+
+from collections.abc import Iterable, Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from distil_ray.config.checks import shown
+from distil_ray.config.sections import Config, Section, Source
+
+
+def describe_keys() -> str:
+    """Return every key with its type, default and description, as text for ``--help``."""
+    lines = []
+    section = ""
+    for key, field in fields():
+        name, _, rest = key.partition(".")
+        if name != section:
+            section = name
+            lines += [
+                "",
+                f"{section}: {(section_of(Config.model_fields[section].annotation) or Config).__doc__}",
+            ]
+        default = "required" if field.is_required() else f"default {shown(_plain(field.default))}"
+        lines += [
+            f"  {section}.{rest}  ({type_text(field.annotation, field.metadata)}; {default})",
+            f"      {field.description}",
+        ]
+    return "\n".join(lines[1:])
+
+
+def fields(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key and its field; those of a source once, below `data.sources`."""
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{name}"
+        nested = section_of(field.annotation)
+        if section is not Config:
+            yield key, field
+        if nested is not None and key != "data.eval_sources":
+            yield from fields(nested, f"{key}[]." if nested is Source else f"{key}.")
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """Return the section that a type is, or that it holds."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(section_of, get_args(annotation))), None)
+
+
+def type_text(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Put a type and its limits in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_text(arguments[0], arguments[1:])
+    if origin in (Union, UnionType):
+        return ", or ".join(type_text(argument) for argument in arguments)
+    if origin is Literal:
+        return " or ".join(arguments)
+    limits = list(_limits(metadata))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return " ".join([*limits, f"list of ({type_text(arguments[0])})"])
+    if origin is tuple:
+        return f"[{', '.join(type_text(argument) for argument in arguments)}]"
+    if origin is dict:
+        return "mapping" if Any in arguments else f"mapping of {' to '.join(map(type_text, arguments))}"
+    words = {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "true or false",
+        NoneType: "null",
+        Source: "path or mapping",
+    }
+    word = words.get(annotation, "mapping")
+    return " ".join([*limits, word] if annotation is str else [word, " and ".join(limits)]).strip()
+
+
+def _limits(metadata: Iterable[Any]) -> Iterator[str]:
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from _limits(item.metadata)
+        for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
+            if (limit := getattr(item, name, None)) is not None:
+                yield f"{sign} {limit}"
+        if getattr(item, "min_length", None):
+            yield "non-empty"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,189 @@
+"""YAML files and dotted settings -> a checked configuration; and back to YAML."""
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from distil_ray.config.checks import shown
+from distil_ray.config.complaints import across_problems, problems_of_the_rest, report, single_problems
+from distil_ray.config.sections import Config, Source
+from distil_ray.errors import InputError
+
+SECTIONS = tuple(Config.model_fields)
+_LISTS_OF_SOURCES = ("data.sources", "data.eval_sources")
+
+
+def load_config(files: Sequence[str], overrides: Sequence[str]) -> Config:
+    """Read a configuration from YAML files and dotted settings.
+
+    Args:
+        files: paths of YAML files. Mappings of later files are merged into those of earlier ones, key by key;
+            anything else that a later file gives replaces what was there.
+        overrides: settings such as ``optim.learning_rate=1e-4``. Each counts like one more file with that one
+            line; a value that is not YAML, such as ``*.parquet``, is taken as text.
+
+    Raises:
+        InputError: with one line a problem, all problems at once.
+    """
+    settings: dict[str, Any] = {}
+    problems: list[str] = []
+    readers = [(_read_file, file) for file in files] + [(_read_override, override) for override in overrides]
+    for read, given in readers:
+        try:
+            _merge(settings, read(given))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise report(problems)
+    return parse_config(settings)
+
+
+def parse_yaml(text: str, name: str) -> Config:
+    """Check a configuration given as the text of one YAML file, which messages call ``name``.
+
+    Raises:
+        InputError: with one line a problem, all problems at once.
+    """
+    return parse_config(_parse_mapping(text, name))
+
+
+def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
+    """Read sources as a command line gives them: paths, or YAML mappings like ``{docstrings: installed}``.
+
+    Raises:
+        InputError: with one line a problem.
+    """
+    values = []
+    for text in given:
+        try:
+            values.append(yaml.load(text, _Loader) if text.lstrip().startswith("{") else text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{text}{_yaml_fault(error)}") from None
+    others = {"run": {"name": "x"}, "teacher": {"path": "x"}, "optim": {"num_steps": 1}}
+    try:
+        return parse_config({**others, "data": {"sources": values}}).data.sources
+    except InputError as error:
+        message = str(error).replace("the configuration has", "the sources have")
+        raise InputError(re.sub(r"data\.sources\[(\d+)\]", lambda found: given[int(found[1])], message)) from None
+
+
+def parse_config(settings: Mapping[str, Any]) -> Config:
+    """Check a configuration given as a mapping of sections, and complete it with the defaults.
+
+    Raises:
+        InputError: with one line a problem, all problems at once.
+    """
+    # A section that stands there empty reads as null and means its defaults.
+    given: dict[str, Any] = {section: {} for section in SECTIONS if section != "teacher"}
+    given |= {key: value for key, value in settings.items() if value is not None or key not in given}
+    try:
+        return Config.model_validate(given)
+    except ValidationError as error:
+        problems = across_problems(error)
+        if not problems:
+            problems = single_problems(error, given)
+            problems += problems_of_the_rest(given, problems)
+    raise report([problem.line for problem in problems])
+
+
+# YAML 1.2's floats: YAML 1.1, which PyYAML reads, takes 5e-4 for text.
+_FLOAT_TAG, _TIMESTAMP_TAG = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads floats like YAML 1.2 and dates as text, and refuses a mapping that has a key twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own way to set a loader up)
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_FLOAT_TAG, _TIMESTAMP_TAG)]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(name or id(key))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes that `_Loader` would read as a float."""
+
+
+for _yaml_class in (_Loader, _Dumper):
+    _yaml_class.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
+
+
+def _read_file(file: str) -> dict[str, Any]:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}), expected a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8 text (byte {error.start}), expected a YAML file") from None
+    return _parse_mapping(text, file)
+
+
+def _parse_mapping(text: str, name: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name}{_yaml_fault(error)}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{name}: given {shown(content)}, expected a mapping of sections ({', '.join(SECTIONS)})")
+    return content
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise InputError(f"{override}: expected section.key=value, such as optim.learning_rate=1e-4")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.constructor.ConstructorError as error:
+        raise InputError(f"{override}{_yaml_fault(error)}") from None
+    except yaml.YAMLError:
+        value = text
+    for key in reversed(keys):
+        value = {key: value}
+    settings: dict[str, Any] = value
+    return settings
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """Return where the fault is and what it is, to stand behind the name of what was read."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f", line {error.problem_mark.line + 1}: {error.problem}"
+    return f": {' '.join(str(error).split())}"
+
+
+def _merge(into: dict[str, Any], settings: Mapping[str, Any], prefix: str = "") -> None:
+    """Merge ``settings`` into ``into``: mappings key by key, the rest by replacing what was there."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and isinstance(into.get(key), dict) and name not in _LISTS_OF_SOURCES:
+            _merge(into[key], value, f"{name}.")
+        elif not (value is None and name in SECTIONS and name != "teacher"):
+            into[key] = copy.deepcopy(value)
+
+
+def to_yaml(config: Config) -> str:
+    """Return the whole configuration as YAML, which reads back as an equal one."""
+    unused = {"data": {"eval_fraction"}} if config.data.eval_sources is not None else None
+    settings = config.model_dump(mode="json", exclude=unused)
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -1,0 +1,339 @@
+"""What can be set: the sections of a configuration, their keys, types, limits, defaults and descriptions."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    model_validator,
+)
+
+from distil_ray.config.checks import (
+    Inconsistent,
+    data_problems,
+    distill_problems,
+    divisors,
+    optim_problems,
+    runtime_problems,
+    shown,
+    student_problems,
+)
+
+# --------------------------------------------------------------------------------------------- value types
+
+
+def _file_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"given {shown(name)}, expected a name of up to 100 letters, digits, '.', '_' and '-' "
+            "that begins with a letter or a digit"
+        )
+    return name
+
+
+def _absolute(path: str) -> str:
+    """Make a local path absolute; leave a URL as it is. (Workers run in another directory.)"""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_if_there(path: str) -> str:
+    """Make the path of an existing local file or folder absolute; leave a Hub id as it is."""
+    return _absolute(path) if os.path.exists(os.path.expanduser(path)) else path
+
+
+def listed(sources: Any) -> Any:
+    """Spell out the short forms of a list of sources: a path, a mapping, a list with paths in it."""
+    if isinstance(sources, str | Mapping):
+        sources = [sources]
+    if not isinstance(sources, list | tuple):
+        return sources
+    return [{"path": source} if isinstance(source, str) else source for source in sources]
+
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+LocalPathOrUrl = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+LocalPathOrHubId = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_there)]
+
+
+# ------------------------------------------------------------------------------------------------ sections
+
+
+class Section(BaseModel):
+    """A frozen group of settings. The text below each field is its description in `--help`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+class Run(Section):
+    """What the run is called and where its results go."""
+
+    name: Annotated[str, AfterValidator(_file_name)]
+    """Name of the run and of its folder; the same name goes on where that run stopped."""
+    storage_path: LocalPathOrUrl = Field("runs", validate_default=True)
+    """Folder or URL (s3://bucket/prefix, gs://bucket/prefix) below which the run's folder lies."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 56
+    """Seed of the split, shuffling, masks, dropout and random weights (DistilBERT's authors: 56)."""
+
+
+class Teacher(Section):
+    """The model to distil; null trains the student alone, by masked language modelling."""
+
+    path: LocalPathOrHubId
+    """Local folder or Hub id of a BERT, DistilBERT, RoBERTa or XLM-R masked language model."""
+    revision: Text | None = None
+    """Branch, tag or commit on the Hub; null takes the newest."""
+
+
+class Student(Section):
+    """The model to train: made from the teacher's layers, or read from `path`, or described by `config`."""
+
+    layers: Count | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Strict(False)] | None = None
+    """Teacher layers to copy: how many, evenly spaced, or which, counted from 0; null takes half of them."""
+    architecture: Literal["distilbert", "same"] = "distilbert"
+    """Class of a student made from the teacher: DistilBERT's, or the same as the teacher's."""
+    init: Literal["teacher", "random"] = "teacher"
+    """Weights of a student made from the teacher: copied from it, or drawn at random."""
+    path: LocalPathOrHubId | None = None
+    """Local folder or Hub id of an existing student to train on; excludes `config`."""
+    config: dict[str, Any] | LocalPathOrHubId | None = None
+    """Model to train from random weights: Hugging Face config keys with `model_type`, or where they lie."""
+    tokenizer: LocalPathOrHubId | None = None
+    """Local folder or Hub id of the tokenizer; null takes the one of the teacher or of `student.path`."""
+
+
+class Source(Section):
+    """Text to read: files by `path`, a Hugging Face Hub data set by `hub`, or `docstrings`."""
+
+    path: LocalPathOrUrl | None = None
+    """File, folder or glob, local or as a URL (s3://, gs://, hf://); excludes `hub` and `docstrings`."""
+    hub: LocalPathOrHubId | None = None
+    """Hub id of a data set, or a local folder laid out like one; excludes `path` and `docstrings`."""
+    docstrings: Literal["installed"] | None = None
+    """Documentation strings of all packages installed on this machine; excludes `path` and `hub`."""
+    name: Text | None = None
+    """Configuration (subset) of the Hub data set; null takes its default one."""
+    revision: Text | None = None
+    """Branch, tag or commit of the Hub data set; null takes the newest."""
+    split: Text = "train"
+    """Split of the Hub data set; of documentation strings, train or heldout."""
+    column: Text = "text"
+    """Parquet column or JSON key that holds the text."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        kinds = [name for name in _SELECTORS if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"given {' and '.join(kinds) or 'none of path, hub and docstrings'}, "
+                f"expected exactly one of {', '.join(_SELECTORS)}"
+            )
+        idle = [
+            f"{name} {shown(getattr(self, name))}"
+            for name in {name for names in _SELECTORS.values() for name in names} - {*_SELECTORS[kinds[0]]}
+            if getattr(self, name) != Source.model_fields[name].default
+        ]
+        if idle:
+            raise ValueError(f"given {' and '.join(sorted(idle))}, expected no such key beside {kinds[0]}")
+        if self.docstrings is not None and self.split not in DOCSTRING_SPLITS:
+            raise ValueError(f"given split {shown(self.split)}, expected {' or '.join(DOCSTRING_SPLITS)}")
+        return self
+
+
+# What selects the text of a source, and the keys that go with each.
+_SELECTORS = {
+    "path": ("column",),
+    "hub": ("name", "revision", "split", "column"),
+    "docstrings": ("split",),
+}
+DOCSTRING_SPLITS = ("train", "heldout")
+
+
+Sources = Annotated[tuple[Source, ...], Field(min_length=1), Strict(False), BeforeValidator(listed)]
+
+
+class Data(Section):
+    """What is read, and how text becomes masked rows."""
+
+    sources: Sources
+    """Training text: a path, a mapping with the keys below, or a list of these."""
+    eval_sources: Sources | None = None
+    """Held-out text, given like `sources`; null holds out `eval_fraction` of them."""
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of the sources' bytes to hold out; 0 goes without evaluation; excludes `eval_sources`."""
+    max_seq_length: Annotated[int, Field(ge=8, le=2**15 - 1)] = 512
+    """Pieces in a row, the two special ones at its ends included."""
+    mlm_probability: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Share of a row's positions that is masked, special pieces excluded (BERT: 0.15)."""
+    mask_replace_prob: Probability = 0.8
+    """Share of the masked positions that become [MASK] (BERT: 0.8)."""
+    random_replace_prob: Probability = 0.1
+    """Share of the masked positions that become a random piece; the rest stays as it is (BERT: 0.1)."""
+    mlm_smoothing: Weight = 0.0
+    """Masks rare pieces more often, by weights count^-x; 0 masks all alike (DistilBERT: 0.7)."""
+    on_bad_file: Literal["error", "skip"] = "error"
+    """What to do about a file that cannot be read as what it is: end the run, or list it and go on."""
+
+
+class Distill(Section):
+    """The three losses (DistilBERT, arXiv 1910.01108, section 3) and their weights."""
+
+    temperature: Positive = 2.0
+    """Softening of both distributions in the soft-target loss (DistilBERT: 2)."""
+    alpha_ce: Weight = 5.0
+    """Weight of the soft-target loss; weights count as shares of their sum (DistilBERT: 5)."""
+    alpha_mlm: Weight = 2.0
+    """Weight of the masked-language-modelling loss (DistilBERT: 2)."""
+    alpha_cos: Weight = 1.0
+    """Weight of the cosine loss between last hidden states (DistilBERT: 1)."""
+    ce_positions: Literal["masked", "all"] = "masked"
+    """Positions of the soft-target loss: the masked ones, or all of them (slower)."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weights of the losses, scaled to sum to 1."""
+        alphas = {"ce": self.alpha_ce, "mlm": self.alpha_mlm, "cos": self.alpha_cos}
+        total = sum(alphas.values())
+        return {name: alpha / total for name, alpha in alphas.items()}
+
+
+class Optim(Section):
+    """How the student is updated (AdamW); set exactly one of `num_steps` and `num_epochs`."""
+
+    global_batch_size: Count = 256
+    """Rows in a step, over all workers (DistilBERT: up to 4,096)."""
+    num_steps: Count | None = None
+    """Length of the run in steps, over as many epochs as that takes."""
+    num_epochs: Count | None = None
+    """Length of the run in passes over the training text (DistilBERT: 3)."""
+    learning_rate: Positive = 5e-4
+    """Peak learning rate, at the end of the warm-up (DistilBERT: 5e-4)."""
+    lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after the warm-up; linear and cosine end at 0."""
+    warmup_fraction: Probability = 0.05
+    """Share of the run over which the learning rate rises from 0, linearly (DistilBERT: 0.05)."""
+    betas: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]], Strict(False)] = (
+        0.9,
+        0.98,
+    )
+    """AdamW's decay rates of the first and the second moment (DistilBERT: 0.9 and 0.98)."""
+    eps: Positive = 1e-6
+    """AdamW's epsilon (DistilBERT: 1e-6)."""
+    weight_decay: Weight = 0.0
+    """AdamW's decay of weights other than biases and LayerNorms (DistilBERT: 0)."""
+    max_grad_norm: Positive = 5.0
+    """L2 norm to which the whole gradient is clipped (DistilBERT: 5)."""
+    max_skipped_updates: Count = 10
+    """Updates in a row skipped for a gradient norm that is not finite, after which the run ends."""
+
+
+class Eval(Section):
+    """Evaluation on the held-out text during the run."""
+
+    every_steps: Count = 500
+    """Steps between two evaluations."""
+    num_rows: Count = 1024
+    """Held-out rows used, the same ones each time."""
+
+
+class Metrics(Section):
+    """Training metrics, in `metrics.jsonl` and TensorBoard."""
+
+    every_steps: Count = 10
+    """Steps between two lines of metrics."""
+
+
+class Checkpoint(Section):
+    """Checkpoints, from which an interrupted run goes on."""
+
+    every_steps: Count = 500
+    """Steps between two checkpoints."""
+    keep: Count = 2
+    """Newest checkpoints that are kept; with more than 1, a damaged one can be replaced by the one before."""
+
+
+class Runtime(Section):
+    """On what the run computes and how fast; nothing in here changes what is learned."""
+
+    num_workers: Count | Annotated[tuple[Count, Count], Strict(False)] = 1
+    """Training workers: a number, or [min, max] to go on with fewer when nodes are lost."""
+    use_gpu: bool = False
+    """Whether each worker gets a GPU."""
+    resources_per_worker: dict[str, Positive] | None = None
+    """Ray resources of a worker, such as {CPU: 4}; null leaves it to Ray."""
+    micro_batch_size: Count | None = None
+    """Rows in a forward pass; null takes the largest divisor of a worker's rows in a step, up to 32."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the matrix products; the weights stay in fp32."""
+    compile: bool = False
+    """Whether torch.compile is applied to the models."""
+    data_cpus: Count = 2
+    """CPU slots for reading, tokenizing and masking, over the whole cluster."""
+    data_label: dict[str, str] | None = None
+    """Ray label {key: value} of the nodes that read and tokenize; null takes any node."""
+    max_failures: Annotated[int, Field(ge=-1)] = 3
+    """Failures of workers or nodes after which the run ends; -1 sets no limit."""
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers with which the run goes on."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers, which is also the number of blocks into which a step's rows are cut."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+
+class Config(Section):
+    """The whole configuration of a run, checked and complete."""
+
+    run: Run
+    teacher: Teacher | None = None
+    student: Student = Student()
+    data: Data
+    distill: Distill = Distill()
+    optim: Optim
+    eval: Eval = Eval()
+    metrics: Metrics = Metrics()
+    checkpoint: Checkpoint = Checkpoint()
+    runtime: Runtime = Runtime()
+
+    @property
+    def block_rows(self) -> int:
+        """Rows in a block: one worker's part of a step when all `runtime.max_workers` are there."""
+        return self.optim.global_batch_size // self.runtime.max_workers
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows in a forward pass, chosen if `runtime.micro_batch_size` leaves it open."""
+        return self.runtime.micro_batch_size or max(d for d in divisors(self.block_rows) if d <= 32)
+
+    @model_validator(mode="after")
+    def _check_across(self) -> Self:
+        problems = [
+            *data_problems(self.data),
+            *student_problems(self),
+            *distill_problems(self),
+            *optim_problems(self.optim),
+            *runtime_problems(self),
+        ]
+        if problems:
+            raise Inconsistent(problems)
+        return self
