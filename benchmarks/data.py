@@ -37,6 +37,7 @@ import ray
 import tokenizers
 import torch
 import transformers
+from machine import cpu_model
 from ray.data import DataContext
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
@@ -250,14 +251,6 @@ def environment() -> dict[str, Any]:
         "numpy": np.__version__,
         **{module.__name__: module.__version__ for module in (datasets, ray, tokenizers, torch, transformers)},
     }
-
-
-def cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def parse_options() -> argparse.Namespace:

@@ -23,6 +23,7 @@ from transformers import BertTokenizer
 from distil_ray.config import parse_sources
 from distil_ray.data.corpus import Corpus, Source, list_corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
+from distil_ray.data.tokenization import text_slices
 from distil_ray.errors import InputError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -93,19 +94,9 @@ def train_vocabulary(
     # with a random seed, and breaks ties between merges by these numbers: two runs differ. So number them.
     alphabet = _alphabet(tally.characters, max_size=(size - len(SPECIAL_TOKENS)) // 4)
     continuations = [f"##{character}" for character in alphabet if f"##{character}" in unmerged]
-    texts = (text for document in documents() if document is not None for text in slices(document))
+    whole = (document for document in documents() if document is not None)
+    texts = (text for document in whole for text in text_slices(document, _SLICE_CHARACTERS))
     return _train(texts, normalizer, size, characters=[*alphabet, *continuations]), tally
-
-
-def slices(text: str, max_characters: int = _SLICE_CHARACTERS) -> Iterator[str]:
-    """Cut a text after at most `max_characters`, before a space where there is one."""
-    start = 0
-    while len(text) - start > max_characters:
-        space = text.rfind(" ", start + 1, start + max_characters)
-        stop = space if space > 0 else start + max_characters
-        yield text[start:stop]
-        start = stop
-    yield text[start:]
 
 
 def _documents(corpus: Corpus, max_bytes: int | None) -> Iterator[str | None]:
@@ -128,7 +119,7 @@ def _counted(documents: Iterable[str | None], normalizer: BertNormalizer, tally:
             tally.num_skipped += 1
             continue
         tally.num_documents += 1
-        for text in slices(document):
+        for text in text_slices(document, _SLICE_CHARACTERS):
             tally.num_bytes += len(text.encode())
             code_points = np.frombuffer(normalizer.normalize_str(text).encode("utf-32-le"), np.uint32)
             present, counts = np.unique(code_points, return_counts=True)

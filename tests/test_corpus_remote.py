@@ -8,15 +8,15 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from distil_ray.data.corpus import BadFileError, Source, list_corpus, read_unit
 from distil_ray.errors import InputError
+
+pytest_plugins = ("local_s3",)
 
 
 def parquet_bytes(texts):
@@ -30,38 +30,8 @@ def read(corpus):
 
 
 @pytest.fixture(autouse=True)
-def aws_environment(monkeypatch, tmp_path):
-    """Test credentials only, and no connection kept from another endpoint."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "FSSPEC_S3_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    bucket = boto3.resource("s3").Bucket("corpus")
-    bucket.create()
-    yield bucket
-    bucket.objects.all().delete()
-    bucket.delete()
+def _test_credentials(aws_environment):
+    """In every test, those without a bucket included."""
 
 
 def test_reads_every_format_from_s3(bucket):
@@ -76,19 +46,19 @@ def test_reads_every_format_from_s3(bucket):
     }
     for key, body in objects.items():
         bucket.put_object(Key=key, Body=body)
-    corpus = list_corpus([Source(path="s3://corpus/data")])
+    corpus = list_corpus([Source(path="s3://runs/data")])
     assert [file.path for file in corpus.files] == [
-        "s3://corpus/data/a.parquet",
-        "s3://corpus/data/b.txt",
-        "s3://corpus/data/d.txt.gz",
-        "s3://corpus/data/deep/c.jsonl",
+        "s3://runs/data/a.parquet",
+        "s3://runs/data/b.txt",
+        "s3://runs/data/d.txt.gz",
+        "s3://runs/data/deep/c.jsonl",
     ]
     assert corpus.num_units > 8
     documents = read(corpus)
     assert documents[:3] == ["one", None, "three"]
     assert documents[3:-4] == lines.strip().split("\n\n")
     assert documents[-4:] == ["six", "seven", "four", "five"]
-    paths = ["s3://corpus/data/*.parquet", "s3://corpus/data/b.txt", "s3://corpus/*/deep/*"]
+    paths = ["s3://runs/data/*.parquet", "s3://runs/data/b.txt", "s3://runs/*/deep/*"]
     names = [[file.name for file in list_corpus([Source(path=path)]).files] for path in paths]
     assert names == [["a.parquet"], ["b.txt"], ["data/deep/c.jsonl"]]
 
@@ -98,14 +68,14 @@ def test_the_fingerprint_is_the_same_on_s3_and_on_a_disk(bucket, tmp_path):
         bucket.put_object(Key=f"far/away/{name}", Body=body)
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(body)
-    remote = list_corpus([Source(path="s3://corpus/far/away/")])
+    remote = list_corpus([Source(path="s3://runs/far/away/")])
     assert remote.fingerprint() == list_corpus([Source(path=str(tmp_path))]).fingerprint()
 
 
 def test_a_new_listing_sees_what_was_added(bucket):
     for number in (1, 2):
         bucket.put_object(Key=f"data/{number}.txt", Body=b"text")
-        assert len(list_corpus([Source(path="s3://corpus/data")]).files) == number
+        assert len(list_corpus([Source(path="s3://runs/data")]).files) == number
 
 
 def test_bad_objects_are_named_by_url(bucket):
@@ -113,16 +83,16 @@ def test_bad_objects_are_named_by_url(bucket):
     bucket.put_object(Key="data/empty.txt", Body=b"")
     bucket.put_object(Key="data/good.txt", Body=b"text")
     with pytest.raises(InputError, match="2 problems") as caught:
-        list_corpus([Source(path="s3://corpus/data")])
-    assert "s3://corpus/data/bad.parquet: not a Parquet file" in str(caught.value)
-    corpus = list_corpus([Source(path="s3://corpus/data")], on_bad_file="skip")
+        list_corpus([Source(path="s3://runs/data")])
+    assert "s3://runs/data/bad.parquet: not a Parquet file" in str(caught.value)
+    corpus = list_corpus([Source(path="s3://runs/data")], on_bad_file="skip")
     assert [file.path for file in corpus.skipped_files] == [
-        "s3://corpus/data/bad.parquet",
-        "s3://corpus/data/empty.txt",
+        "s3://runs/data/bad.parquet",
+        "s3://runs/data/empty.txt",
     ]
 
 
-@pytest.mark.parametrize("path", ["s3://nowhere/a.txt", "s3://nowhere/*.txt", "s3://nowhere", "s3://corpus/none"])
+@pytest.mark.parametrize("path", ["s3://nowhere/a.txt", "s3://nowhere/*.txt", "s3://nowhere", "s3://runs/none"])
 def test_a_missing_bucket_or_key(bucket, path):
     with pytest.raises(InputError) as caught:
         list_corpus([Source(path=path)], on_bad_file="skip")
@@ -131,15 +101,15 @@ def test_a_missing_bucket_or_key(bucket, path):
 
 def test_an_object_that_went_is_no_bad_file(bucket):
     bucket.put_object(Key="a.txt", Body=b"text")
-    corpus = list_corpus([Source(path="s3://corpus/a.txt")])
+    corpus = list_corpus([Source(path="s3://runs/a.txt")])
     bucket.Object("a.txt").delete()
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(InputError, match=r"s3://corpus/a\.txt: cannot be reached") as caught:
+    with pytest.raises(InputError, match=r"s3://runs/a\.txt: cannot be reached") as caught:
         list(read_unit(corpus, 0))
     assert not isinstance(caught.value, BadFileError)
 
 
-@pytest.mark.parametrize("path", ["s3://corpus/a.txt", "s3://corpus/*.txt", "s3://corpus/data"])
+@pytest.mark.parametrize("path", ["s3://runs/a.txt", "s3://runs/*.txt", "s3://runs/data"])
 def test_missing_credentials(bucket, path, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -175,7 +145,7 @@ def forbidding_endpoint():
     endpoint.server_close()
 
 
-@pytest.mark.parametrize("path", ["s3://corpus/a.txt", "s3://corpus/*.txt", "s3://corpus/data"])
+@pytest.mark.parametrize("path", ["s3://runs/a.txt", "s3://runs/*.txt", "s3://runs/data"])
 def test_missing_permission_is_no_bad_file_and_no_missing_one(forbidding_endpoint, path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", forbidding_endpoint)
     with pytest.raises(InputError, match="cannot be reached: PermissionError"):
@@ -190,10 +160,10 @@ def test_permission_lost_between_listing_and_reading(bucket, forbidding_endpoint
         "a.txt.gz": gzip.compress(b"one"),
     }
     bucket.put_object(Key=name, Body=bodies[name])
-    corpus = list_corpus([Source(path=f"s3://corpus/{name}")])
+    corpus = list_corpus([Source(path=f"s3://runs/{name}")])
     monkeypatch.setenv("AWS_ENDPOINT_URL", forbidding_endpoint)
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(InputError, match=rf"s3://corpus/{name}: cannot be reached: PermissionError") as caught:
+    with pytest.raises(InputError, match=rf"s3://runs/{name}: cannot be reached: PermissionError") as caught:
         list(read_unit(corpus, 0))
     assert not isinstance(caught.value, BadFileError)
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from distil_ray import vocabulary
 from distil_ray.data.corpus import Source, list_corpus
 from distil_ray.errors import InputError
-from distil_ray.vocabulary import SPECIAL_TOKENS, main, slices, train_vocabulary
+from distil_ray.vocabulary import SPECIAL_TOKENS, main, train_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +102,6 @@ def test_rare_characters_take_no_pieces(tmp_path):
     (tmp_path / "a.txt").write_text("".join(chr(0x4E00 + i) * (400 - i) for i in range(400)))
     pieces, _ = train_vocabulary(list_corpus([Source(path=str(tmp_path))]), 200)
     assert pieces.keys() - set(SPECIAL_TOKENS) == {chr(0x4E00 + i) for i in range(48)}
-
-
-def test_slices_are_bounded_and_lose_nothing():
-    rng = random.Random(0)
-    for _ in range(200):
-        text = "".join(rng.choices("ab ", weights=[5, 5, rng.random() * 4], k=rng.randint(0, 100)))
-        pieces = list(slices(text, 10))
-        assert "".join(pieces) == text
-        assert all(len(piece) <= 10 for piece in pieces)
-    assert list(slices("one two three four", 10)) == ["one two", " three", " four"]
 
 
 @pytest.mark.parametrize(
