@@ -9,8 +9,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-TRAIN := $(BIN)/python -m distil_ray.train --config configs/quickstart.yaml
-SETTINGS ?=  # more settings for the quickstart's runs, such as run.seed=1
+# Of the quickstart: where its runs go, and more settings for them, such as SETTINGS=run.seed=1.
+RUNS ?= runs
+SETTINGS ?=
+TRAIN := $(BIN)/python -m distil_ray.train --config configs/quickstart.yaml run.storage_path=$(RUNS)
 
 .PHONY: help setup quickstart test check
 
@@ -31,7 +33,7 @@ quickstart: setup
 	$(TRAIN) $(SETTINGS)
 	$(TRAIN) run.name=quickstart-mlm-only distill.alpha_ce=0 distill.alpha_cos=0 $(SETTINGS)
 	$(TRAIN) run.name=quickstart-from-scratch distill.alpha_ce=0 distill.alpha_cos=0 student.init=random $(SETTINGS)
-	$(BIN)/python -m distil_ray.report runs/quickstart runs/quickstart-mlm-only runs/quickstart-from-scratch
+	$(BIN)/python -m distil_ray.report $(RUNS)/quickstart $(RUNS)/quickstart-mlm-only $(RUNS)/quickstart-from-scratch
 
 test: setup
 	$(BIN)/python -m pytest

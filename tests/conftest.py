@@ -101,6 +101,17 @@ def reference(
     return settings, run(settings, run__name="reference")
 
 
+@pytest.fixture(scope="session")
+def distilled(reference: tuple[dict[str, Any], Path]) -> tuple[dict[str, Any], Path]:
+    """A run over one epoch that distils the reference: its settings and its folder."""
+    from runs import changed, run
+
+    settings, teacher = reference
+    settings = changed(settings, teacher__path=str(teacher / "export"), optim__num_epochs=1, eval__every_steps=100)
+    del settings["student"], settings["distill"], settings["optim"]["num_steps"]
+    return settings, run(settings, run__name="distilled")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -71,4 +71,12 @@ def has_got_to(folder: Path, step: int) -> bool:
 
 
 def train_workers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    """The training workers of the Ray that this process has started, and of no other on this machine."""
+    return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in _title(p)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended
+        return ""

@@ -65,6 +65,14 @@ def test_new_folder_replaces_the_old_one(folder):
     assert not folder.exists("export/old.txt")
 
 
+def test_a_local_copy_holds_all_files(folder):
+    for name in ("export/a.txt", "export/deep/b.txt", "other.txt"):
+        folder.write_text(name, name)
+    with folder.local_copy("export") as local:
+        found = {path.relative_to(local).as_posix(): path.read_text() for path in local.rglob("*") if path.is_file()}
+    assert found == {"a.txt": "export/a.txt", "deep/b.txt": "export/deep/b.txt"}
+
+
 def test_new_folder_leaves_nothing_of_a_failed_block(folder):
     def fail():
         with folder.new_folder("export") as local:

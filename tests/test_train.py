@@ -39,7 +39,8 @@ def test_the_number_of_workers_changes_rounding_only(reference, num_workers):
 
 def test_micro_batches_and_data_slots_change_no_row(reference):
     settings, expected = reference
-    folder = run(settings, run__name="micro", runtime__micro_batch_size=8, runtime__data_cpus=1)
+    runtime = {"num_workers": 1, "micro_batch_size": 8, "data_cpus": 1}
+    folder = run({**settings, "runtime": runtime}, run__name="micro")
 
     assert digests(folder) == digests(expected)
 
@@ -111,12 +112,8 @@ def test_a_killed_driver_changes_nothing_and_fewer_workers_can_go_on(reference, 
     np.testing.assert_allclose(losses(storage / "one_worker"), losses(expected), atol=1e-4)
 
 
-def test_distils_a_teacher_in_epochs(reference, settings, capsys):
-    _, teacher = reference
-    del settings["student"], settings["distill"], settings["optim"]["num_steps"]
-    settings = changed(settings, teacher__path=str(teacher / "export"), optim__num_epochs=1, eval__every_steps=100)
-    folder = run(settings)
-
+def test_distils_a_teacher_in_epochs(distilled):
+    _, folder = distilled
     last = records(folder)[-1]
     assert last["run/progress"] == 1.0
     assert {"train/loss_ce", "train/loss_mlm", "train/loss_cos"} <= set().union(*records(folder))
@@ -137,9 +134,13 @@ print(model.config.model_type, model.config.n_layers, logits.shape[-1])
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=folder)
     assert loaded.stdout.split() == ["distilbert", "1", "300"], loaded.stderr
 
+
+def test_a_finished_run_is_not_repeated_and_not_changed(distilled, capsys):
+    settings, folder = distilled
+    settings = changed(settings, run__name="distilled")
     capsys.readouterr()
     assert run(settings) == folder
-    assert "run is finished" in capsys.readouterr().out
+    assert "distilled is finished" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"optim.learning_rate: was 0.001, now 0.002"):
         run(settings, optim__learning_rate=2e-3)
     run(settings, runtime__num_workers=1, metrics__every_steps=7)  # changes nothing that is learned

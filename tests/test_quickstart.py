@@ -1,0 +1,67 @@
+"""`make quickstart`, as a newcomer types it, only shorter: interrupted, typed again, and finished."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import records, wait_for
+
+ROOT = Path(__file__).parent.parent
+RUNS = ("quickstart", "quickstart-mlm-only", "quickstart-from-scratch")
+SHORTER = (
+    "optim.num_steps=24 optim.global_batch_size=8 runtime.micro_batch_size=4 eval.num_rows=16 eval.every_steps=12 "
+    "checkpoint.every_steps=2 metrics.every_steps=1"
+)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What `make` needs of the project, and the environment that the tests run in."""
+    for name in ("Makefile", "configs", "distil_ray", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    return tmp_path
+
+
+def make_quickstart(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["make", "--old-file=.venv/.installed", "quickstart", f"SETTINGS={SHORTER}"],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_interrupted_and_typed_again(clone):
+    runs = clone / "runs"
+    first = make_quickstart(clone)
+    wait_for(lambda: any(runs.glob("quickstart/checkpoint_*/complete.json")) or first.poll() is not None)
+    os.killpg(first.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
+    _, errors = first.communicate(timeout=60)
+
+    assert first.returncode != 0
+    assert "interrupted; the same command goes on from the last checkpoint" in errors
+    assert "Traceback" not in errors
+    assert not (runs / "quickstart" / "finished.json").exists()
+
+    again = make_quickstart(clone)
+    output, errors = again.communicate(timeout=280)
+
+    assert again.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "resuming from checkpoint_" in output
+    assert "All runs trained on the same batches in the same order: 24 steps of equal digests." in output
+    assert len({(runs / name / "digests.csv").read_text() for name in RUNS}) == 1
+    assert [records(runs / name)[0]["eval/mlm_loss"] for name in RUNS[:2]] == pytest.approx(
+        [records(runs / RUNS[0])[0]["eval/mlm_loss"]] * 2
+    )
+    page = (runs / "quickstart" / "report.html").read_text()
+    for name in RUNS:
+        assert f"<td>{name}<br>" in page
+    assert "student.init" in page
