@@ -77,6 +77,16 @@ def test_the_folder_holds_safetensors_with_each_weight_once(exported):
     assert student.vocab_projector.weight is student.distilbert.embeddings.word_embeddings.weight
 
 
+def test_the_tokenizer_truncates_to_what_the_student_takes(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    tokenizer = small_tokenizer()
+    tokenizer.model_max_length = 512
+    _, student = small_pair()
+    export_student(folder, student, tokenizer, small_config(), SUMMARY)
+    loaded = AutoTokenizer.from_pretrained(folder.join("export"))
+    assert len(loaded("w1 " * 100, truncation=True)["input_ids"]) == student.config.max_position_embeddings
+
+
 def test_the_configuration_is_that_of_the_model_alone(exported):
     _, folder = exported
     config = folder.read_json("export/config.json")
@@ -127,6 +137,14 @@ def test_the_cards_example_runs(exported):
     exec(example, names)
     assert names["model"].num_parameters() == exported[0].num_parameters()
     assert names["tokenizer"].mask_token == "[MASK]"
+
+
+def test_the_card_names_every_kind_of_source():
+    sources = [{"path": "/data/a.parquet"}, {"hub": "org/text"}, {"docstrings": "installed"}]
+    config = small_config(data__sources=sources)
+    assert "of `/data/a.parquet`, `org/text`, `docstrings: installed`. Settings:" in model_card(
+        small_pair()[1], config, SUMMARY, "export"
+    )
 
 
 def test_the_card_of_a_run_without_teacher_and_evaluation():

@@ -136,6 +136,10 @@ class Source(Section):
     column: Text = "text"
     """Parquet column or JSON key that holds the text."""
 
+    def __str__(self) -> str:
+        """What stands for the source in a sentence."""
+        return self.path or self.hub or f"docstrings: {self.docstrings}"
+
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         kinds = [name for name in _SELECTORS if getattr(self, name) is not None]

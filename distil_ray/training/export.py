@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray import __version__
 from distil_ray.config import Config, to_yaml
-from distil_ray.distillation.models import quiet
+from distil_ray.distillation.models import max_tokens, quiet
 from distil_ray.training.storage import RunFolder
 
 EXPORT_FOLDER = "export"
@@ -31,6 +31,8 @@ def export_student(
 ) -> None:
     """Write ``export/``, which ``AutoModelForMaskedLM.from_pretrained`` loads without this package."""
     with folder.new_folder(EXPORT_FOLDER) as local:
+        # So that `truncation=True` cuts texts to what the student has positions for.
+        tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(student))
         with quiet():
             student.save_pretrained(local)
             tokenizer.save_pretrained(local)
@@ -47,7 +49,7 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
     )
     figures = [f"| {text} | {summary[name]:.4f} |" for name, text in _FIGURES.items() if summary.get(name) is not None]
     table = ["| held-out figure | value |", "|---|---|", *figures] if figures else ["No text was held out."]
-    sources = ", ".join(f"`{source.path or source.hub}`" for source in config.data.sources)
+    sources = ", ".join(f"`{source}`" for source in config.data.sources)
     return "\n".join(
         [
             "---",
