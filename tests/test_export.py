@@ -10,6 +10,7 @@ import torch
 import yaml
 from small_models import random_ids, small_model
 from training_parts import B, small_config, small_pair, small_tokenizer
+from transformers import AutoTokenizer
 
 from distil_ray.config import parse_config
 from distil_ray.training.export import export_student, model_card

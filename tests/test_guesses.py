@@ -20,6 +20,10 @@ def tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
 
 
+def gaps_of(tokenizer, documents, num_gaps=1, seed=1, max_tokens=128):
+    return make_gaps(tokenizer, documents, num_gaps=num_gaps, max_tokens=max_tokens, seed=seed)
+
+
 def test_masks_a_whole_word_of_plain_prose(tokenizer):
     documents = [
         "Too short.",
@@ -28,28 +32,39 @@ def test_masks_a_whole_word_of_plain_prose(tokenizer):
         "",
         "This function returns the number\nof elements in the array when called with the short list.",
     ]
-    gaps = make_gaps(tokenizer, documents, 5, seed=1)
+    gaps = gaps_of(tokenizer, documents, num_gaps=5)
 
     assert len(gaps) == 2
     assert gaps[0].before + gaps[0].word + gaps[0].after == PROSE
-    for gap in gaps:
+    for gap, document in zip(gaps, (documents[2], documents[4]), strict=True):
         assert gap.input_ids[gap.position] == tokenizer.mask_token_id
         assert gap.input_ids.count(tokenizer.mask_token_id) == 1
-        assert len(gap.word) >= 4
-    assert make_gaps(tokenizer, documents, 1, seed=1) == gaps[:1]
+        whole = tokenizer(document)["input_ids"]
+        assert [i for i, (a, b) in enumerate(zip(gap.input_ids, whole, strict=True)) if a != b] == [gap.position]
+        assert len(gap.word) >= 3
+    assert gaps_of(tokenizer, documents) == gaps[:1]
 
 
 def test_the_seed_draws_the_word(tokenizer):
-    words = {make_gaps(tokenizer, [PROSE], 1, seed=seed)[0].word for seed in range(60)}
-    # Every word of four letters or more; "unknown" would be two pieces.
-    assert words == {"This", "function", "returns", "number", "elements", "array"}
+    words = {gaps_of(tokenizer, [PROSE], seed=seed)[0].word for seed in range(99)}
+    # Every word of three letters or more; "unknown" would be two pieces.
+    assert words == {"This", "function", "returns", "the", "number", "elements", "array"}
     sentence = "This unknown function returns the unknown number of the unknown elements."
-    assert "unknown" not in {make_gaps(tokenizer, [sentence], 1, seed=seed)[0].word for seed in range(60)}
+    assert "unknown" not in {gaps_of(tokenizer, [sentence], seed=seed)[0].word for seed in range(60)}
+
+
+def test_a_long_document_is_cut_and_the_gap_lies_before_the_cut(tokenizer):
+    document = f"{PROSE} " * 50
+    for seed in range(20):
+        gap = gaps_of(tokenizer, [document], seed=seed, max_tokens=20)[0]
+        assert len(gap.input_ids) == 20
+        assert gap.position < 19
+        assert gap.before + gap.word + gap.after == PROSE
 
 
 def test_the_guess_is_the_most_probable_piece(tokenizer):
     model = set_weights(small_model("bert", vocab_size=len(tokenizer)), "guesses")
-    gaps = make_gaps(tokenizer, [PROSE] * 3, 3, seed=0)
+    gaps = gaps_of(tokenizer, [PROSE] * 3, num_gaps=3, seed=0)
     answer = tokenizer.convert_tokens_to_ids(gaps[1].word.lower())
     with torch.no_grad():
         model.cls.predictions.bias[answer] = 50.0

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray import __version__
 from distil_ray.config import Teacher
 from distil_ray.data.corpus import read_unit
-from distil_ray.distillation.models import load_masked_lm
+from distil_ray.distillation.models import load_masked_lm, max_tokens
 from distil_ray.errors import InputError
-from distil_ray.evaluation.cost import Cost, measure
+from distil_ray.evaluation.cost import NUM_TOKENS, Cost, measure
 from distil_ray.evaluation.findings import Contender, Kind, findings
 from distil_ray.evaluation.guesses import Gap, Guess, fill_gaps, make_gaps
 from distil_ray.evaluation.page import Page, Row
@@ -19,7 +20,8 @@ from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.history import History
 
-NUM_GAPS = 6
+NUM_GAPS = 8
+_NUM_LOOKED_AT = 16
 
 _CHARTS = (
     ("Held-out MLM loss", "eval/mlm_loss", "nats a masked token"),
@@ -82,7 +84,13 @@ def _guess(history: History, models: dict[str, PreTrainedModel]) -> tuple[list[G
     """Masked sentences of the run's held-out text, each model's guesses, and a remark if the text is not at hand."""
     try:
         tokenizer = build_tokenizer(history.config)
-        gaps = make_gaps(tokenizer, _heldout_documents(history, tokenizer), NUM_GAPS, history.config.run.seed)
+        gaps = make_gaps(
+            tokenizer,
+            _heldout_documents(history, tokenizer),
+            num_gaps=NUM_GAPS,
+            max_tokens=min([NUM_TOKENS, *map(max_tokens, models.values())]),
+            seed=history.config.run.seed,
+        )
     except InputError as error:
         return [], {}, [f"No sentences are shown: {error}"]
     fitting = {name: model for name, model in models.items() if model.config.vocab_size >= len(tokenizer)}
@@ -90,12 +98,12 @@ def _guess(history: History, models: dict[str, PreTrainedModel]) -> tuple[list[G
 
 
 def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
-    """Held-out documents; the first ones come from all over the text, one a unit."""
+    """Held-out documents from all over the text: the longest of the first few of each unit, then all."""
     plan = build_plan(history.config, tokenizer)
     for is_first_pass in (True, False):
         for unit in plan.eval_units:
             documents = (text for text in read_unit(plan.eval_corpus, int(unit)) if text is not None)
-            yield from [next(documents, "")] if is_first_pass else documents
+            yield from [max(islice(documents, _NUM_LOOKED_AT), key=len, default="")] if is_first_pass else documents
 
 
 # ------------------------------------------------------------------------------------------------- figures
@@ -119,7 +127,7 @@ def _teacher_row(
 def _contender(history: History, costs: dict[str, Cost], guesses: dict[str, list[Guess]]) -> Contender:
     kind = _kind(history)
     shares = history.config.distill.shares
-    weights = ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if share > 0)
+    weights = ", ".join(f"{name} {share:.3g}" for name, share in shares.items() if share > 0)
     row = Row(
         name=history.name,
         role=f"{kind}; loss weights: {weights}",

@@ -4,6 +4,7 @@ Shapes: B sentences, T pieces, V vocabulary.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -14,14 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.distillation.models import encode, predict
 
-_MIN_WORDS, _MAX_WORDS = 8, 24
-_MIN_LETTERS = 4  # of a word worth guessing
+_MIN_WORDS, _MAX_WORDS = 8, 24  # of a sentence
+_MIN_LETTERS = 3  # of a word worth guessing
 _SENTENCE = re.compile(r"[A-Z][^.!?\n]+(?:\n[^.!?\n]+)*[.!?](?=\s|$)")
 _PROSE = re.compile(r"[A-Za-z ,;'-]+[.!?]")
 
 
 class Gap(NamedTuple):
-    """A sentence with one word masked: the pieces ``input_ids`` [T], where the gap is, and what stood there."""
+    """A document with one word masked: its pieces ``input_ids`` [T], where the gap is, what stood there, and the
+    sentence ``before`` and ``after`` it.
+    """
 
     input_ids: list[int]
     position: int
@@ -38,55 +41,48 @@ class Guess(NamedTuple):
     is_right: bool
 
 
-def make_gaps(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], num_gaps: int, seed: int) -> list[Gap]:
-    """Mask one word in each of the first ``num_gaps`` plain sentences, a sentence a document.
+def make_gaps(
+    tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], *, num_gaps: int, max_tokens: int, seed: int
+) -> list[Gap]:
+    """Mask one word in a plain sentence of a document, until there are ``num_gaps``.
 
-    The word is drawn by a hash of the seed from those of four letters or more that are one piece: any model with this
-    vocabulary can guess them.
+    Sentence and word are drawn by a hash of the seed, the word from those of three letters or more that are one piece:
+    any model with this vocabulary can guess them. Models see the whole document, cut at ``max_tokens`` pieces.
     """
     gaps: list[Gap] = []
-    for document in documents:
-        sentence = next(_plain_sentences(document), None)
-        gap = None if sentence is None else _mask_a_word(tokenizer, sentence, seed, len(gaps))
-        if gap is not None:
-            gaps.append(gap)
+    for number, document in enumerate(documents):
+        candidates = list(_candidates(tokenizer, document, max_tokens))
+        if candidates:
+            draw = int(draws(stream_key(seed, "gap"), np.array([number], dtype=np.uint64))[0])
+            gaps.append(candidates[draw % len(candidates)])
         if len(gaps) == num_gaps:
             break
     return gaps
 
 
-def _plain_sentences(document: str) -> Iterator[str]:
-    """Sentences of ordinary words, without code, figures or markup."""
-    for match in _SENTENCE.finditer(document):
-        sentence = " ".join(match[0].split())
-        if _PROSE.fullmatch(sentence) and _MIN_WORDS <= len(sentence.split()) <= _MAX_WORDS:
-            yield sentence
+def _candidates(tokenizer: PreTrainedTokenizerBase, document: str, max_tokens: int) -> Iterator[Gap]:
+    """Every gap that could be made in the document."""
+    sentences = [match.span() for match in _SENTENCE.finditer(document) if _is_plain(match[0])]
+    if not sentences:
+        return
+    encoding = tokenizer(document, return_offsets_mapping=True, truncation=True, max_length=max_tokens)
+    input_ids, words = list(encoding["input_ids"]), encoding.word_ids()
+    num_pieces = Counter(words)
+    for position, (start, stop) in enumerate(encoding["offset_mapping"]):
+        text = document[start:stop]
+        start += len(text) - len(text.lstrip())  # byte-level pieces begin with the blank
+        word = text.strip()
+        around = next(((first, last) for first, last in sentences if first <= start and stop <= last), None)
+        is_whole = words[position] is not None and num_pieces[words[position]] == 1
+        if around and is_whole and word.isalpha() and len(word) >= _MIN_LETTERS:
+            masked = [*input_ids[:position], tokenizer.mask_token_id, *input_ids[position + 1 :]]
+            yield Gap(masked, position, word, document[around[0] : start], document[stop : around[1]])
 
 
-def _mask_a_word(tokenizer: PreTrainedTokenizerBase, sentence: str, seed: int, number: int) -> Gap | None:
-    encoding = tokenizer(sentence, return_offsets_mapping=True)
-    words = encoding.word_ids()
-    spans = encoding["offset_mapping"]
-    candidates = [
-        position
-        for position, word in enumerate(words)
-        if word is not None and words.count(word) == 1 and _is_worth_guessing(sentence[slice(*spans[position])])
-    ]
-    if not candidates:
-        return None
-    word = int(draws(stream_key(seed, "gap"), np.array([number], dtype=np.uint64))[0])
-    position = candidates[word % len(candidates)]
-    start, stop = spans[position]
-    input_ids = list(encoding["input_ids"])
-    input_ids[position] = tokenizer.mask_token_id
-    text = sentence[start:stop]
-    start += len(text) - len(text.lstrip())  # byte-level pieces begin with the blank
-    return Gap(input_ids, position, text.strip(), sentence[:start], sentence[stop:])
-
-
-def _is_worth_guessing(text: str) -> bool:
-    word = text.strip()
-    return word.isalpha() and len(word) >= _MIN_LETTERS
+def _is_plain(sentence: str) -> bool:
+    """Whether it consists of ordinary words, without code, figures or markup."""
+    sentence = " ".join(sentence.split())
+    return _PROSE.fullmatch(sentence) is not None and _MIN_WORDS <= len(sentence.split()) <= _MAX_WORDS
 
 
 @torch.inference_mode()
