@@ -38,6 +38,7 @@ def make_quickstart(folder: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.timeout(600)  # five starts of Ray
 def test_interrupted_and_typed_again(clone):
     runs = clone / "runs"
     first = make_quickstart(clone)
@@ -51,7 +52,7 @@ def test_interrupted_and_typed_again(clone):
     assert not (runs / "quickstart" / "finished.json").exists()
 
     again = make_quickstart(clone)
-    output, errors = again.communicate(timeout=280)
+    output, errors = again.communicate(timeout=500)
 
     assert again.returncode == 0, errors
     assert "Traceback" not in errors

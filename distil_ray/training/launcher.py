@@ -1,7 +1,10 @@
 """A configuration -> a fitted `TorchTrainer`: the checks before a run, its passes, and how it ended."""
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -213,7 +216,7 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int) -> Outcom
     loop: Any = train_loop_per_worker  # Ray hands on what it returns; its annotations do not say so
     num_workers: Any = config.runtime.num_workers  # nor do they know of (min, max)
     run_config: Any = RunConfig  # nor of the logging configuration
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         loop,
         train_loop_config={"job": job},
         scaling_config=ScalingConfig(
@@ -233,9 +236,34 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int) -> Outcom
             execution_options=execution_options(config.runtime.data_cpus, config.runtime.data_label)
         ),
     )
-    result: Any = trainer.fit()
+    with _own_interrupts():
+        result: Any = trainer.fit()
     assert isinstance(result.return_value, Outcome)
     return result.return_value
+
+
+class _Trainer(TorchTrainer):
+    """Ray's own handler ends the process at Ctrl-C without a word and with the status of a failed run."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        def interrupt(*_: object) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one does not wait
+            with suppress(ray.exceptions.RayError):  # the controller ends itself
+                ray.get(controller.abort.remote())
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Put the handler of Ctrl-C back that was there before."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def _failure_message(config: Config, folder: RunFolder, error: BaseException) -> str:
