@@ -180,16 +180,35 @@ def test_a_pipeline_that_ends_early_goes_on_in_another(settings, tmp_path):
     assert positions == sorted(set(positions))
 
 
-def test_damaged_pages_end_the_run_or_are_left_out(settings, words, tmp_path, capsys):
-    path = tmp_path / "text" / "a.parquet"
-    write_text(path, words, num_documents=260, seed=3, rows_per_group=2)
+def write_damaged(path: Path, words: list[str], rows_per_group: int) -> Path:
+    """Write a Parquet file, one of whose row groups has no readable page."""
+    write_text(path, words, num_documents=260, seed=3, rows_per_group=rows_per_group)
     chunk = pq.ParquetFile(path).metadata.row_group(4).column(0)
     content = bytearray(path.read_bytes())
     start = chunk.dictionary_page_offset or chunk.data_page_offset
     content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
     path.write_bytes(content)
+    return path
+
+
+def test_damaged_heldout_text_is_an_input_error_or_left_out(settings, words, tmp_path):
+    damaged = write_damaged(tmp_path / "a.parquet", words, rows_per_group=20)
+    del settings["data"]["eval_fraction"]
+    settings = changed(settings, data__eval_sources=str(damaged), eval__num_rows=4096)
+    config = parse_config(settings)
+    with pytest.raises(InputError, match=r"^/.*a\.parquet: row group 4: damaged"):
+        prepare_data(config, build_plan(config, build_tokenizer(config)), warn=print)
+
+    config, notes = parse_config(changed(settings, data__on_bad_file="skip")), []
+    _, heldout = prepare_data(config, build_plan(config, build_tokenizer(config)), warn=notes.append)
+    assert len(heldout["group"]) > 64
+    assert [note for note in notes if "left out: " in note and "row group 4" in note]
+
+
+def test_damaged_pages_end_the_run_or_are_left_out(settings, words, tmp_path, capsys):
+    damaged = write_damaged(tmp_path / "a.parquet", words, rows_per_group=2)
     settings["optim"] = {"global_batch_size": 16, "num_epochs": 1}
-    settings = changed(settings, data__sources=str(path), data__eval_fraction=0.0, runtime__num_workers=1)
+    settings = changed(settings, data__sources=str(damaged), data__eval_fraction=0.0, runtime__num_workers=1)
 
     with pytest.raises(InputError, match=r"a\.parquet"):
         run(settings, run__name="stopped")

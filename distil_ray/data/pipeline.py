@@ -7,11 +7,13 @@ rows into one global sequence, which the equal streaming split deals out to the 
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import ray
 import ray.data
 from ray.data import DataContext, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
@@ -20,6 +22,9 @@ from distil_ray.data.batch import Arrays, filler_rows
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.rows import count_pieces, make_rows
 from distil_ray.data.schedule import Position
+from distil_ray.errors import InputError
+
+Result = TypeVar("Result")
 
 HORIZON_GROUPS = 4096
 """Groups in one pipeline: Ray Data prepares its tasks beforehand, at about a millisecond and a few kB each. A longer
@@ -39,7 +44,7 @@ SAMPLE_GROUPS = 8
 
 
 def execution_options(num_cpus: int, node_label: Mapping[str, str] | None) -> ExecutionOptions:
-    """Options of every pipeline here: how many CPU slots it may take, and the label of the nodes to run on."""
+    """Options of the pipeline: how many CPU slots it may take, and the label of the nodes to run on."""
     return ExecutionOptions(
         preserve_order=True,
         resource_limits=ExecutionResources(cpu=num_cpus, object_store_memory=num_cpus * _BYTES_AHEAD_PER_CPU),
@@ -123,8 +128,9 @@ def train_dataset(
                 plan.vocabulary.id_dtype,
                 is_end=is_end,
             )
-        group = start.group + index
-        rows = _make_rows(plan, "train", group, warn)
+        rows, notes = _make_rows(plan, "train", start.group + index)
+        for note in notes:
+            warn(note)
         return {name: values[start.row + 1 :] for name, values in rows.items()} if index == 0 else rows
 
     dataset = (
@@ -148,40 +154,55 @@ def _cut_beside_the_groups(dataset: Dataset, num_tasks: int) -> None:
     object.__setattr__(operator, "compute", TaskPoolStrategy(size=num_tasks))
 
 
-def heldout_rows(plan: DataPlan, num_rows: int, options: ExecutionOptions, warn: Callable[[str], None]) -> Arrays:
+def heldout_rows(
+    plan: DataPlan, num_rows: int, *, num_cpus: int, node_label: Mapping[str, str] | None, warn: Callable[[str], None]
+) -> Arrays:
     """Make at most ``num_rows`` held-out rows with fixed masks, an equal share from each held-out unit.
 
     Returns:
         The arrays of `batch`, in the order of (group, row); a pure function of the plan. Empty if it holds out none.
+
+    Raises:
+        InputError: the text cannot be read.
     """
     num_units = len(plan.eval_units)
     if num_units == 0:
         return {}
     quota = -(-num_rows // num_units)
 
-    def make_unit(batch: Any) -> Any:
-        rows = _make_rows(plan, "eval", int(batch["id"][0]), warn)
-        return {name: values[:quota] for name, values in rows.items()}
+    def make_unit(plan: DataPlan, unit: int) -> tuple[Arrays, list[str]]:
+        rows, notes = _make_rows(plan, "eval", unit)
+        return {name: values[:quota].copy() for name, values in rows.items()}, notes
 
-    parts = list(_run(make_unit, num_units, options))
+    parts = []
+    for rows, notes in _run(make_unit, plan, num_units, num_cpus, node_label):
+        parts.append(rows)
+        for note in notes:
+            warn(note)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: values[:num_rows] for name, values in columns.items()}
 
 
-def sample_piece_counts(plan: DataPlan, options: ExecutionOptions) -> npt.NDArray[np.int64]:
-    """Count the pieces ``[V]`` of the first `SAMPLE_GROUPS` groups: the weights of `mlm_smoothing` rest on them."""
+def sample_piece_counts(
+    plan: DataPlan, *, num_cpus: int, node_label: Mapping[str, str] | None
+) -> npt.NDArray[np.int64]:
+    """Count the pieces ``[V]`` of the first `SAMPLE_GROUPS` groups: the weights of `mlm_smoothing` rest on them.
+
+    Raises:
+        InputError: the text cannot be read.
+    """
     num_groups = min(SAMPLE_GROUPS, plan.schedule.groups_per_epoch)
 
-    def count_group(batch: Any) -> Any:
-        units = plan.schedule.units_of(int(batch["id"][0]))
-        return {"counts": count_pieces(plan.corpus, units, plan.vocabulary, plan.skip_bad_files)[None]}
+    def count_group(plan: DataPlan, group: int) -> npt.NDArray[np.int64]:
+        return count_pieces(plan.corpus, plan.schedule.units_of(group), plan.vocabulary, plan.skip_bad_files)
 
-    parts = _run(count_group, num_groups, options)
-    total: npt.NDArray[np.int64] = np.sum([part["counts"].sum(axis=0) for part in parts], axis=0, dtype=np.int64)
+    counts = list(_run(count_group, plan, num_groups, num_cpus, node_label))
+    total: npt.NDArray[np.int64] = np.sum(counts, axis=0, dtype=np.int64)
     return total
 
 
-def _make_rows(plan: DataPlan, split: str, group: int, warn: Callable[[str], None]) -> Arrays:
+def _make_rows(plan: DataPlan, split: str, group: int) -> tuple[Arrays, list[str]]:
+    """The rows of one group, and a note on each unit that is left out."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task, one core: Ray counts on it
     in_training = split == "train"
     rows, unit_errors = make_rows(
@@ -193,17 +214,30 @@ def _make_rows(plan: DataPlan, split: str, group: int, warn: Callable[[str], Non
         group=group,
         skip_bad_units=plan.skip_bad_files,
     )
-    for error in unit_errors:
-        warn(f"left out: {error}")
-    return rows
+    return rows, [f"left out: {error}" for error in unit_errors]
 
 
-def _run(task: Any, num_tasks: int, options: ExecutionOptions) -> Iterator[Arrays]:
-    """Run ``task`` once for each of 0 … num_tasks - 1 and yield its results in order."""
-    configure_context()
-    DataContext.get_current().execution_options = options
-    dataset = ray.data.range(num_tasks, override_num_blocks=num_tasks).map_batches(
-        task, batch_size=None, batch_format="numpy", zero_copy_batch=True
-    )
-    for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        yield {str(name): np.array(values) for name, values in block.items()}
+def _run(
+    function: Callable[[DataPlan, int], Result],
+    plan: DataPlan,
+    num_calls: int,
+    num_cpus: int,
+    node_label: Mapping[str, str] | None,
+) -> Iterator[Result]:
+    """Yield ``function(plan, i)`` for i = 0 … num_calls - 1 in order, computed in tasks, ``num_cpus`` at once.
+
+    Plain tasks and no pipeline: that would take seconds to start, for work of about a second.
+    """
+    options: Any = {"num_cpus": 1, "label_selector": dict(node_label) if node_label else None}
+    task = ray.remote(function).options(**options)
+    shared_plan = ray.put(plan)
+    waiting: deque[Any] = deque()
+    try:
+        for index in range(num_calls):
+            if len(waiting) == num_cpus:
+                yield ray.get(waiting.popleft())
+            waiting.append(task.remote(shared_plan, index))
+        while waiting:
+            yield ray.get(waiting.popleft())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, InputError) else error from None

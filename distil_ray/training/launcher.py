@@ -33,7 +33,8 @@ from distil_ray.training.cluster import check_fits, connect, worker_resources
 from distil_ray.training.console import Console
 from distil_ray.training.events import QueueEvents
 from distil_ray.training.export import EXPORT_FOLDER
-from distil_ray.training.loop import FINISHED_FILE, Job, Outcome, too_little_text, train_loop_per_worker
+from distil_ray.training.job import Job, Outcome
+from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
 from distil_ray.training.storage import RunFolder
 
 CONFIG_FILE = "config.yaml"
@@ -167,12 +168,12 @@ def describe_data(config: Config, plan: DataPlan) -> list[str]:
 
 def prepare_data(config: Config, plan: DataPlan, warn: Callable[[str], None]) -> tuple[DataPlan, Arrays]:
     """Read what must be known before the first step: piece counts for smoothing, and the held-out rows."""
-    options = execution_options(config.runtime.data_cpus, config.runtime.data_label)
+    cpus: dict[str, Any] = {"num_cpus": config.runtime.data_cpus, "node_label": config.runtime.data_label}
     smoothing = config.data.mlm_smoothing
     if smoothing:
-        weights = smoothing_weights(sample_piece_counts(plan, options), smoothing)
+        weights = smoothing_weights(sample_piece_counts(plan, **cpus), smoothing)
         plan = replace(plan, settings=replace(plan.settings, piece_weights=weights))
-    return plan, heldout_rows(plan, config.eval.num_rows, options, warn)
+    return plan, heldout_rows(plan, config.eval.num_rows, warn=warn, **cpus)
 
 
 def _train(config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvents) -> Outcome:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray.train
@@ -10,14 +10,13 @@ import ray.train.torch
 import torch.distributed as dist
 
 from distil_ray.config import Config
-from distil_ray.data.batch import Arrays
 from distil_ray.data.schedule import Position
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
-from distil_ray.training.events import QueueEvents
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, DataError, StepRows
 from distil_ray.training.heldout import HeldOut
+from distil_ray.training.job import Job, Outcome
 from distil_ray.training.learner import Learner
 from distil_ray.training.metrics import read_records
 from distil_ray.training.reporter import Reporter, is_writable
@@ -25,33 +24,6 @@ from distil_ray.training.storage import RunFolder
 
 FINISHED_FILE = "finished.json"
 NONFINITE_FILE = "nonfinite.json"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the launcher hands to every worker.
-
-    Attributes:
-        heldout: held-out rows, the arrays of `data.batch`; empty = no evaluation.
-        num_groups: of the whole schedule; None = endless.
-        continues_at: step at which this pass goes on, as planned, where the pipeline before it ended.
-    """
-
-    config: Config
-    heldout: Arrays
-    num_groups: int | None
-    events: QueueEvents
-    continues_at: int | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a pass over the pipeline ended: ``finished``, ``more`` (to do, in another pass) or ``failed``."""
-
-    kind: str
-    message: str = ""
-    is_input_error: bool = False
-    step: int = 0
 
 
 def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
