@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from runs import records, wait_for
+
+from distil_ray.distillation.models import load_masked_lm, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 RUNS = ("quickstart", "quickstart-mlm-only", "quickstart-from-scratch")
@@ -62,7 +66,21 @@ def test_interrupted_and_typed_again(clone):
     assert [records(runs / name)[0]["eval/mlm_loss"] for name in RUNS[:2]] == pytest.approx(
         [records(runs / RUNS[0])[0]["eval/mlm_loss"]] * 2
     )
+    # The teacher is as good as its card says, within what 304 masked pieces of these packages can tell.
+    assert records(runs / "quickstart")[0]["eval/teacher_mlm_accuracy"] > 0.4
     page = (runs / "quickstart" / "report.html").read_text()
     for name in RUNS:
         assert f"<td>{name}<br>" in page
     assert "student.init" in page
+
+
+def test_the_teacher_that_comes_with_the_package():
+    folder = ROOT / "distil_ray" / "quickstart" / "teacher"
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    model, tokenizer = load_masked_lm(str(folder)), load_tokenizer(str(folder))
+
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 12e6
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert (model.config.num_hidden_layers, len(tokenizer), model.config.vocab_size) == (4, 8000, 8000)
+    assert tokenizer.model_max_length == model.config.max_position_embeddings
+    assert f"{model.num_parameters():,} parameters" in (folder / "README.md").read_text()
