@@ -79,6 +79,16 @@ def test_runs_on_other_batches_are_not_compared(distilled, baseline, tmp_path, c
     assert "did not train on the same batches" in capsys.readouterr().out
 
 
+def test_runs_that_have_not_come_equally_far_are_not_compared(distilled, baseline, tmp_path, capsys):
+    lines = (baseline / "digests.csv").read_text().splitlines(keepends=True)
+    (baseline / "digests.csv").write_text("".join(lines[:-1]))
+    assert main([str(distilled[1]), str(baseline), "--output", str(tmp_path / "r.html")]) == 0
+
+    text = capsys.readouterr().out
+    assert "have done different numbers of steps" in text
+    assert "lower the held-out MLM loss" not in text
+
+
 def test_an_unfinished_run_shows_what_there_is(reference, tmp_path, capsys):
     copy = shutil.copytree(reference[1], tmp_path / "copy")
     (copy / "finished.json").unlink()

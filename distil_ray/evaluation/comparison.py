@@ -156,14 +156,15 @@ def _obstacle(histories: list[History]) -> str | None:
         return "The runs were evaluated on different held-out rows: their losses cannot be compared."
     if any(key.startswith(_SHAPE) for key, _ in _differences(histories)):
         return "The runs differ in more than their losses and their start; see the settings below."
-    num_steps = min(len(history.digests) for history in histories)
-    if any(history.digests[:num_steps] != first.digests[:num_steps] for history in others):
+    if any(len(history.digests) != len(first.digests) for history in others):
+        return "The runs have done different numbers of steps: their losses cannot be compared."
+    if any(history.digests != first.digests for history in others):
         return "The runs did not train on the same batches: their digests differ."
     return None
 
 
 def _same_batches(histories: list[History]) -> list[str]:
-    num_steps = min(len(history.digests) for history in histories)
+    num_steps = len(histories[0].digests)
     sentence = f"All runs trained on the same batches in the same order: {num_steps:,} steps of equal digests."
     return [sentence] if len(histories) > 1 else []
 

@@ -1,6 +1,6 @@
 """What the launcher hands to the workers, and what they hand back.
 
-Imports little: Ray Train's controller reads these, and shall not wait for torch and transformers.
+Imports little: Ray Train's controller reads these, and shall not load the loop and with it transformers.
 """
 
 from dataclasses import dataclass
