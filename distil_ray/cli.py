@@ -4,18 +4,17 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from distil_ray.config import Config, describe_keys, load_config
 from distil_ray.errors import InputError, RunError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-def parse(prog: str, description: str, argv: list[str] | None) -> tuple[argparse.Namespace, Config]:
-    """Read the arguments of a command that takes a configuration."""
+def parser_of(prog: str, description: str, keys: str, dry_run: str) -> argparse.ArgumentParser:
+    """The arguments of a command that takes a configuration with these ``keys``."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {prog}",
         description=description,
-        epilog="configuration keys:\n\n" + describe_keys(),
+        epilog=f"configuration keys:\n\n{keys}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -30,13 +29,8 @@ def parse(prog: str, description: str, argv: list[str] | None) -> tuple[argparse
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and do nothing else"
     )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="resolve everything, show models, data, memory and one batch; train nothing",
-    )
-    arguments = parser.parse_intermixed_args(argv)
-    return arguments, load_config(arguments.config, arguments.settings)
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
+    return parser
 
 
 def main_of(prog: str, command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:

@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that started and failed. Ends a command with exit status 1."""
+
+
+class DivergedError(RunError):
+    """A run whose numbers made it fail: done again with the same settings, it would fail again."""

@@ -1,4 +1,4 @@
-"""`python -m distil_ray.report RUN [RUN…]`: what runs led to, on one page and in a short table."""
+"""`python -m distil_ray.report RUN [RUN…]`: what runs, or a search, led to, on one page and in a short table."""
 
 import argparse
 import sys
@@ -15,32 +15,58 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report(argv: list[str] | None) -> None:
     arguments = _parser().parse_args(argv)
-    # Imported late, so that --help answers at once.
+    # Imported late, here and below, so that --help answers at once.
+    from distil_ray.search.report import is_search
+
+    if any(map(is_search, arguments.runs)):
+        _report_search(arguments.runs, arguments.output)
+        return
     from distil_ray.evaluation.comparison import compare
     from distil_ray.evaluation.page import to_html, to_text
     from distil_ray.training.history import read_history
 
-    output = Path(arguments.output or f"{arguments.runs[0]}/report.html")
-    if "://" in str(arguments.runs[0]) and not arguments.output:
-        raise InputError("--output: missing; for a run that is not on this machine, name a local file for the page")
+    output = _output(arguments.runs[0], arguments.output)
     page = compare([read_history(path) for path in arguments.runs])
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(to_html(page), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--output: cannot write {output}: {error.strerror}; name another file") from error
+    _write(output, to_html(page))
     print(f"\n{to_text(page)}\n")
     for name, folder in page.students:
         print(f"student of {name}: {folder}")
     print(f"report: {output.absolute()}")
 
 
+def _report_search(paths: list[str], output: str | None) -> None:
+    from distil_ray.search.report import read_search, to_html, to_text
+
+    if len(paths) > 1:
+        raise InputError("a search has a page of its own: expected its folder alone, or folders of runs only")
+    file = _output(paths[0], output)
+    plan, trials = read_search(paths[0])
+    _write(file, to_html(plan, trials))
+    print(f"\n{to_text(plan, trials)}\n\nreport: {file.absolute()}")
+
+
+def _output(run: str, output: str | None) -> Path:
+    """Where the page goes."""
+    if "://" in run and not output:
+        raise InputError("--output: missing; for a run that is not on this machine, name a local file for the page")
+    return Path(output or f"{run}/report.html")
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output: cannot write {file}: {error.strerror}; name another file") from error
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distil_ray.report",
-        description="Write what runs led to: figures, costs, curves, guesses. Runs that can be compared are compared.",
+        description="Write what runs led to: figures, costs, curves, guesses. Runs that can be compared are compared. "
+        "Or write what a search led to.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, <run.storage_path>/<run.name>")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or a search")
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run's folder)")
     return parser
 

@@ -2,9 +2,8 @@
 
 import sys
 
-from distil_ray.cli import main_of, parse
-
-DESCRIPTION = "Distil a masked language model: raw text in, a Hugging Face student out."
+from distil_ray.cli import main_of, parser_of
+from distil_ray.config import describe_keys, load_config, to_yaml
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,10 +12,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str] | None) -> None:
-    arguments, config = parse("distil_ray.train", DESCRIPTION, argv)
+    arguments = parser_of(
+        "distil_ray.train",
+        "Distil a masked language model: raw text in, a Hugging Face student out.",
+        describe_keys(),
+        "resolve everything, show models, data, memory and one batch; train nothing",
+    ).parse_intermixed_args(argv)
+    config = load_config(arguments.config, arguments.settings)
     if arguments.print_config:
-        from distil_ray.config import to_yaml
-
         sys.stdout.write(to_yaml(config))
         return
     # Imported late, so that --help, --print-config and configuration errors answer at once.

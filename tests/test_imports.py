@@ -9,13 +9,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "distil_ray"
 
 # Each layer imports its own and those below. The commands are the modules that are named nowhere here.
-LAYERS = ("errors", "data", "distillation", "training evaluation", "commands")
+LAYERS = ("errors", "data", "distillation", "training evaluation", "search", "commands")
 
 # Ray's parts, and the only modules that may import them.
 HOME_OF = {
     "ray.data": {"data.pipeline"},
     "ray.train": {"training.loop", "training.launcher"},
-    "ray.tune": {"tune"},
+    "ray.tune": {"search.tuner"},
 }
 PLAIN = ("errors", "config", "data", "distillation")  # import nothing of Ray at all, but for data.pipeline
 
@@ -101,6 +101,8 @@ def test_modules_are_found():
         ("training.launcher", "from ray.tune import Tuner"),
         ("train", "from ray.train.torch import TorchTrainer"),
         ("evaluation.cost", "from distil_ray.tune import main"),
+        ("evaluation.cost", "from distil_ray.search.trials import best"),
+        ("tune", "from ray.tune import Tuner"),
         ("config", "from distil_ray.data.corpus import Source"),
         ("errors", "from distil_ray.data.hashing import mix"),
     ],
@@ -126,7 +128,7 @@ def test_a_violation_is_seen(module, source):
             "import ray.train\nfrom distil_ray.config import Config\nfrom distil_ray.data import batch",
         ),
         (
-            "tune",
+            "search.tuner",
             "from ray.tune.integration import ray_train\nfrom distil_ray.training import launcher",
         ),
         (

@@ -7,9 +7,22 @@ one `InputError` with one line a problem. What comes out is frozen and complete;
 This package imports neither torch nor Ray, so that `--help` and a mistyped key answer at once.
 """
 
-from distil_ray.config.description import describe_keys
+from distil_ray.config.checks import shown
+from distil_ray.config.complaints import ConfigError, single_problems
+from distil_ray.config.description import describe_keys, fields
 from distil_ray.config.identity import difference, learned
-from distil_ray.config.reading import load_config, parse_config, parse_sources, parse_yaml, to_yaml
+from distil_ray.config.reading import (
+    dump_yaml,
+    load_config,
+    load_settings,
+    parse_config,
+    parse_mapping,
+    parse_sources,
+    parse_yaml,
+    to_settings,
+    to_yaml,
+    with_settings,
+)
 from distil_ray.config.sections import (
     Checkpoint,
     Config,
@@ -29,6 +42,7 @@ from distil_ray.config.sections import (
 __all__ = [
     "Checkpoint",
     "Config",
+    "ConfigError",
     "Data",
     "Distill",
     "Eval",
@@ -42,10 +56,18 @@ __all__ = [
     "Teacher",
     "describe_keys",
     "difference",
+    "dump_yaml",
+    "fields",
     "learned",
     "load_config",
+    "load_settings",
     "parse_config",
+    "parse_mapping",
     "parse_sources",
     "parse_yaml",
+    "shown",
+    "single_problems",
+    "to_settings",
     "to_yaml",
+    "with_settings",
 ]

@@ -16,9 +16,13 @@ from distil_ray.errors import InputError
 _STAND_INS = {"run.name": "x", "teacher.path": "x", "data.sources": "x"}  # for what must be there
 
 
-def report(problems: Sequence[str]) -> InputError:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return InputError("\n  ".join([f"the configuration has {count}:", *problems]))
+class ConfigError(InputError):
+    """Everything that is wrong with a configuration; ``problems``: one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n  ".join([f"the configuration has {count}:", *problems]))
+        self.problems = tuple(problems)
 
 
 def across_problems(error: ValidationError) -> list[Problem]:
@@ -27,11 +31,11 @@ def across_problems(error: ValidationError) -> list[Problem]:
     return [problem for cause in causes if isinstance(cause, Inconsistent) for problem in cause.problems]
 
 
-def single_problems(error: ValidationError, given: Mapping[str, Any]) -> list[Problem]:
-    """Put pydantic's findings in the words of the configuration, one problem a setting."""
+def single_problems(error: ValidationError, given: Mapping[str, Any], root: type[Section] = Config) -> list[Problem]:
+    """Put pydantic's findings about a ``root`` in the words of the configuration, one problem a setting."""
     found: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
-        problem = _field_problem(detail, given)
+        problem = _field_problem(detail, given, root)
         found.setdefault(problem.keys[0], problem)  # a union reports each of its members
     # A list whose items are faulty is also reported as too short.
     lists = {key.partition("[")[0] for key in found if "[" in key}
@@ -52,11 +56,11 @@ def problems_of_the_rest(given: Mapping[str, Any], problems: Sequence[Problem]) 
     return []
 
 
-def _field_problem(detail: ErrorDetails, given: Mapping[str, Any]) -> Problem:
+def _field_problem(detail: ErrorDetails, given: Mapping[str, Any], root: type[Section]) -> Problem:
     location = detail["loc"]
     if detail["type"] == "invalid_key":  # a number, for example
         location = (*location[:-1], str(location[-1]))
-    section: type[Section] = Config
+    section = root
     key, expected, description = "", "mapping", None
     value: Any = given
     for part in location:
@@ -64,7 +68,7 @@ def _field_problem(detail: ErrorDetails, given: Mapping[str, Any]) -> Problem:
             key, value, expected = f"{key}[{part}]", listed(value)[part], type_text(section)
             continue
         if part not in section.model_fields:
-            return _unknown_key(key, part, section)
+            return _unknown_key(key, part, section, root)
         field = section.model_fields[part]
         key, value = f"{key}.{part}" if key else part, value.get(part)
         expected, description = type_text(field.annotation, field.metadata), field.description
@@ -80,11 +84,11 @@ def _field_problem(detail: ErrorDetails, given: Mapping[str, Any]) -> Problem:
     return problem((key,), f"given {shown(value)}, expected {expected}{hint}")
 
 
-def _unknown_key(prefix: str, name: str, section: type[Section]) -> Problem:
+def _unknown_key(prefix: str, name: str, section: type[Section], root: type[Section]) -> Problem:
     """Name the valid key of the most similar spelling: of the same section if there is one, else of any."""
     key = f"{prefix}.{name}" if prefix else name
     siblings = {sibling: f"{prefix}.{sibling}" if prefix else sibling for sibling in section.model_fields}
-    others = {other.rpartition(".")[2]: other for other, _ in fields()}
+    others = {other.rpartition(".")[2]: other for other, _ in fields(root)}
     for candidates in (siblings, others):
         for nearest in difflib.get_close_matches(name, candidates, n=1):
             suggestion = candidates[nearest]

@@ -10,17 +10,17 @@ from distil_ray.config.checks import shown
 from distil_ray.config.sections import Config, Section, Source
 
 
-def describe_keys() -> str:
+def describe_keys(root: type[Section] = Config) -> str:
     """Return every key with its type, default and description, as text for ``--help``."""
     lines = []
     section = ""
-    for key, field in fields():
+    for key, field in fields(root):
         name, _, rest = key.partition(".")
         if name != section:
             section = name
             lines += [
                 "",
-                f"{section}: {(section_of(Config.model_fields[section].annotation) or Config).__doc__}",
+                f"{section}: {(section_of(root.model_fields[section].annotation) or root).__doc__}",
             ]
         default = "required" if field.is_required() else f"default {shown(_plain(field.default))}"
         lines += [
@@ -31,11 +31,11 @@ def describe_keys() -> str:
 
 
 def fields(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key and its field; those of a source once, below `data.sources`."""
+    """Yield every key of the sections of ``section`` and its field; those of a source once, below `data.sources`."""
     for name, field in section.model_fields.items():
         key = f"{prefix}{name}"
         nested = section_of(field.annotation)
-        if section is not Config:
+        if prefix:
             yield key, field
         if nested is not None and key != "data.eval_sources":
             yield from fields(nested, f"{key}[]." if nested is Source else f"{key}.")

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from distil_ray.config.checks import shown
-from distil_ray.config.complaints import across_problems, problems_of_the_rest, report, single_problems
+from distil_ray.config.complaints import ConfigError, across_problems, problems_of_the_rest, single_problems
 from distil_ray.config.sections import Config, Source
 from distil_ray.errors import InputError
 
@@ -30,6 +30,15 @@ def load_config(files: Sequence[str], overrides: Sequence[str]) -> Config:
     Raises:
         InputError: with one line a problem, all problems at once.
     """
+    return parse_config(load_settings(files, overrides))
+
+
+def load_settings(files: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """Read and merge what `load_config` checks.
+
+    Raises:
+        InputError: with one line for each file or setting that cannot be read.
+    """
     settings: dict[str, Any] = {}
     problems: list[str] = []
     readers = [(_read_file, file) for file in files] + [(_read_override, override) for override in overrides]
@@ -39,8 +48,17 @@ def load_config(files: Sequence[str], overrides: Sequence[str]) -> Config:
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise report(problems)
-    return parse_config(settings)
+        raise ConfigError(problems)
+    return settings
+
+
+def with_settings(settings: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of ``settings`` into which values by dotted key are merged, later ones winning."""
+    merged: dict[str, Any] = {}
+    _merge(merged, settings)
+    for name, value in dotted.items():
+        _merge(merged, _nested(name.split("."), value))
+    return merged
 
 
 def parse_yaml(text: str, name: str) -> Config:
@@ -49,7 +67,7 @@ def parse_yaml(text: str, name: str) -> Config:
     Raises:
         InputError: with one line a problem, all problems at once.
     """
-    return parse_config(_parse_mapping(text, name))
+    return parse_config(parse_mapping(text, name))
 
 
 def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
@@ -88,7 +106,7 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
         if not problems:
             problems = single_problems(error, given)
             problems += problems_of_the_rest(given, problems)
-    raise report([problem.line for problem in problems])
+    raise ConfigError([problem.line for problem in problems])
 
 
 # YAML 1.2's floats: YAML 1.1, which PyYAML reads, takes 5e-4 for text.
@@ -133,10 +151,15 @@ def _read_file(file: str) -> dict[str, Any]:
         raise InputError(f"{file}: cannot be read ({error.strerror}), expected a YAML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start}), expected a YAML file") from None
-    return _parse_mapping(text, file)
+    return parse_mapping(text, file)
 
 
-def _parse_mapping(text: str, name: str) -> dict[str, Any]:
+def parse_mapping(text: str, name: str) -> dict[str, Any]:
+    """Read the text of one YAML file, which messages call ``name``, without checking what it sets.
+
+    Raises:
+        InputError: it is not YAML, or not a mapping.
+    """
     try:
         content = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -159,10 +182,13 @@ def _read_override(override: str) -> dict[str, Any]:
         raise InputError(f"{override}{_yaml_fault(error)}") from None
     except yaml.YAMLError:
         value = text
-    for key in reversed(keys):
-        value = {key: value}
-    settings: dict[str, Any] = value
-    return settings
+    return _nested(keys, value)
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """``[a, b], 1`` -> ``{a: {b: 1}}``."""
+    first, *rest = keys
+    return {first: _nested(rest, value) if rest else value}
 
 
 def _yaml_fault(error: yaml.YAMLError) -> str:
@@ -184,6 +210,15 @@ def _merge(into: dict[str, Any], settings: Mapping[str, Any], prefix: str = "") 
 
 def to_yaml(config: Config) -> str:
     """Return the whole configuration as YAML, which reads back as an equal one."""
+    return dump_yaml(to_settings(config))
+
+
+def to_settings(config: Config) -> dict[str, Any]:
+    """Return the whole configuration as a mapping of sections, which `parse_config` reads back as an equal one."""
     unused = {"data": {"eval_fraction"}} if config.data.eval_sources is not None else None
-    settings = config.model_dump(mode="json", exclude=unused)
-    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return config.model_dump(mode="json", exclude=unused)
+
+
+def dump_yaml(settings: Mapping[str, Any]) -> str:
+    """Return settings as YAML that `load_settings` reads back as they are."""
+    return yaml.dump(dict(settings), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

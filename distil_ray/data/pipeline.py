@@ -228,7 +228,11 @@ def _run(
 
     Plain tasks and no pipeline: that would take seconds to start, for work of about a second.
     """
-    options: Any = {"num_cpus": 1, "label_selector": dict(node_label) if node_label else None}
+    options: Any = {
+        "num_cpus": 1,
+        "label_selector": dict(node_label) if node_label else None,
+        "scheduling_strategy": "DEFAULT",  # anywhere: in an actor, it would otherwise be in that actor's own slot
+    }
     task = ray.remote(function).options(**options)
     shared_plan = ray.put(plan)
     waiting: deque[Any] = deque()

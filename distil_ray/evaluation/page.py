@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-
-from jinja2 import Environment
-from markupsafe import Markup
 
 from distil_ray.evaluation.cost import Cost
 from distil_ray.evaluation.guesses import Gap, Guess
+from distil_ray.evaluation.html import Chart, render
 
-_TEMPLATE = "page.html.j2"
 _NOTHING = "–"
 
 
@@ -51,7 +47,7 @@ class Page:
     remarks: list[str] = field(default_factory=list)
     differences: list[tuple[str, list[str]]] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
-    charts: list[tuple[str, str]] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
     students: list[tuple[str, str]] = field(default_factory=list)
     footer: str = ""
 
@@ -88,21 +84,30 @@ def _number(value: float | None, form: str) -> str:
 def to_text(page: Page) -> str:
     """The table and the findings as lines of text."""
     table = [list(HEADER), *(cells(row) for row in page.rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(HEADER))]
-    return "\n".join([*(_align(line, widths) for line in table), *page.findings, *page.remarks])
+    return "\n".join([*aligned(table), *page.findings, *page.remarks])
 
 
-def _align(line: Sequence[str], widths: Sequence[int]) -> str:
-    name, *figures = (
-        cell.ljust(width) if column == 0 else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-    )
-    return "  ".join([name, *figures])
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text with the cells of each column below each other: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in table
+    ]
 
 
 def to_html(page: Page) -> str:
     """The whole page, which loads nothing from elsewhere."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
-    charts = [(title, Markup(svg)) for title, svg in page.charts]  # ours, and already escaped
-    return template.render(page=page, header=HEADER, cells=cells, charts=charts)
+    return render(
+        "evaluation/page.html.j2",
+        title=page.title,
+        findings=page.findings,
+        footer=page.footer,
+        charts=page.charts,
+        page=page,
+        header=HEADER,
+        cells=cells,
+    )

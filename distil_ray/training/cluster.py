@@ -1,6 +1,7 @@
 """The Ray cluster of a run: join or start one, and check that the run fits before it starts."""
 
 import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -13,13 +14,15 @@ from ray._private.state import state as cluster_state
 from distil_ray.config import Config
 from distil_ray.errors import InputError
 
+DRIVER_CPUS = 1.0  # of a run that another command starts as an actor
 
-def connect(config: Config) -> str:
+
+def connect(config: Config, cpu_slots: float | None = None) -> str:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it set), or else start a Ray on this machine.
 
     A Ray started here gets logical CPU slots for the workers and for the data tasks, however few cores there are, so
-    that neither can starve the other. It is never one that happens to run here: that may belong to, and end with,
-    another command. Returns a line that says which it was.
+    that neither can starve the other: ``cpu_slots`` if given, else what the run needs. It is never one that happens to
+    run here: that may belong to, and end with, another command. Returns a line that says which it was.
 
     Raises:
         InputError: there is no cluster at RAY_ADDRESS.
@@ -38,7 +41,7 @@ def connect(config: Config) -> str:
                 "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
             ) from error
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
-    num_cpus = int(max(os.cpu_count() or 1, slots_needed(config)["CPU"]))
+    num_cpus = math.ceil(max(os.cpu_count() or 1, cpu_slots or slots_needed(config)["CPU"]))
     # On a machine of few cores Ray counts our tasks that take no slot as too many processes, and says so at length.
     stdout_deduplicator.skip_re = re.compile("PYTHON worker processes have been started")
     # With its dashboard, without which Ray Train cannot clean up after a killed driver.
@@ -52,28 +55,36 @@ def worker_resources(config: Config) -> dict[str, float]:
     return defaults | dict(config.runtime.resources_per_worker or {})
 
 
-def slots_needed(config: Config) -> dict[str, float]:
-    """Resources of the workers (of the fewest, if elastic) and of the data tasks together."""
-    total = {name: amount * config.runtime.min_workers for name, amount in worker_resources(config).items()}
-    return total | {"CPU": total.get("CPU", 0.0) + config.runtime.data_cpus}
+def slots_needed(config: Config, num_workers: int | None = None, driver_cpus: float = 0.0) -> dict[str, float]:
+    """Resources of the workers (of the fewest, if elastic), of the data tasks and of the driver together."""
+    num_workers = num_workers or config.runtime.min_workers
+    total = {name: amount * num_workers for name, amount in worker_resources(config).items()}
+    return total | {"CPU": total.get("CPU", 0.0) + config.runtime.data_cpus + driver_cpus}
 
 
-def check_fits(config: Config) -> None:
+def check_fits(config: Config, driver_cpus: float = 0.0) -> None:
     """Compare what the run needs with what the cluster has or may scale up to.
 
     Raises:
         InputError: it could never be placed; says what is asked for and what is there.
     """
     available = _most_resources()
-    needed = slots_needed(config)
+    needed = slots_needed(config, driver_cpus=driver_cpus)
     lacking = {name: amount for name, amount in needed.items() if available.get(name, 0.0) < amount}
     if lacking:
         asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
         there = ", ".join(f"{available.get(name, 0.0):g} {name}" for name in needed)
         raise InputError(
             f"runtime.num_workers: {config.runtime.min_workers} workers and runtime.data_cpus = "
-            f"{config.runtime.data_cpus} need {asked} in all, the cluster has {there}; ask for fewer workers or "
-            "data_cpus, or add nodes"
+            f"{config.runtime.data_cpus} need {asked} in all{', with 1 CPU for a driver' if driver_cpus else ''}, the "
+            f"cluster has {there}; ask for fewer workers or data_cpus, or add nodes"
+        )
+    places = _worker_places(config)
+    if places < config.runtime.min_workers:
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in worker_resources(config).items())
+        raise InputError(
+            f"runtime.resources_per_worker: the cluster's nodes have room for {places:g} workers of {asked} each, and "
+            f"{config.runtime.min_workers} are asked for; ask for less a worker, or add larger nodes"
         )
     label = config.runtime.data_label
     if label and not any(_carries(node, label) for node in ray.nodes()):
@@ -82,6 +93,31 @@ def check_fits(config: Config) -> None:
             f"runtime.data_label: no node of the cluster carries the label {shown}; start nodes with "
             f"`ray start --labels {shown}`, or leave the key out"
         )
+
+
+def runs_at_once(config: Config) -> int:
+    """How many such runs the cluster holds side by side, each with its driver, its data tasks and all its workers.
+
+    Where not even one has all its workers, an elastic one goes on with fewer.
+    """
+    runtime = config.runtime
+    available = _most_resources()
+    needed = slots_needed(config, runtime.max_workers, DRIVER_CPUS)
+    limits = [available.get(name, 0.0) // amount for name, amount in needed.items()]
+    limits.append(_worker_places(config) // runtime.max_workers)
+    if runtime.data_label:
+        labelled = (node["Resources"] for node in ray.nodes() if _carries(node, runtime.data_label))
+        limits.append(sum(resources.get("CPU", 0.0) for resources in labelled) // runtime.data_cpus)
+    return max(int(min(limits)), 1)
+
+
+def _worker_places(config: Config) -> float:
+    """How many workers the nodes have room for; no limit where an autoscaler may add nodes."""
+    if cluster_state.get_max_resources_from_cluster_config():
+        return math.inf
+    worker = worker_resources(config)
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return math.fsum(min(resources.get(name, 0.0) // amount for name, amount in worker.items()) for resources in nodes)
 
 
 def describe_resources(config: Config) -> str:

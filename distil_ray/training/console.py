@@ -35,17 +35,23 @@ class Console:
         """Print what arrives in ``events`` while the block runs."""
         done = threading.Event()
         thread = threading.Thread(target=self._follow, args=(events, done), daemon=True)
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=1.0, bar_format=_BAR_FORMAT, dynamic_ncols=True)
-        thread.start()
-        try:
+        with self._display():
+            thread.start()
+            try:
+                yield
+            finally:
+                done.set()
+                thread.join(timeout=10)
+
+    @contextmanager
+    def _display(self) -> Iterator[None]:
+        """Show how far the run is, on a terminal."""
+        if not sys.stderr.isatty():
             yield
-        finally:
-            done.set()
-            thread.join(timeout=10)
-            if self._bar is not None:
-                self._bar.close()
-                self._bar = None
+            return
+        with tqdm(total=1.0, bar_format=_BAR_FORMAT, dynamic_ncols=True) as self._bar:
+            yield
+        self._bar = None
 
     def _follow(self, events: Inbox, done: threading.Event) -> None:
         while True:
@@ -58,9 +64,10 @@ class Console:
             except Exception:  # the queue's actor is gone, as after an interrupt: nothing more will come
                 return
             else:
-                self._show(kind, content)
+                self.show(kind, content)
 
-    def _show(self, kind: str, content: Any) -> None:
+    def show(self, kind: str, content: Any) -> None:
+        """Print one event."""
         if kind == "line":
             self.line(content)
             return

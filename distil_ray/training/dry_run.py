@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.config import Config, to_yaml
+from distil_ray.config import Config, learned, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.rows import make_rows
@@ -24,7 +24,7 @@ def dry_run(config: Config, console: Console) -> None:
     """
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
-    check_learned_settings(config, folder)
+    check_learned_settings(learned(config), folder)
     tokenizer, teacher, student, plan = examine(config, folder, console)
     for line in describe_memory(config, teacher, student):
         console.line(line)

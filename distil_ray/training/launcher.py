@@ -3,13 +3,13 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ray.train
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -26,7 +26,7 @@ from distil_ray.data.pipeline import (
     train_dataset,
 )
 from distil_ray.data.plan import DataPlan, explain_fingerprints
-from distil_ray.errors import InputError, RunError
+from distil_ray.errors import DivergedError, InputError, RunError
 from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
 from distil_ray.training.cluster import check_fits, connect, worker_resources
@@ -41,15 +41,15 @@ CONFIG_FILE = "config.yaml"
 IDENTITY_FILE = "identity.json"
 
 
-def launch(config: Config, console: Console) -> None:
-    """Do the whole run, or what is left of it.
+def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] = ()) -> None:
+    """Do the whole run, or what is left of it. Ray Train's controller calls ``callbacks``.
 
     Raises:
         InputError: bad configuration or input, found before the start where that is possible.
-        RunError: the run started and failed.
+        RunError: the run started and failed; a `DivergedError` if it would do so again.
     """
     folder = RunFolder(config.run.storage_path, config.run.name)
-    check_learned_settings(config, folder)
+    check_learned_settings(learned(config), folder)
     if folder.exists(FINISHED_FILE):
         console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
         return
@@ -64,11 +64,11 @@ def launch(config: Config, console: Console) -> None:
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     try:
         with console.following(queue):
-            outcome = _train(config, plan, folder, QueueEvents(queue))
+            outcome = _train(config, plan, folder, QueueEvents(queue), callbacks)
     finally:
         queue.shutdown()
     if outcome.kind == "failed":
-        raise InputError(outcome.message) if outcome.is_input_error else RunError(outcome.message)
+        raise InputError(outcome.message) if outcome.is_input_error else DivergedError(outcome.message)
     console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
 
 
@@ -99,15 +99,15 @@ def examine(config: Config, folder: RunFolder, console: Console) -> Examined:
     return Examined(tokenizer, teacher, student, plan)
 
 
-def check_learned_settings(config: Config, folder: RunFolder) -> None:
-    """Refuse to go on with a run under settings that would teach something else.
+def check_learned_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
+    """Refuse to go on with a run (or a search) under settings, by dotted key, that would teach something else.
 
     Raises:
         InputError: with each difference.
     """
     if not folder.exists(IDENTITY_FILE):
         return
-    differences = difference(folder.read_json(IDENTITY_FILE)["learned"], learned(config))
+    differences = difference(folder.read_json(IDENTITY_FILE)["learned"], settings)
     if differences:
         _refuse(folder, "was started with other settings", differences)
 
@@ -176,13 +176,15 @@ def prepare_data(config: Config, plan: DataPlan, warn: Callable[[str], None]) ->
     return plan, heldout_rows(plan, config.eval.num_rows, warn=warn, **cpus)
 
 
-def _train(config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvents) -> Outcome:
+def _train(
+    config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvents, callbacks: Sequence[UserCallback]
+) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     plan, heldout = prepare_data(config, plan, events.line)
     job = Job(config, heldout, plan.schedule.num_groups, events)
     generosity = 1
     try:
-        while (outcome := _fit(job, plan, folder, generosity)).kind == "more":
+        while (outcome := _fit(job, plan, folder, generosity, callbacks)).kind == "more":
             generosity = generosity * 16 if outcome.step == (job.continues_at or 0) else 1
             if generosity > HORIZON_GROUPS:
                 return too_little_text(config, outcome.step)
@@ -192,7 +194,7 @@ def _train(config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvent
     return outcome
 
 
-def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int) -> Outcome:
+def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int, callbacks: Sequence[UserCallback]) -> Outcome:
     config = job.config
 
     def train_from_last_checkpoint() -> Any:
@@ -230,6 +232,7 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int) -> Outcom
             storage_path=folder.storage_path,
             storage_filesystem=folder.arrow_filesystem,
             failure_config=FailureConfig(max_failures=config.runtime.max_failures),
+            callbacks=list(callbacks),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
         datasets={"train": train_from_last_checkpoint},

@@ -154,7 +154,7 @@ def _report(reporter: Reporter, state: TrainState, record: dict[str, Any]) -> No
         reporter.record(state, record)
     if "eval/mlm_loss" in record:
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and is_writable(v)}
-        ray.train.report({"step": state.step} | numbers)
+        ray.train.report({"step": state.step, "run/progress": state.progress} | numbers)
 
 
 def too_little_text(config: Config, num_steps: int) -> Outcome:

@@ -116,7 +116,7 @@ class MetricsWriter:
             if self._folder.exists(name):
                 lines = self._folder.read_bytes(name).decode().splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith("\n") and step_of(line) <= resume_step]
-                replace_file(self._local / name, "".join(kept))
+                replace_file(self._local / name, "".join(kept).encode())
 
     def write(self, record: Record) -> None:
         """Append one record (with ``step``) to the file and its numbers to TensorBoard; null stands for no number."""

@@ -93,11 +93,15 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file; a reader sees the old or the new content, never a part."""
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Like `write_text`."""
         self._make_parents(self.join(name))
         if self.is_local:
-            replace_file(Path(self.join(name)), text)
+            replace_file(Path(self.join(name)), content)
         else:
-            self.filesystem.pipe_file(self.join(name), text.encode())
+            self.filesystem.pipe_file(self.join(name), content)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON."""
@@ -153,10 +157,10 @@ class RunFolder:
             self.filesystem.makedirs(os.path.dirname(path), exist_ok=True)
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a local file; whoever reads it, even after a power cut, sees the old or the new content."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     _flush_to_disk(temporary)
     temporary.replace(path)
 

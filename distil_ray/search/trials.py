@@ -1,0 +1,157 @@
+"""The trials of a search and what became of them, kept in its folder so that a killed search goes on.
+
+``trials.json`` names every trial before it starts, with its settings. What a trial achieved stands in the folder of its
+run alone and is read back from there, so nothing can be lost between the two.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal, NamedTuple
+
+from distil_ray.search.settings import Direction
+from distil_ray.search.space import Point, Settings
+from distil_ray.training.loop import FINISHED_FILE
+from distil_ray.training.metrics import Record, read_records
+from distil_ray.training.storage import RunFolder
+
+TRIALS_FILE = "trials.json"
+FAILED_FILE = "failed.json"
+_NAME = "trial-{:03d}"
+FIRST_TRIAL = _NAME.format(0)  # the settings as they stand
+
+Status = Literal["open", "finished", "stopped", "failed"]
+
+
+class Score(NamedTuple):
+    """The objective ``value`` at a moment of a trial: its ``step``, ``progress`` in [0, 1] and Unix ``time``."""
+
+    step: int
+    progress: float
+    value: float
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and how far it got.
+
+    Attributes:
+        settings: by dotted key, on top of the configuration; empty for the first trial.
+        point: the same as parameters; None if the space does not hold it.
+        status: open means waiting, under way or interrupted.
+        message: why it failed.
+        scores: of all evaluations after the first step, in order.
+    """
+
+    name: str
+    settings: Settings
+    point: Point | None
+    status: Status = "open"
+    message: str = ""
+    scores: tuple[Score, ...] = field(default=())
+
+    @property
+    def value(self) -> float | None:
+        """The newest objective."""
+        return self.scores[-1].value if self.scores else None
+
+    @property
+    def number(self) -> int:
+        """Counted from 0, in the order of their making."""
+        return int(self.name.rpartition("-")[2])
+
+
+class Trials:
+    """All trials of a search, in the order of their making. There is one writer: the process that runs the search."""
+
+    def __init__(self, folder: RunFolder, runs: str, metric: str) -> None:
+        """Read back what is in the folder of a search, whose trials' runs lie below the path or URL ``runs``."""
+        self.folder = folder
+        self._runs = runs
+        self._metric = metric
+        self._trials: dict[str, Trial] = {}
+        if folder.exists(TRIALS_FILE):
+            for entry in folder.read_json(TRIALS_FILE)["trials"]:
+                self._trials[entry["name"]] = self._caught_up(Trial(**entry))
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(list(self._trials.values()))
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def __getitem__(self, name: str) -> Trial:
+        return self._trials[name]
+
+    def run_folder(self, name: str) -> RunFolder:
+        """The folder of a trial's run."""
+        return RunFolder(self._runs, name)
+
+    def add(self, settings: Settings, point: Point | None) -> Trial:
+        """Note a new trial."""
+        trial = Trial(_NAME.format(len(self)), settings, point)
+        self._trials[trial.name] = trial
+        self._write()
+        return trial
+
+    def score(self, name: str, score: Score) -> None:
+        """Note an evaluation, which the trial has written down itself; those at later steps are done again."""
+        trial = self._trials[name]
+        kept = tuple(old for old in trial.scores if old.step < score.step)
+        self._trials[name] = replace(trial, scores=(*kept, score))
+
+    def settle(self, name: str, *, is_stopped: bool = False) -> Trial:
+        """Note how a trial ended, as its folder tells; one that neither finished nor failed was stopped."""
+        trial = self._caught_up(self._trials[name])
+        if trial.status == "open" and is_stopped:
+            trial = replace(trial, status="stopped")
+        self._trials[name] = trial
+        self._write()
+        return trial
+
+    def reopen(self, name: str) -> None:
+        """Let a failed trial be tried again."""
+        self.run_folder(name).remove(FAILED_FILE)
+        self._trials[name] = replace(self._trials[name], status="open", message="")
+        self._write()
+
+    def _caught_up(self, trial: Trial) -> Trial:
+        """The trial with what its run's folder says of it."""
+        run = self.run_folder(trial.name)
+        trial = replace(trial, scores=tuple(scores_of(read_records(run), self._metric)))
+        if trial.status != "open":
+            return trial
+        if run.exists(FINISHED_FILE):
+            return replace(trial, status="finished")
+        if run.exists(FAILED_FILE):
+            return replace(trial, status="failed", message=run.read_json(FAILED_FILE)["message"])
+        return trial
+
+    def _write(self) -> None:
+        entries = [asdict(replace(trial, scores=())) for trial in self]
+        self.folder.write_json(TRIALS_FILE, {"trials": entries})
+
+
+def scores_of(records: list[Record], metric: str) -> Iterator[Score]:
+    """The evaluations of a run after its first step."""
+    for record in records:
+        if record["step"] > 0 and record.get(metric) is not None:
+            yield Score(record["step"], record["run/progress"], record[metric], record["time"])
+
+
+def best(trials: Trials | list[Trial], direction: Direction) -> Trial | None:
+    """The finished trial with the best objective at its end; the earlier one of equals."""
+    finished = [trial for trial in trials if trial.status == "finished" and trial.value is not None]
+    sign = 1 if direction == "min" else -1
+    return min(finished, key=lambda trial: sign * (trial.value or 0.0), default=None)
+
+
+def common_step(trials: Trials | list[Trial]) -> int | None:
+    """The last step at which all trials that were evaluated at all have been: there they can be compared."""
+    steps = [{score.step for score in trial.scores} for trial in trials if trial.scores]
+    return max(set.intersection(*steps), default=None) if steps else None
+
+
+def value_at(trial: Trial, step: int | None) -> float | None:
+    """The objective at a step."""
+    return next((score.value for score in trial.scores if score.step == step), None)

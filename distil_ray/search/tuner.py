@@ -1,0 +1,316 @@
+"""A plan -> a fitted `Tuner`: each trial an ordinary run, launched by an actor. The one module with Ray Tune."""
+
+import json
+import logging
+import os
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import ray.tune
+import torch
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distil_ray.errors import DivergedError, InputError, RunError
+from distil_ray.search.board import Board, Relay, describe
+from distil_ray.search.report import REPORT_FILE, to_html, to_text
+from distil_ray.search.results import BEST_FILE, write_results
+from distil_ray.search.settings import SEARCH_FILE, Plan, Search
+from distil_ray.search.suggest import suggest
+from distil_ray.search.tensorboard import write_hparams
+from distil_ray.search.trials import FAILED_FILE, FIRST_TRIAL, Score, Trial, Trials, best
+from distil_ray.training.cluster import DRIVER_CPUS, check_fits, connect, runs_at_once, slots_needed, worker_resources
+from distil_ray.training.launcher import IDENTITY_FILE, check_learned_settings, examine, launch
+from distil_ray.training.storage import RunFolder
+
+_TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to go on
+_PROGRESS = "run/progress"
+_NUM_SHOWN = 6  # trials in a dry run
+
+
+def search(plan: Plan, *, retry_failed: bool = False) -> None:
+    """Do the whole search, or what is left of it.
+
+    Raises:
+        InputError: bad configuration or input, found before the start where that is possible.
+        RunError: no trial reached its end.
+    """
+    run = plan.config.run
+    folder = RunFolder(run.storage_path, run.name)
+    check_learned_settings(plan.identity(), folder)
+    trials = Trials(folder, plan.folder, plan.search.metric)
+    board = Board(plan, trials)
+    if retry_failed:
+        for trial in trials:
+            if trial.status == "failed":
+                trials.reopen(trial.name)
+    if len(trials) < plan.num_trials or any(trial.status == "open" for trial in trials):
+        _fit(plan, folder, trials, board)
+    write_results(plan, trials)
+    if best(trials, plan.direction) is None:
+        messages = [f"\n  {trial.name}: {trial.message}" for trial in trials if trial.message]
+        raise RunError(f"none of the {len(trials)} trials came to its end:{''.join(messages)}")
+    trials.folder.write_text(REPORT_FILE, to_html(plan, trials))
+    board.line(f"\n{to_text(plan, trials)}\n")
+    board.line(f"report: {trials.folder.join(REPORT_FILE)}")
+    board.line(f"best configuration: {trials.folder.join(BEST_FILE)}")
+    board.line(f"to train it again: python -m distil_ray.train --config {trials.folder.join(BEST_FILE)}")
+
+
+def dry_run(plan: Plan) -> None:
+    """Check everything that a search would, and show what it would try; nothing is trained and nothing written.
+
+    Raises:
+        InputError: whatever a search would refuse.
+    """
+    run = plan.config.run
+    folder = RunFolder(run.storage_path, run.name)
+    check_learned_settings(plan.identity(), folder)
+    trials = Trials(folder, plan.folder, plan.search.metric)
+    board = Board(plan, trials)
+    examine(plan.config, folder, board)
+    board.line(connect(plan.config, _own_cpu_slots(plan)))
+    check_fits(plan.config, DRIVER_CPUS)
+    board.line(f"{plan.num_trials} trials, {_at_once(plan, board)} at a time; the first ones:")
+    num_by_chance = plan.num_trials if plan.search.searcher == "random" else plan.search.startup_trials
+    board.line(f"  the settings as they stand ({describe(plan, {})})")
+    for number in range(1, min(plan.num_trials, num_by_chance, _NUM_SHOWN)):
+        point = suggest(plan.space, plan.search, plan.direction, (), number)
+        board.line(f"  {describe(plan, plan.space.settings(point, number - 1))}")
+    board.line("dry run: nothing was trained")
+
+
+def _fit(plan: Plan, folder: RunFolder, trials: Trials, board: Board) -> None:
+    """Run every trial that is open or still to be made."""
+    config = plan.config
+    identity = {"learned": plan.identity(), "data": examine(config, folder, board).plan.fingerprint()}
+    board.line(connect(config, _own_cpu_slots(plan)))
+    check_fits(config, DRIVER_CPUS)
+    at_once = _at_once(plan, board)
+    folder.write_json(IDENTITY_FILE, identity)
+    folder.write_text(SEARCH_FILE, plan.to_yaml())
+    folder.remove(_TUNE_FOLDER)
+    num_settled = sum(trial.status != "open" for trial in trials)
+    board.line(
+        f"search {config.run.name} in {folder.path}: {num_settled} of {plan.num_trials} trials are done, "
+        f"{at_once} at a time"
+    )
+    scheduler = _scheduler(plan.search, plan.direction)
+    _replay(scheduler, trials, board)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, queue=queue)
+    os.environ |= {
+        "RAY_AIR_NEW_OUTPUT": "0",  # the old one can be silenced
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run writes its own metrics
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command at once; nothing is lost by it
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails early has reported nothing
+    }
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said by the board
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=_Suggestions(plan, trials, board),
+            scheduler=scheduler,
+            num_samples=max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials),
+            max_concurrent_trials=at_once,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=_TUNE_FOLDER,
+            storage_path=folder.path,
+            storage_filesystem=folder.arrow_filesystem,
+            failure_config=ray.tune.FailureConfig(max_failures=plan.search.max_failures),
+            verbose=0,
+        ),
+    )
+    try:
+        with board.following(queue):
+            tuner.fit()
+    finally:
+        queue.shutdown()
+    folder.remove(_TUNE_FOLDER)
+
+
+def _own_cpu_slots(plan: Plan) -> float:
+    """CPU slots of a Ray that is started on this machine: as many trials as it has cores (or GPUs) for."""
+    config = plan.config
+    workers = config.runtime.max_workers
+    if config.runtime.use_gpu:
+        places = torch.cuda.device_count() // workers
+    else:
+        places = int((os.cpu_count() or 1) // (worker_resources(config)["CPU"] * workers))
+    at_once = max(min(places, plan.search.max_concurrent or places, plan.num_trials), 1)
+    return at_once * slots_needed(config, workers, DRIVER_CPUS)["CPU"]
+
+
+def _at_once(plan: Plan, board: Board) -> int:
+    fitting, asked = runs_at_once(plan.config), plan.search.max_concurrent
+    if asked is not None and asked > fitting:
+        board.line(f"search.max_concurrent: given {asked}, but the cluster has room for {fitting}")
+    return min(fitting, asked or fitting, plan.num_trials)
+
+
+# ---------------------------------------------------------------------------------------------- what Ray Tune calls
+
+
+def _run_trial(spec: Mapping[str, Any], *, plan: Plan, queue: Queue) -> None:
+    """A trial, in an actor of its own. What fails is written down rather than raised, so that Tune goes on."""
+    name = spec["trial"]
+    relay = Relay(queue, name)
+    message = ""
+    for attempt in range(1 + plan.search.max_failures):
+        if attempt:
+            relay.show("line", f"is tried again: {message}")
+        try:
+            config = plan.trial_config(name, json.loads(spec["settings"]))
+            launch(config, relay, [_ReportObjective(plan.search.metric)])
+            return
+        except (InputError, DivergedError) as error:  # it would fail again
+            message = str(error)
+            break
+        except RunError as error:
+            message = str(error)
+        except Exception as error:  # whatever it was, the other trials go on
+            traceback.print_exc()  # into Ray's log of this process
+            message = f"{type(error).__name__}: {error}"
+    RunFolder(plan.folder, name).write_json(FAILED_FILE, {"message": message})
+
+
+class _ReportObjective(TuneReportCallback):
+    """Tells Tune of every evaluation, unless its objective is not finite."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._metric = metric
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if self._metric in metrics[0]:
+            super().after_report(run_context, metrics, checkpoint)
+
+
+class _Suggestions(Searcher):
+    """Hands Tune the open trials and then new ones, and notes what becomes of each."""
+
+    def __init__(self, plan: Plan, trials: Trials, board: Board) -> None:
+        super().__init__(metric=plan.search.metric, mode=plan.direction)
+        self._plan, self._trials, self._board = plan, trials, board
+        self._open = [trial.name for trial in trials if trial.status == "open"]
+        self._names: dict[str, str] = {}  # by Tune's id of the trial
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial; its settings as text, since Tune would take mappings and slashes in them for its own."""
+        if self._open:
+            trial = self._trials[self._open.pop(0)]
+        elif len(self._trials) < self._plan.num_trials:
+            trial = new_trial(self._plan, self._trials)
+        else:
+            return Searcher.FINISHED
+        self._names[trial_id] = trial.name
+        self._board.started(trial)
+        return {"trial": trial.name, "settings": json.dumps(trial.settings)}
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Note an evaluation."""
+        if self.metric in result:
+            name = self._names[trial_id]
+            score = Score(result["step"], result[_PROGRESS], result[self.metric], time.time())
+            self._trials.score(name, score)
+            self._board.scored(self._trials[name], score)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Note the end of a trial; ``error``: its actor was lost too often."""
+        name = self._names[trial_id]
+        run = self._trials.run_folder(name)
+        if error:
+            run.write_json(FAILED_FILE, {"message": "the process that launched it was lost, as with its node"})
+        trial = self._trials.settle(name, is_stopped=True)
+        write_hparams(self._plan, trial, run)
+        self._board.settled(trial)
+        write_results(self._plan, self._trials)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Tune's own notes, as below."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials are in the search's folder."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, likewise."""
+
+
+def new_trial(plan: Plan, trials: Trials) -> Trial:
+    """Make and note the next trial: the settings as they stand, then what the searcher suggests."""
+    number = len(trials)
+    if number == 0:
+        return trials.add({}, plan.space.point(plan.values({})))
+    point = suggest(plan.space, plan.search, plan.direction, trials, number)
+    return trials.add(plan.space.settings(point, number - 1), point)
+
+
+# ---------------------------------------------------------------------------------------------------- stopping early
+
+
+def _scheduler(search: Search, direction: str) -> Any:
+    return FIFOScheduler() if search.scheduler == "none" else _Asha(search, direction)
+
+
+class _Asha(AsyncHyperBandScheduler):
+    """Ray's ASHA, which knows trials by their names, so that it can be told what happened before a restart.
+
+    The first trial, with the settings as they stand, is never stopped: the best one is to be compared with it.
+    """
+
+    def __init__(self, search: Search, direction: str) -> None:
+        times: dict[str, Any] = {  # fractions, for all that Ray says of integers
+            "grace_period": search.grace_fraction,
+            "max_t": 1 - 1e-9,  # no look at the end, where a trial is about to write its student
+        }
+        super().__init__(
+            time_attr=_PROGRESS,
+            metric=search.metric,
+            mode=direction,
+            reduction_factor=search.reduction_factor,
+            stop_last_trials=False,
+            **times,
+        )
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, _by_name(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        named = _by_name(trial)
+        action: str = super().on_trial_result(tune_controller, named, result)
+        return str(TrialScheduler.CONTINUE) if named.trial_id == FIRST_TRIAL else action
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, _by_name(trial), result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_remove(tune_controller, _by_name(trial))
+
+
+def _by_name(trial: Any) -> Any:
+    return SimpleNamespace(trial_id=trial.config["trial"], config=trial.config)
+
+
+def _replay(scheduler: Any, trials: Trials, board: Board) -> None:
+    """Tell the scheduler of all evaluations so far, in the order in which they were made."""
+    stand_ins = {trial.name: SimpleNamespace(config={"trial": trial.name}) for trial in trials}
+    for stand_in in stand_ins.values():
+        scheduler.on_trial_add(None, stand_in)
+    for name, score in _by_time(trials):
+        result = {_PROGRESS: score.progress, scheduler.metric: score.value}
+        action = scheduler.on_trial_result(None, stand_ins[name], result)
+        if action == TrialScheduler.STOP and trials[name].status == "open":
+            board.settled(trials.settle(name, is_stopped=True))
+
+
+def _by_time(trials: Iterable[Trial]) -> list[tuple[str, Score]]:
+    return sorted(((trial.name, score) for trial in trials for score in trial.scores), key=lambda pair: pair[1].time)

@@ -1,0 +1,39 @@
+"""`python -m distil_ray.tune`: search for temperature, loss weights and other settings with Ray Tune."""
+
+import sys
+
+from distil_ray.cli import main_of, parser_of
+from distil_ray.config import describe_keys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 no trial succeeded, 2 bad configuration or input."""
+    return main_of("distil_ray.tune", _tune, argv)
+
+
+def _tune(argv: list[str] | None) -> None:
+    # Imported late, here and below, so that a command that does not need them answers at once.
+    from distil_ray.search.settings import SearchConfig, load_search
+
+    parser = parser_of(
+        "distil_ray.tune",
+        "Search for settings: runs side by side, the best configuration out.",
+        f"{describe_keys(SearchConfig)}\n\n{describe_keys()}",
+        "check everything, show what would be tried on what; train nothing",
+    )
+    parser.add_argument("--retry-failed", action="store_true", help="try trials again that have failed before")
+    arguments = parser.parse_intermixed_args(argv)
+    plan = load_search(arguments.config, arguments.settings)
+    if arguments.print_config:
+        sys.stdout.write(plan.to_yaml())
+        return
+    from distil_ray.search.tuner import dry_run, search
+
+    if arguments.dry_run:
+        dry_run(plan)
+        return
+    search(plan, retry_failed=arguments.retry_failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
