@@ -24,6 +24,7 @@ from distil_ray.config import (
     to_yaml,
 )
 from distil_ray.errors import InputError
+from distil_ray.search.settings import load_search
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINIMAL = ("run.name=test", "teacher.path=org/teacher", "data.sources=a.parquet", "optim.num_steps=10")
@@ -629,7 +630,9 @@ def test_what_is_learned_survives_json():
 def test_shipped_recipe_loads_under_its_own_name(name):
     file = CONFIGS / f"{name}.yaml"
     needs_sources = "data.sources=" in file.read_text()
-    config = load_config([str(file)], ["data.sources=a.parquet"] if needs_sources else [])
+    load = load_search if name.startswith("tune") else load_config
+    loaded = load([str(file)], ["data.sources=a.parquet"] if needs_sources else [])
+    config = loaded if isinstance(loaded, Config) else loaded.config
     assert config.run.name == name
 
 

@@ -86,6 +86,8 @@ def _field_problem(detail: ErrorDetails, given: Mapping[str, Any], root: type[Se
 
 def _unknown_key(prefix: str, name: str, section: type[Section], root: type[Section]) -> Problem:
     """Name the valid key of the most similar spelling: of the same section if there is one, else of any."""
+    if section is Config and name == "search":
+        return Problem(("search",), "search: belongs to python -m distil_ray.tune; expected no such section here")
     key = f"{prefix}.{name}" if prefix else name
     siblings = {sibling: f"{prefix}.{sibling}" if prefix else sibling for sibling in section.model_fields}
     others = {other.rpartition(".")[2]: other for other, _ in fields(root)}

@@ -1,0 +1,250 @@
+"""`python -m distil_ray.tune` for real: killed, typed again, trials stopped, retried and failed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from runs import changed, digests, has_got_to, records, train_workers, wait_for
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distil_ray import report, train, tune
+from distil_ray.config import load_config
+
+NUM_STEPS = 300
+SPACE = {"optim.learning_rate": {"grid": [1e-6, 1e38, 3e-3]}}  # it lags behind, it diverges, it is the best
+
+
+@pytest.fixture(scope="module")
+def search_settings(reference, tmp_path_factory) -> dict[str, Any]:
+    """A search for the learning rate of the reference's architecture, which distils nothing and is quick."""
+    settings, _ = reference
+    settings = changed(
+        settings,
+        run__name="search",
+        run__storage_path=str(tmp_path_factory.mktemp("search")),
+        optim__num_steps=NUM_STEPS,
+        optim__max_skipped_updates=3,
+        optim__warmup_fraction=0.0,
+        optim__learning_rate=1e-4,
+        eval__every_steps=NUM_STEPS // 4,
+        checkpoint__every_steps=20,
+        metrics__every_steps=10,
+        runtime__num_workers=1,
+        runtime__max_failures=0,
+    )
+    return settings | {"search": {"space": SPACE, "searcher": "random", "max_concurrent": 1}}
+
+
+def started(settings: dict[str, Any], folder: Path, address: str) -> subprocess.Popen[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.yaml").write_text(yaml.safe_dump(settings))
+    return subprocess.Popen(
+        [sys.executable, "-m", "distil_ray.tune", "--config", str(folder / "search.yaml")],
+        env={**os.environ, "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(search_settings, ray_cluster, tmp_path_factory) -> tuple[Path, str]:
+    """A search whose driver and, later, one of whose training workers were killed: its folder and what it said."""
+    folder = Path(search_settings["run"]["storage_path"]) / "search"
+    at = tmp_path_factory.mktemp("config")
+    first = started(search_settings, at, ray_cluster)
+    wait_for(lambda: has_got_to(folder / "trials/trial-000", 40) or first.poll() is not None)
+    first.kill()
+    first.communicate()
+    assert [entry["status"] for entry in json.loads((folder / "trials.json").read_text())["trials"]] == ["open"]
+    wait_for(lambda: not train_workers(), 60)  # Ray ends what the driver had started
+
+    second = started(search_settings, at, ray_cluster)
+    wait_for(lambda: has_got_to(folder / "trials/trial-003", 100) or second.poll() is not None, 240)
+    for worker in train_workers():
+        worker.send_signal(signal.SIGKILL)
+    output, errors = second.communicate(timeout=200)
+    assert second.returncode == 0, output + errors
+    assert "Traceback" not in errors
+    return folder, output
+
+
+def told(output: str, trial: str) -> list[str]:
+    return [line.removeprefix(trial).strip() for line in output.splitlines() if line.startswith(f"{trial}  ")]
+
+
+@pytest.mark.timeout(600)  # six starts of a run
+def test_the_search_goes_on_and_each_trial_ends_in_its_own_way(searched):
+    _folder, output = searched
+
+    assert "0 of 4 trials are done, 1 at a time" in output
+    first, lagging, diverging, fast = (told(output, f"trial-00{i}") for i in range(4))
+    assert first[0].endswith(": the settings as they stand (learning_rate 0.0001)")
+    assert any(line.startswith("resuming from checkpoint_") for line in first)
+    assert any(line.startswith("finished: eval/mlm_loss ") for line in first)
+    assert any(line.startswith("stopped early at step 75:") for line in lagging)
+    assert any("failed: the gradient had no finite norm in 3 steps in a row" in line for line in diverging)
+    assert not any("is tried again" in line for line in diverging)  # it would diverge again
+    assert any(line.startswith("is tried again: the run failed (runtime.max_failures = 0)") for line in fast)
+    assert any(line.startswith("finished: eval/mlm_loss ") for line in fast)
+
+
+def test_no_trial_is_lost_or_run_twice(searched):
+    folder, _ = searched
+    trials = json.loads((folder / "trials.json").read_text())["trials"]
+
+    assert [trial["status"] for trial in trials] == ["finished", "stopped", "failed", "finished"]
+    assert sorted(path.name for path in (folder / "trials").iterdir()) == [trial["name"] for trial in trials]
+    for name in ("trial-000", "trial-003"):
+        assert [record["step"] for record in records(folder / "trials" / name) if "eval/mlm_loss" in record] == [
+            *range(0, NUM_STEPS + 1, NUM_STEPS // 4)
+        ]
+        assert len((folder / "trials" / name / "restarts.jsonl").read_text().splitlines()) == 1
+
+
+def test_all_trials_learn_from_the_same_batches(searched):
+    folder, output = searched
+    first, lagging, _, fast = (digests(folder / f"trials/trial-00{i}").splitlines() for i in range(4))
+
+    assert len(first) == 1 + NUM_STEPS
+    assert fast == first
+    assert 75 < len(lagging) < NUM_STEPS  # given up early
+    assert lagging == first[: len(lagging)]
+    assert "All trials trained on the same batches in the same order: up to 300 steps of equal digests." in output
+
+
+def test_the_cluster_is_free_again(searched):
+    def is_free() -> bool:
+        free, total = ray.available_resources(), ray.cluster_resources()
+        return all(free.get(name) == total[name] for name in ("CPU",)) and not train_workers()
+
+    wait_for(is_free, 30)
+    groups = ray.util.placement_group_table().values()
+    assert [group for group in groups if group["state"] != "REMOVED"] == []
+
+
+def test_what_a_search_leaves_behind(searched):
+    folder, output = searched
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table = pq.read_table(folder / "trials.parquet")
+
+    assert [row["status"] for row in rows] == ["finished", "stopped", "failed", "finished"]
+    assert [float(row["optim.learning_rate"]) for row in rows] == [1e-4, 1e-6, 1e38, 3e-3]
+    assert table["optim.learning_rate"].to_pylist() == [1e-4, 1e-6, 1e38, 3e-3]
+    finals = [records(folder / f"trials/trial-00{i}")[-1]["eval/mlm_loss"] for i in (0, 3)]
+    assert [float(rows[i]["objective"]) for i in (0, 3)] == finals
+    assert rows[2]["message"].startswith("the gradient had no finite norm")
+    assert finals[1] < finals[0]
+    assert f"is lower by {finals[0] - finals[1]:.4f}" in output
+    assert not (folder / "tune").exists()
+    for text in (
+        "4 of 4 trials: 2 finished, 1 stopped early, 1 failed.",
+        "Best: trial-003",
+        "report.html",
+        "best.yaml",
+    ):
+        assert text in output
+
+
+def test_hparams_stand_beside_the_curves(searched):
+    folder, _ = searched
+    board = EventAccumulator(str(folder / "trials/trial-003/tensorboard")).Reload()
+
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(board.summary_metadata)
+    start = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"optim.learning_rate" in start
+    assert [event.step for event in board.Scalars("eval/mlm_loss")][-1] == NUM_STEPS
+
+
+def test_typed_again_nothing_is_repeated(searched, search_settings, ray_cluster, tmp_path, capsys):
+    folder, output = searched
+    before = {path: path.stat().st_mtime_ns for path in (folder / "trials").rglob("*")}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings))
+
+    assert tune.main(["--config", str(tmp_path / "search.yaml")]) == 0
+
+    assert {path: path.stat().st_mtime_ns for path in (folder / "trials").rglob("*")} == before
+    again = capsys.readouterr().out.splitlines()
+    assert set(again) - set(output.splitlines()) == set()
+
+
+def test_the_best_configuration_trains_as_it_is(searched, capsys):
+    folder, _ = searched
+    config = load_config([str(folder / "best.yaml")], [])
+    assert (config.run.name, config.run.storage_path) == ("search-best", str(folder.parent))
+    assert config.optim.learning_rate == 3e-3
+
+    assert train.main(["--config", str(folder / "best.yaml"), "optim.num_steps=4"]) == 0
+
+    assert (folder.parent / "search-best/export/model.safetensors").exists()
+
+
+def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
+    folder, _ = searched
+
+    assert report.main([str(folder), "--output", str(tmp_path / "page.html")]) == 0
+
+    page = (tmp_path / "page.html").read_text()
+    assert "Best: trial-003" in page
+    assert page.count("<svg") == 2
+    assert "Best: trial-003" in capsys.readouterr().out
+    assert report.main([str(folder), str(folder / "trials/trial-000")]) == 2
+    assert "a search has a page of its own" in capsys.readouterr().err
+    assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        (tune, {"optim.learning_rate": 2e-3}, "optim.learning_rate: was 0.0001, now 0.002"),
+        (tune, {"search.seed": 3}, "search.seed: was 0, now 3"),
+        (train, {"search": None}, "search.metric: was"),
+    ],
+)
+def test_another_search_under_the_same_name_is_refused(
+    searched, search_settings, tmp_path, capsys, command, changes, message
+):
+    settings = dict(search_settings)
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if name:
+            settings = changed(settings, **{f"{section}__{name}": value})
+        else:
+            del settings[section]
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
+
+    assert command.main(["--config", str(tmp_path / "search.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_what_would_be_tried(search_settings, ray_cluster, tmp_path, capsys):
+    settings = changed(search_settings, run__storage_path=str(tmp_path / "runs"))
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
+
+    assert tune.main(["--config", str(tmp_path / "search.yaml"), "--dry-run"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert "4 trials, 1 at a time; the first ones:" in lines
+    assert lines[-4:] == ["  learning_rate 1e-06", "  learning_rate 1e+38", "  learning_rate 0.003", lines[-1]]
+    assert lines[-1] == "dry run: nothing was trained"
+    assert not (tmp_path / "runs/search").exists() or list((tmp_path / "runs/search").iterdir()) == []
+
+
+def test_a_trial_that_could_never_be_placed(search_settings, ray_cluster, tmp_path, capsys):
+    settings = changed(search_settings, run__storage_path=str(tmp_path / "runs"), runtime__num_workers=4)
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
+
+    assert tune.main(["--config", str(tmp_path / "search.yaml")]) == 2
+
+    assert "need 7 CPU in all, with 1 CPU for a driver, the cluster has 6 CPU" in capsys.readouterr().err
+    assert not (tmp_path / "runs/search/trials.json").exists()
