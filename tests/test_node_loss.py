@@ -21,6 +21,16 @@ IMPATIENT = {
 }
 
 
+def refuse_workers_larger_than_a_node(settings: dict[str, Any], cluster: Cluster, tmp_path: Path) -> None:
+    """The nodes have 2 + 1 + 1 slots, enough for two workers of 1.5 and a data task together, but not one by one."""
+    large = changed(settings, run__name="large", runtime__resources_per_worker={"CPU": 1.5}, runtime__data_cpus=1)
+    arguments, environment = command(large, tmp_path / "large", cluster.address)
+    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
+
+    assert result.returncode == 2
+    assert "the cluster's nodes have room for 1 workers of 1.5 CPU each, and 2 are asked for" in result.stderr
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head with slots for the data tasks, and two nodes with room for one training worker each."""
@@ -37,6 +47,7 @@ def test_the_loss_of_a_node_changes_rounding_only(
     reference: tuple[dict[str, Any], Path], cluster: Cluster, tmp_path: Path
 ):
     settings, expected = reference
+    refuse_workers_larger_than_a_node(settings, cluster, tmp_path)
     folder = Path(settings["run"]["storage_path"]) / "node_lost"
     elastic = changed(
         settings,

@@ -12,15 +12,13 @@ import yaml
 from conftest import tiny_settings
 
 from distil_ray.config import load_config
+from distil_ray.search.settings import load_search
 
 pytest_plugins = ("local_s3",)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SHORTER = (
-    "optim.num_steps=4 optim.global_batch_size=16 runtime.micro_batch_size=8 eval.num_rows=16 eval.every_steps=4 "
-    "data.eval_fraction=0.1"
-)
+SHORTER = "optim.num_steps=4 optim.global_batch_size=16 runtime.micro_batch_size=8 eval.num_rows=16 eval.every_steps=4"
 
 
 def blocks(language: str) -> list[str]:
@@ -34,18 +32,21 @@ def own_ray() -> dict[str, str]:
 
 def test_the_commands_of_the_readme_run(corpus, tmp_path):
     (tmp_path / "text").symlink_to(corpus)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "distil_ray"):
+        (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(Path(sys.prefix))
     lines = [line for block in blocks("bash") for line in block.splitlines() if line]
     makes = [line for line in lines if line.startswith("make ")]
     # Continuous integration runs the one, test_quickstart.py the other.
     assert makes == ["make quickstart", "make test"]
     commands = [line for line in lines if line not in makes]
-    assert len(commands) == 5
+    assert len(commands) == 6
 
     for i, line in enumerate(commands):
         if "distil_ray.train" in line:
-            commands[i] = f"{line} {SHORTER}"
+            commands[i] = f"{line} {SHORTER} data.eval_fraction=0.1"
+        elif "distil_ray.tune" in line:
+            commands[i] = f"{line} {SHORTER} search.num_trials=1 search.scheduler=none"
         commands[i] = commands[i].replace("--size 8000", "--size 300")
     result = subprocess.run(
         ["bash", "-euc", "\n".join(commands)],
@@ -61,13 +62,17 @@ def test_the_commands_of_the_readme_run(corpus, tmp_path):
     assert (tmp_path / "runs/tiny/export/model.safetensors").exists()
     assert "finished: the student is in" in result.stdout
     assert (tmp_path / "runs/tiny/report.html").exists()
+    assert (tmp_path / "runs/tune-cpu/best.yaml").exists()
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_the_configurations_of_the_readme_are_valid(text, tmp_path):
     (tmp_path / "config.yaml").write_text(text)
 
-    assert load_config([str(tmp_path / "config.yaml")], []).run.name == "my-student"
+    if "search:" in text:
+        assert load_search([str(tmp_path / "config.yaml")], []).num_trials == 32
+    else:
+        assert load_config([str(tmp_path / "config.yaml")], []).run.name == "my-student"
 
 
 def test_text_and_runs_on_s3(bucket: Any, corpus, tokenizer_folder, tmp_path):

@@ -40,7 +40,8 @@ def leave_behind(folder: RunFolder, name: str, values: dict[int, float | None], 
         json.dumps({"step": step, "time": time.time(), "run/progress": step / steps, METRIC: value})
         for step, value in values.items()
     ]
-    (run / "metrics.jsonl").write_text("\n".join([*lines, json.dumps({"step": 99, "train/loss": 1.0}), ""]))
+    lines.append(json.dumps({"step": 99, "time": time.time(), "train/loss": 1.0}))
+    (run / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     return run
 
 

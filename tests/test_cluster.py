@@ -1,0 +1,61 @@
+"""What of a cluster a run needs, and how many runs it holds side by side."""
+
+import pytest
+
+from distil_ray.config import parse_config
+from distil_ray.errors import InputError
+from distil_ray.training.cluster import DRIVER_CPUS, check_fits, runs_at_once, slots_needed
+
+
+def config(**runtime):
+    return parse_config(
+        {
+            "run": {"name": "run"},
+            "teacher": {"path": "org/teacher"},
+            "data": {"sources": "/text"},
+            "optim": {"num_steps": 10, "global_batch_size": 12},
+            "runtime": {"data_cpus": 1, **runtime},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({}, {"CPU": 2.0}),
+        ({"num_workers": 2, "data_cpus": 3}, {"CPU": 5.0}),
+        ({"num_workers": [2, 4]}, {"CPU": 3.0}),
+        ({"num_workers": 2, "use_gpu": True}, {"GPU": 2.0, "CPU": 1.0}),
+        ({"num_workers": 2, "resources_per_worker": {"CPU": 3.0, "disk": 1.0}}, {"CPU": 7.0, "disk": 2.0}),
+    ],
+)
+def test_slots(runtime, expected):
+    assert slots_needed(config(**runtime)) == expected
+    assert slots_needed(config(**runtime), driver_cpus=1) == expected | {"CPU": expected["CPU"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({}, 2),  # a worker, a data task and a driver each
+        ({"data_cpus": 2}, 1),
+        ({"data_cpus": 4}, 1),
+        ({"num_workers": 2}, 1),
+        ({"num_workers": [1, 4]}, 1),
+        ({"num_workers": [1, 12]}, 1),  # with fewer workers than it could have
+        ({"resources_per_worker": {"CPU": 0.25}}, 2),
+        ({"resources_per_worker": {"CPU": 0.25}, "num_workers": 4}, 2),
+    ],
+)
+def test_runs_side_by_side_on_six_slots(ray_cluster, runtime, expected):
+    assert runs_at_once(config(**runtime)) == expected
+
+
+def test_what_does_not_fit_is_said(ray_cluster):
+    check_fits(config(num_workers=4), DRIVER_CPUS)
+    with pytest.raises(
+        InputError, match=r"6 workers and runtime.data_cpus = 1 need 8 CPU in all, with 1 CPU for a dri"
+    ):
+        check_fits(config(num_workers=6), DRIVER_CPUS)
+    with pytest.raises(InputError, match=r"need 1 GPU, 1 CPU in all, the cluster has 0 GPU, 6 CPU; ask for fewer"):
+        check_fits(config(use_gpu=True))
