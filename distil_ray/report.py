@@ -15,17 +15,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report(argv: list[str] | None) -> None:
     arguments = _parser().parse_args(argv)
+    output = _output(arguments.runs[0], arguments.output)
     # Imported late, here and below, so that --help answers at once.
     from distil_ray.search.report import is_search
 
     if any(map(is_search, arguments.runs)):
-        _report_search(arguments.runs, arguments.output)
+        _report_search(arguments.runs, output)
         return
     from distil_ray.evaluation.comparison import compare
     from distil_ray.evaluation.page import to_html, to_text
     from distil_ray.training.history import read_history
 
-    output = _output(arguments.runs[0], arguments.output)
     page = compare([read_history(path) for path in arguments.runs])
     _write(output, to_html(page))
     print(f"\n{to_text(page)}\n")
@@ -34,15 +34,14 @@ def _report(argv: list[str] | None) -> None:
     print(f"report: {output.absolute()}")
 
 
-def _report_search(paths: list[str], output: str | None) -> None:
+def _report_search(paths: list[str], output: Path) -> None:
     from distil_ray.search.report import read_search, to_html, to_text
 
     if len(paths) > 1:
         raise InputError("a search has a page of its own: expected its folder alone, or folders of runs only")
-    file = _output(paths[0], output)
     plan, trials = read_search(paths[0])
-    _write(file, to_html(plan, trials))
-    print(f"\n{to_text(plan, trials)}\n\nreport: {file.absolute()}")
+    _write(output, to_html(plan, trials))
+    print(f"\n{to_text(plan, trials)}\n\nreport: {output.absolute()}")
 
 
 def _output(run: str, output: str | None) -> Path:

@@ -61,7 +61,7 @@ def searched(search_settings, ray_cluster, tmp_path_factory) -> tuple[Path, str]
     """A search whose driver and, later, one of whose training workers were killed: its folder and what it said."""
     folder = Path(search_settings["run"]["storage_path"]) / "search"
     at = tmp_path_factory.mktemp("config")
-    first = started(search_settings, at, ray_cluster)
+    first = started(changed(search_settings, search__num_trials=1), at, ray_cluster)  # the second has more of them
     wait_for(lambda: has_got_to(folder / "trials/trial-000", 40) or first.poll() is not None)
     first.kill()
     first.communicate()
@@ -86,7 +86,7 @@ def told(output: str, trial: str) -> list[str]:
 def test_the_search_goes_on_and_each_trial_ends_in_its_own_way(searched):
     _folder, output = searched
 
-    assert "0 of 4 trials are done, 1 at a time" in output
+    assert "0 of 4 trials are done, 1 at a time" in output  # it had one trial, which was not done
     first, lagging, diverging, fast = (told(output, f"trial-00{i}") for i in range(4))
     assert first[0].endswith(": the settings as they stand (learning_rate 0.0001)")
     assert any(line.startswith("resuming from checkpoint_") for line in first)
@@ -201,6 +201,17 @@ def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
     assert report.main([str(folder), str(folder / "trials/trial-000")]) == 2
     assert "a search has a page of its own" in capsys.readouterr().err
     assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
+
+
+def test_failed_trials_are_tried_again_on_request(monkeypatch, search_settings, tmp_path):
+    asked = []
+    monkeypatch.setattr("distil_ray.search.tuner.search", lambda plan, *, retry_failed: asked.append(retry_failed))
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings))
+
+    for arguments in ([], ["--retry-failed"]):
+        assert tune.main(["--config", str(tmp_path / "search.yaml"), *arguments]) == 0
+
+    assert asked == [False, True]
 
 
 @pytest.mark.parametrize(
