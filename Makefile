@@ -35,9 +35,9 @@ quickstart: setup
 	$(TRAIN) run.name=quickstart-from-scratch distill.alpha_ce=0 distill.alpha_cos=0 student.init=random $(SETTINGS)
 	$(BIN)/python -m distil_ray.report $(RUNS)/quickstart $(RUNS)/quickstart-mlm-only $(RUNS)/quickstart-from-scratch
 
-# In two processes: one has the tests that share a Ray, the other the rest.
+# In two processes, one of which has all tests that share a Ray.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,13 +9,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+# The files with tests that use `ray_cluster`, or what rests on it. (`test_node_loss`, which needs it once, is quicker apart.)
+SHARING_RAY = {"test_cluster", "test_report", "test_train", "test_tune"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests together that share a Ray, where tests are distributed over processes."""
-    for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+class Scheduler(LoadScopeScheduling):
+    """Gives each process whole files of tests, and all files that share a Ray to the same process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if Path(file).stem in SHARING_RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
