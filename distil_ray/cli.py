@@ -9,7 +9,7 @@ from distil_ray.errors import InputError, RunError
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-def parser_of(prog: str, description: str, keys: str, dry_run: str) -> argparse.ArgumentParser:
+def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser:
     """The arguments of a command that takes a configuration with these ``keys``."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {prog}",
@@ -26,11 +26,15 @@ def parser_of(prog: str, description: str, keys: str, dry_run: str) -> argparse.
         metavar="section.key=value",
         help="single settings in YAML syntax; they win over files",
     )
+    return parser
+
+
+def add_previews(parser: argparse.ArgumentParser, dry_run: str) -> None:
+    """Let the command show what it would do, ``dry_run`` says what of it."""
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and do nothing else"
     )
     parser.add_argument("--dry-run", action="store_true", help=dry_run)
-    return parser
 
 
 def main_of(prog: str, command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:

@@ -2,7 +2,7 @@
 
 import sys
 
-from distil_ray.cli import main_of, parser_of
+from distil_ray.cli import add_previews, main_of, parser_of
 from distil_ray.config import describe_keys, load_config, to_yaml
 
 
@@ -12,12 +12,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(argv: list[str] | None) -> None:
-    arguments = parser_of(
-        "distil_ray.train",
-        "Distil a masked language model: raw text in, a Hugging Face student out.",
-        describe_keys(),
-        "resolve everything, show models, data, memory and one batch; train nothing",
-    ).parse_intermixed_args(argv)
+    parser = parser_of(
+        "distil_ray.train", "Distil a masked language model: raw text in, a Hugging Face student out.", describe_keys()
+    )
+    add_previews(parser, "resolve everything, show models, data, memory and one batch; train nothing")
+    arguments = parser.parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.settings)
     if arguments.print_config:
         sys.stdout.write(to_yaml(config))

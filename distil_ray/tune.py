@@ -2,7 +2,7 @@
 
 import sys
 
-from distil_ray.cli import main_of, parser_of
+from distil_ray.cli import add_previews, main_of, parser_of
 from distil_ray.config import describe_keys
 
 
@@ -19,8 +19,8 @@ def _tune(argv: list[str] | None) -> None:
         "distil_ray.tune",
         "Search for settings: runs side by side, the best configuration out.",
         f"{describe_keys(SearchConfig)}\n\n{describe_keys()}",
-        "check everything, show what would be tried on what; train nothing",
     )
+    add_previews(parser, "check everything, show what would be tried on what; train nothing")
     parser.add_argument("--retry-failed", action="store_true", help="try trials again that have failed before")
     arguments = parser.parse_intermixed_args(argv)
     plan = load_search(arguments.config, arguments.settings)

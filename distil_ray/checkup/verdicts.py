@@ -1,0 +1,173 @@
+"""Facts about nodes -> verdicts: pure functions, one a check."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from distil_ray.checkup.probe import NodeFacts
+from distil_ray.config import Config
+
+Outcome = Literal["ok", "warning", "failed"]
+_MIN_OBJECT_STORE_BYTES = 10**9
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check came to, and in which respect."""
+
+    check: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """What Ray says of a node, and what the node says of itself (or why it does not)."""
+
+    name: str
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+    facts: NodeFacts | str
+
+    def carries(self, label: Mapping[str, str] | None) -> bool:
+        """Whether the node has a label; every node has none."""
+        return not label or label.items() <= self.labels.items()
+
+
+def answers(nodes: Sequence[Node]) -> Verdict:
+    """Whether every node has answered."""
+    silent = [f"{node.name}: {node.facts}" for node in nodes if isinstance(node.facts, str)]
+    if silent:
+        return Verdict("nodes", "failed", "; ".join(silent))
+    return Verdict("nodes", "ok", f"{len(nodes)} answer")
+
+
+def versions(facts: Mapping[str, NodeFacts]) -> Verdict:
+    """Whether Python and packages are the same everywhere."""
+    found: dict[str, Counter[str]] = {}
+    for one in facts.values():
+        for package, version in one.versions.items():
+            found.setdefault(package, Counter())[version] += 1
+    differing = {package: counts for package, counts in found.items() if len(counts) > 1}
+    missing = [package for package, counts in found.items() if "not installed" in counts]
+    if differing or missing:
+        listed = [
+            f"{package} is " + ", ".join(f"{version} on {_nodes(count)}" for version, count in counts.items())
+            for package, counts in (differing or {name: found[name] for name in missing}).items()
+        ]
+        return Verdict(
+            "versions", "failed", "; ".join(listed) + ": install the same everywhere, as from constraints.txt"
+        )
+    named = ", ".join(f"{name} {next(iter(found[name]))}" for name in ("python", "ray", "torch") if name in found)
+    return Verdict("versions", "ok", f"equal on all nodes ({named})")
+
+
+def reading_and_writing(facts: Mapping[str, NodeFacts]) -> Iterator[Verdict]:
+    """Whether storage, models and text can be reached from every node."""
+    texts = {
+        "storage": "every node writes to run.storage_path",
+        "models": "teacher, student and tokenizer load on every node",
+        "text": "the text is read on every node that will read it",
+    }
+    for name, fine in texts.items():
+        wrong = [f"{node}: {one.errors[name]}" for node, one in facts.items() if name in one.errors]
+        yield Verdict(name, "failed" if wrong else "ok", "; ".join(wrong) or fine)
+
+
+def shared_storage(written: Sequence[str], facts: Mapping[str, NodeFacts]) -> Verdict:
+    """Whether what the nodes have written is all in one place, so that they write to the same storage."""
+    lost = [node for node, one in facts.items() if "storage" not in one.errors and node not in written]
+    if lost:
+        detail = f"what {', '.join(lost)} wrote is not seen from here: expected s3://, gs:// or a shared file system"
+        return Verdict("one storage", "failed", detail)
+    return Verdict("one storage", "ok", "what every node writes is seen from here")
+
+
+def gpus(nodes: Sequence[Node], config: Config) -> Verdict:
+    """Whether torch sees the GPUs that Ray hands out."""
+    wrong = []
+    total = 0
+    kinds: Counter[str] = Counter()
+    for node in nodes:
+        promised = int(node.resources.get("GPU", 0))
+        seen = node.facts.gpu_names if isinstance(node.facts, NodeFacts) else []
+        total += promised
+        kinds.update(seen[:promised])
+        if len(seen) < promised:
+            wrong.append(f"{node.name}: Ray has {promised}, torch sees {len(seen)}; is torch the CUDA build there?")
+    if wrong:
+        return Verdict("GPUs", "failed", "; ".join(wrong))
+    if total == 0:
+        outcome: Outcome = "warning" if config.runtime.use_gpu else "ok"
+        return Verdict(
+            "GPUs", outcome, "none now" + (": an autoscaler would have to add them" if outcome != "ok" else "")
+        )
+    return Verdict("GPUs", "ok", ", ".join(f"{count} × {kind}" for kind, count in kinds.items()))
+
+
+def labels(nodes: Sequence[Node], config: Config) -> Verdict:
+    """Whether data tasks stay away from the nodes with GPUs."""
+    label = config.runtime.data_label
+    gpu_nodes = [node for node in nodes if node.resources.get("GPU", 0) > 0]
+    others = [node for node in nodes if node not in gpu_nodes and node.resources.get("CPU", 0) > 0]
+    if not label:
+        if gpu_nodes and others:
+            detail = "runtime.data_label is not set: data tasks would take CPUs of the nodes with GPUs, too"
+            return Verdict("labels", "warning", detail)
+        return Verdict("labels", "ok", "none needed")
+    shown = ", ".join(f"{key}={value}" for key, value in label.items())
+    cpus = sum(node.resources.get("CPU", 0) for node in nodes if node.carries(label))
+    if cpus < config.runtime.data_cpus:
+        detail = f"nodes with {shown} have {cpus:g} CPUs, runtime.data_cpus = {config.runtime.data_cpus} are asked for"
+        return Verdict("labels", "failed", detail)
+    both = [node.name for node in gpu_nodes if node.carries(label)]
+    if both:
+        return Verdict("labels", "warning", f"{', '.join(both)} has GPUs and the label {shown} of the data tasks")
+    return Verdict("labels", "ok", f"{cpus:g} CPUs with {shown}")
+
+
+def object_stores(nodes: Sequence[Node]) -> Verdict:
+    """Whether each object store is large enough, and lies in memory."""
+    wrong = []
+    for node in nodes:
+        store = node.resources.get("object_store_memory", 0.0)
+        memory = node.facts.shared_memory_bytes if isinstance(node.facts, NodeFacts) else None
+        if 0 < store < _MIN_OBJECT_STORE_BYTES:
+            wrong.append(f"{node.name}: {store / 1e9:.1f} GB; start Ray there with --object-store-memory")
+        elif memory is not None and memory < store:
+            wrong.append(
+                f"{node.name}: {store / 1e9:.1f} GB, but /dev/shm holds {memory / 1e9:.1f} GB, so it lies on a disk; "
+                "start the container with --shm-size"
+            )
+    smallest = min((node.resources.get("object_store_memory", 0.0) for node in nodes), default=0.0)
+    return Verdict("object store", "warning" if wrong else "ok", "; ".join(wrong) or f"{smallest / 1e9:.1f} GB or more")
+
+
+def jobs_api(status: int | None, address: str | None) -> Verdict:
+    """Whether Ray's job server runs what anybody sends. ``status``: its answer to a request without a token."""
+    if address is None:
+        return Verdict("authentication", "warning", "this cluster has no dashboard to ask")
+    if status is None:
+        return Verdict("authentication", "warning", f"the dashboard at {address} does not answer from here")
+    if status in (401, 403):
+        return Verdict("authentication", "ok", f"{address} asks for a token")
+    return Verdict(
+        "authentication",
+        "failed",
+        f"{address} takes requests without a token: whoever reaches it runs code on this cluster. Start Ray with "
+        "RAY_AUTH_MODE=token and a token file (`ray get-auth-token --generate`)",
+    )
+
+
+def dashboard(address: str | None) -> Verdict:
+    """Whether the dashboard listens to its own node only."""
+    host = (address or "127.0.0.1").rpartition(":")[0] or "127.0.0.1"
+    if host in ("127.0.0.1", "localhost", "[::1]"):
+        return Verdict("dashboard", "ok", "listens on its own node only")
+    detail = f"listens on {host}: expected --dashboard-host 127.0.0.1, and `ray dashboard` or SSH to reach it"
+    return Verdict("dashboard", "warning", detail)
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'s' * (count > 1)}"
