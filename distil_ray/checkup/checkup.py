@@ -85,10 +85,19 @@ def _ask_all(config: Config, plan: DataPlan | None) -> tuple[list[Node], Verdict
     nodes = list(_nodes(alive, {name: answer for name, answer in answers.items() if answer in done}))
     facts = {node.name: node.facts for node in nodes if isinstance(node.facts, NodeFacts)}
     names = {node["NodeID"]: _name(node) for node in alive}
-    written = [names.get(file, file) for file in folder.names()]
-    if written:
-        folder.filesystem.rm(folder.path, recursive=True)
+    written = [names.get(file, file) for file in _collect(folder)]
     return nodes, verdicts.shared_storage(written, facts)
+
+
+def _collect(folder: RunFolder) -> list[str]:
+    """The files that are seen from here, which are removed; none if the storage cannot be read from here."""
+    try:
+        names = folder.names()
+        if names:
+            folder.filesystem.rm(folder.path, recursive=True)
+    except Exception:  # fsspec implementations raise errors of their own; what the nodes wrote counts as not seen
+        return []
+    return names
 
 
 def _nodes(alive: list[Mapping[str, Any]], answers: Mapping[str, Any]) -> Iterator[Node]:
