@@ -18,7 +18,7 @@ def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="YAML file; of several, later ones win"
+        "--config", action="append", default=[], metavar="FILE", help="YAML file or its URL; of several, later ones win"
     )
     parser.add_argument(
         "settings",

@@ -25,6 +25,7 @@ from distil_ray.config import (
 )
 from distil_ray.errors import InputError
 from distil_ray.search.settings import load_search
+from distil_ray.training.storage import RunFolder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MINIMAL = ("run.name=test", "teacher.path=org/teacher", "data.sources=a.parquet", "optim.num_steps=10")
@@ -664,3 +665,14 @@ def test_yaml_text_reads_like_a_file():
     assert parse_yaml(to_yaml(load()), "config.yaml") == load()
     with pytest.raises(InputError, match=r"config\.yaml, line 1"):
         parse_yaml("run: {", "config.yaml")
+
+
+def test_a_file_may_lie_elsewhere(tmp_path):
+    folder = RunFolder("memory://configs", "here")
+    folder.write_text("run.yaml", to_yaml(load("run.name=elsewhere")))
+
+    assert load_config(["memory://configs/here/run.yaml"], []).run.name == "elsewhere"
+    with pytest.raises(InputError, match=r"memory://configs/here/none\.yaml: cannot be read .*expected a YAML file"):
+        load_config(["memory://configs/here/none.yaml"], [])
+    with pytest.raises(InputError, match=r"nosuch://a\.yaml: cannot be opened: Protocol not known: nosuch"):
+        load_config(["nosuch://a.yaml"], [])

@@ -22,7 +22,7 @@ def load_config(files: Sequence[str], overrides: Sequence[str]) -> Config:
     """Read a configuration from YAML files and dotted settings.
 
     Args:
-        files: paths of YAML files. Mappings of later files are merged into those of earlier ones, key by key;
+        files: paths or URLs of YAML files. Mappings of later files are merged into those of earlier ones, key by key;
             anything else that a later file gives replaces what was there.
         overrides: settings such as ``optim.learning_rate=1e-4``. Each counts like one more file with that one
             line; a value that is not YAML, such as ``*.parquet``, is taken as text.
@@ -146,12 +146,22 @@ for _yaml_class in (_Loader, _Dumper):
 
 def _read_file(file: str) -> dict[str, Any]:
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        text = _read_url(file) if "://" in file else Path(file).read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}), expected a YAML file") from None
+        raise InputError(f"{file}: cannot be read ({error.strerror or error}), expected a YAML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start}), expected a YAML file") from None
     return parse_mapping(text, file)
+
+
+def _read_url(url: str) -> str:
+    import fsspec  # late: few configurations lie elsewhere
+
+    try:
+        with fsspec.open(url, "rt", encoding="utf-8") as file:
+            return str(file.read())
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: cannot be opened: {error}") from None
 
 
 def parse_mapping(text: str, name: str) -> dict[str, Any]:

@@ -58,9 +58,10 @@ def search(plan: Plan, *, retry_failed: bool = False) -> None:
         raise RunError(f"none of the {len(trials)} trials came to its end:{''.join(messages)}")
     trials.folder.write_text(REPORT_FILE, to_html(plan, trials))
     board.line(f"\n{to_text(plan, trials)}\n")
-    board.line(f"report: {trials.folder.join(REPORT_FILE)}")
-    board.line(f"best configuration: {trials.folder.join(BEST_FILE)}")
-    board.line(f"to train it again: python -m distil_ray.train --config {trials.folder.join(BEST_FILE)}")
+    place = f"{run.storage_path}/{run.name}"
+    board.line(f"report: {place}/{REPORT_FILE}")
+    board.line(f"best configuration: {place}/{BEST_FILE}")
+    board.line(f"to train it again: python -m distil_ray.train --config {place}/{BEST_FILE}")
 
 
 def dry_run(plan: Plan) -> None:
