@@ -65,7 +65,7 @@ def search(plan: Plan, *, retry_failed: bool = False) -> None:
 
 
 def dry_run(plan: Plan) -> None:
-    """Check everything that a search would, and show what it would try; nothing is trained and nothing written.
+    """Check everything that a search would, and show what it would try; nothing is trained.
 
     Raises:
         InputError: whatever a search would refuse.
@@ -104,6 +104,9 @@ def _fit(plan: Plan, folder: RunFolder, trials: Trials, board: Board) -> None:
     )
     scheduler = _scheduler(plan.search, plan.direction)
     _replay(scheduler, trials, board)
+    num_left = max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials)
+    if not num_left:  # it was killed when the last trial was to be stopped
+        return
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, queue=queue)
@@ -119,7 +122,7 @@ def _fit(plan: Plan, folder: RunFolder, trials: Trials, board: Board) -> None:
         tune_config=ray.tune.TuneConfig(
             search_alg=_Suggestions(plan, trials, board),
             scheduler=scheduler,
-            num_samples=max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials),
+            num_samples=num_left,
             max_concurrent_trials=at_once,
         ),
         run_config=ray.tune.RunConfig(
