@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# The files with tests that use `ray_cluster`, but for `test_node_loss`, which is quicker apart.
-SHARING_RAY = {"test_cluster", "test_doctor", "test_report", "test_train", "test_tune"}
+# The files with tests that use `ray_cluster`, or what rests on it.
+SHARING_RAY = {"test_cluster", "test_doctor", "test_node_loss", "test_report", "test_train", "test_tune"}
 
 
 class Scheduler(LoadScopeScheduling):
