@@ -43,12 +43,6 @@ def test_what_is_wrong_is_named_and_the_command_fails(settings, ray_cluster, tmp
     assert "Traceback" not in output.out + output.err
 
 
-def test_text_that_is_not_there(settings, ray_cluster, tmp_path, capsys):
-    assert examine(changed(settings, data__sources=str(tmp_path / "nowhere")), tmp_path) == 1
-
-    assert "checks failed: listing" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("status", [200, 401])
 def test_a_job_server_is_asked_without_a_token(status):
     class Server(http.server.BaseHTTPRequestHandler):

@@ -37,7 +37,7 @@ def search_settings(reference, tmp_path_factory) -> dict[str, Any]:
         optim__learning_rate=1e-4,
         eval__every_steps=NUM_STEPS // 4,
         checkpoint__every_steps=20,
-        metrics__every_steps=10,
+        metrics__every_steps=1,
         runtime__num_workers=1,
         runtime__max_failures=0,
     )
@@ -109,6 +109,15 @@ def test_no_trial_is_lost_or_run_twice(searched):
             *range(0, NUM_STEPS + 1, NUM_STEPS // 4)
         ]
         assert len((folder / "trials" / name / "restarts.jsonl").read_text().splitlines()) == 1
+
+
+def test_gradients_that_are_not_finite_end_a_run(searched):
+    folder = searched[0] / "trials/trial-002"
+    last = records(folder)[-1]
+
+    assert last["train/skipped_updates"] == 3
+    assert json.loads((folder / "nonfinite.json").read_text())["step"] == last["step"]
+    assert not (folder / "export").exists()
 
 
 def test_all_trials_learn_from_the_same_batches(searched):
