@@ -17,7 +17,7 @@ from distil_ray.config import Config
 from distil_ray.data.plan import DataPlan
 from distil_ray.errors import InputError
 from distil_ray.training.assembly import build_plan, build_tokenizer
-from distil_ray.training.cluster import check_fits, connect
+from distil_ray.training.cluster import check_fits, connect, has_label
 from distil_ray.training.console import Console
 from distil_ray.training.storage import RunFolder
 
@@ -70,14 +70,14 @@ def _ask_all(config: Config, plan: DataPlan | None) -> tuple[list[Node], Verdict
     """Ask all nodes at once, and see whether what they have written is all in one place."""
     alive = [node for node in ray.nodes() if node["Alive"]]
     mark = f".doctor-{uuid.uuid4().hex[:8]}"
-    label = config.runtime.data_label or {}
+    label = config.runtime.data_label
     shared_plan = ray.put(plan)
     function: Any = probe  # Ray's annotations know functions without arguments only
     task: Any = ray.remote(function)
     answers = {
         node["NodeID"]: task.options(
             num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(config, shared_plan, mark, node["NodeID"], has_data_tasks=label.items() <= node["Labels"].items())
+        ).remote(config, shared_plan, mark, node["NodeID"], has_data_tasks=has_label(node["Labels"], label))
         for node in alive
     }
     done, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=_PATIENCE_SECONDS)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from distil_ray.checkup.probe import NodeFacts
 from distil_ray.config import Config
+from distil_ray.training.cluster import has_label
 
 Outcome = Literal["ok", "warning", "failed"]
 _MIN_OBJECT_STORE_BYTES = 10**9
@@ -29,10 +30,6 @@ class Node:
     resources: Mapping[str, float]
     labels: Mapping[str, str]
     facts: NodeFacts | str
-
-    def carries(self, label: Mapping[str, str] | None) -> bool:
-        """Whether the node has a label; every node has none."""
-        return not label or label.items() <= self.labels.items()
 
 
 def answers(nodes: Sequence[Node]) -> Verdict:
@@ -117,11 +114,11 @@ def labels(nodes: Sequence[Node], config: Config) -> Verdict:
             return Verdict("labels", "warning", detail)
         return Verdict("labels", "ok", "none needed")
     shown = ", ".join(f"{key}={value}" for key, value in label.items())
-    cpus = sum(node.resources.get("CPU", 0) for node in nodes if node.carries(label))
+    cpus = sum(node.resources.get("CPU", 0) for node in nodes if has_label(node.labels, label))
     if cpus < config.runtime.data_cpus:
         detail = f"nodes with {shown} have {cpus:g} CPUs, runtime.data_cpus = {config.runtime.data_cpus} are asked for"
         return Verdict("labels", "failed", detail)
-    both = [node.name for node in gpu_nodes if node.carries(label)]
+    both = [node.name for node in gpu_nodes if has_label(node.labels, label)]
     if both:
         return Verdict("labels", "warning", f"{', '.join(both)} has GPUs and the label {shown} of the data tasks")
     return Verdict("labels", "ok", f"{cpus:g} CPUs with {shown}")

@@ -108,10 +108,9 @@ class Board(Console):
         settled = [trial for trial in self._trials if trial.status != "open"]
         table = Table(box=None, title=self._headline(len(settled)), title_justify="left")
         keys = self._plan.space.keys
-        for name in ("trial", "", *(key.rpartition(".")[2] for key in keys), "done", self._plan.search.metric, "left"):
+        for name in ("trial", "", *map(short, keys), "done", self._plan.search.metric, "left"):
             table.add_column(name, justify="left" if name in ("trial", "") else "right")
-        sign = 1 if self._plan.direction == "min" else -1
-        settled.sort(key=lambda trial: (trial.status != "finished", sign * (trial.value or sign * float("inf"))))
+        settled.sort(key=lambda trial: (trial.status != "finished", trial.badness(self._plan.direction)))
         running = [self._trials[name] for name in list(self._running)]
         for trial in [*running, *settled[:_NUM_SHOWN]]:
             record = self._running.get(trial.name, {})
@@ -129,14 +128,21 @@ class Board(Console):
 
     def _headline(self, num_settled: int) -> str:
         top = best(self._trials, self._plan.direction)
-        found = f"; best {self._plan.search.metric} {top.value:.4f} ({top.name})" if top and top.value else ""
+        found = (
+            f"; best {self._plan.search.metric} {top.value:.4f} ({top.name})" if top and top.value is not None else ""
+        )
         spent = format_seconds(time.monotonic() - self._began)
         return f"{num_settled} of {self._plan.num_trials} trials done, {len(self._running)} running, {spent}{found}"
 
 
 def describe(plan: Plan, settings: Mapping[str, Any]) -> str:
     """The values that a trial has for what is searched, in words."""
-    return ", ".join(f"{key.rpartition('.')[2]} {brief(value)}" for key, value in plan.values(settings).items())
+    return ", ".join(f"{short(key)} {brief(value)}" for key, value in plan.values(settings).items())
+
+
+def short(key: str) -> str:
+    """A setting's name without its section."""
+    return key.rpartition(".")[2]
 
 
 def brief(value: Any) -> str:

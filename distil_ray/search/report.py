@@ -9,7 +9,7 @@ from distil_ray.errors import InputError
 from distil_ray.evaluation.html import Chart, render
 from distil_ray.evaluation.page import aligned
 from distil_ray.evaluation.plots import line_chart, scatter_chart, ternary_chart
-from distil_ray.search.board import brief
+from distil_ray.search.board import brief, short
 from distil_ray.search.importance import MIN_TRIALS, importances
 from distil_ray.search.settings import SEARCH_FILE, TRIALS_FOLDER, Plan, plan_of
 from distil_ray.search.space import Range
@@ -33,8 +33,7 @@ def read_search(path: str) -> tuple[Plan, Trials]:
     Raises:
         InputError: there is no search.
     """
-    storage_path, _, name = path.rstrip("/").rpartition("/")
-    folder = RunFolder(storage_path or ".", name)
+    folder = RunFolder.at(path)
     if not is_search(path):
         raise InputError(f"{path}: is not the folder of a search (it has no {TRIALS_FILE})")
     plan = plan_of(parse_mapping(folder.read_bytes(SEARCH_FILE).decode(), f"{path}/{SEARCH_FILE}"))
@@ -43,8 +42,7 @@ def read_search(path: str) -> tuple[Plan, Trials]:
 
 def is_search(path: str) -> bool:
     """Whether a folder is a search's."""
-    storage_path, _, name = path.rstrip("/").rpartition("/")
-    return RunFolder(storage_path or ".", name).exists(TRIALS_FILE)
+    return RunFolder.at(path).exists(TRIALS_FILE)
 
 
 def to_html(plan: Plan, trials: Trials) -> str:
@@ -75,14 +73,12 @@ def to_text(plan: Plan, trials: Trials) -> str:
 
 def table(plan: Plan, trials: list[Trial]) -> list[list[str]]:
     """A header and one row a trial: those that finished, the best first, then the others by how far they came."""
-    sign = 1 if plan.direction == "min" else -1
 
     def rank(trial: Trial) -> tuple[bool, int, float]:
         step = trial.scores[-1].step if trial.scores else 0
-        return trial.status != "finished", -step, sign * (trial.value or 0.0)
+        return trial.status != "finished", -step, trial.badness(plan.direction)
 
-    keys = [key.rpartition(".")[2] for key in plan.space.keys]
-    rows = [["trial", plan.search.metric, "status", "step", *keys]]
+    rows = [["trial", plan.search.metric, "status", "step", *map(short, plan.space.keys)]]
     for trial in sorted(trials, key=rank):
         step = trial.scores[-1].step if trial.scores else 0
         value = _NOTHING if trial.value is None else f"{trial.value:.4f}"
@@ -161,7 +157,7 @@ def _charts(plan: Plan, trials: list[Trial], step: int | None) -> Iterator[Chart
                 f"{title} over {simplex.name}, after {step:,} steps",
                 ternary_chart(
                     [(values[first], values[second], values[third], value) for values, value in compared],
-                    corners=(_short(first), _short(second), _short(third)),
+                    corners=(short(first), short(second), short(third)),
                     label=label,
                 ),
             )
@@ -198,10 +194,6 @@ def _curves(plan: Plan, trials: list[Trial], label: str) -> str:
         levels={},
         others=[curve for name, curve in curves.items() if name not in named],
     )
-
-
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 def _is_number(value: object) -> bool:

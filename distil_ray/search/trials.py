@@ -4,6 +4,7 @@
 run alone and is read back from there, so nothing can be lost between the two.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -55,10 +56,11 @@ class Trial:
         """The newest objective."""
         return self.scores[-1].value if self.scores else None
 
-    @property
-    def number(self) -> int:
-        """Counted from 0, in the order of their making."""
-        return int(self.name.rpartition("-")[2])
+    def badness(self, direction: Direction) -> float:
+        """The newest objective as a number that is smaller for the better; infinite without one."""
+        if self.value is None:
+            return math.inf
+        return self.value if direction == "min" else -self.value
 
 
 class Trials:
@@ -142,8 +144,7 @@ def scores_of(records: list[Record], metric: str) -> Iterator[Score]:
 def best(trials: Trials | list[Trial], direction: Direction) -> Trial | None:
     """The finished trial with the best objective at its end; the earlier one of equals."""
     finished = [trial for trial in trials if trial.status == "finished" and trial.value is not None]
-    sign = 1 if direction == "min" else -1
-    return min(finished, key=lambda trial: sign * (trial.value or 0.0), default=None)
+    return min(finished, key=lambda trial: trial.badness(direction), default=None)
 
 
 def common_step(trials: Trials | list[Trial]) -> int | None:

@@ -15,7 +15,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distil_ray.errors import DivergedError, InputError, RunError
 from distil_ray.search.board import Board, Relay, describe
@@ -25,7 +24,15 @@ from distil_ray.search.settings import SEARCH_FILE, Plan, Search
 from distil_ray.search.suggest import suggest
 from distil_ray.search.tensorboard import write_hparams
 from distil_ray.search.trials import FAILED_FILE, FIRST_TRIAL, Score, Trial, Trials, best
-from distil_ray.training.cluster import DRIVER_CPUS, check_fits, connect, runs_at_once, slots_needed, worker_resources
+from distil_ray.training.cluster import (
+    DRIVER_CPUS,
+    check_fits,
+    connect,
+    driver_queue,
+    runs_at_once,
+    slots_needed,
+    worker_resources,
+)
 from distil_ray.training.launcher import IDENTITY_FILE, check_learned_settings, examine, launch
 from distil_ray.training.storage import RunFolder
 
@@ -41,24 +48,20 @@ def search(plan: Plan, *, retry_failed: bool = False) -> None:
         InputError: bad configuration or input, found before the start where that is possible.
         RunError: no trial reached its end.
     """
-    run = plan.config.run
-    folder = RunFolder(run.storage_path, run.name)
-    check_learned_settings(plan.identity(), folder)
-    trials = Trials(folder, plan.folder, plan.search.metric)
-    board = Board(plan, trials)
+    trials, board = _open(plan)
     if retry_failed:
         for trial in trials:
             if trial.status == "failed":
                 trials.reopen(trial.name)
     if len(trials) < plan.num_trials or any(trial.status == "open" for trial in trials):
-        _fit(plan, folder, trials, board)
+        _fit(plan, trials, board)
     write_results(plan, trials)
     if best(trials, plan.direction) is None:
         messages = [f"\n  {trial.name}: {trial.message}" for trial in trials if trial.message]
         raise RunError(f"none of the {len(trials)} trials came to its end:{''.join(messages)}")
     trials.folder.write_text(REPORT_FILE, to_html(plan, trials))
     board.line(f"\n{to_text(plan, trials)}\n")
-    place = f"{run.storage_path}/{run.name}"
+    place = f"{plan.config.run.storage_path}/{plan.config.run.name}"
     board.line(f"report: {place}/{REPORT_FILE}")
     board.line(f"best configuration: {place}/{BEST_FILE}")
     board.line(f"to train it again: python -m distil_ray.train --config {place}/{BEST_FILE}")
@@ -70,12 +73,8 @@ def dry_run(plan: Plan) -> None:
     Raises:
         InputError: whatever a search would refuse.
     """
-    run = plan.config.run
-    folder = RunFolder(run.storage_path, run.name)
-    check_learned_settings(plan.identity(), folder)
-    trials = Trials(folder, plan.folder, plan.search.metric)
-    board = Board(plan, trials)
-    examine(plan.config, folder, board)
+    trials, board = _open(plan)
+    examine(plan.config, trials.folder, board)
     board.line(connect(plan.config, _own_cpu_slots(plan)))
     check_fits(plan.config, DRIVER_CPUS)
     board.line(f"{plan.num_trials} trials, {_at_once(plan, board)} at a time; the first ones:")
@@ -87,9 +86,18 @@ def dry_run(plan: Plan) -> None:
     board.line("dry run: nothing was trained")
 
 
-def _fit(plan: Plan, folder: RunFolder, trials: Trials, board: Board) -> None:
+def _open(plan: Plan) -> tuple[Trials, Board]:
+    """What there is of the search, if the folder is not another's."""
+    run = plan.config.run
+    folder = RunFolder(run.storage_path, run.name)
+    check_learned_settings(plan.identity(), folder)
+    trials = Trials(folder, plan.folder, plan.search.metric)
+    return trials, Board(plan, trials)
+
+
+def _fit(plan: Plan, trials: Trials, board: Board) -> None:
     """Run every trial that is open or still to be made."""
-    config = plan.config
+    config, folder = plan.config, trials.folder
     identity = {"learned": plan.identity(), "data": examine(config, folder, board).plan.fingerprint()}
     board.line(connect(config, _own_cpu_slots(plan)))
     check_fits(config, DRIVER_CPUS)
@@ -107,8 +115,7 @@ def _fit(plan: Plan, folder: RunFolder, trials: Trials, board: Board) -> None:
     num_left = max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials)
     if not num_left:  # it was killed when the last trial was to be stopped
         return
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    queue = driver_queue()
     trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, queue=queue)
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # the old one can be silenced

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray._private.ray_logging import stdout_deduplicator
 from ray._private.state import state as cluster_state
+from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distil_ray.config import Config
 from distil_ray.errors import InputError
@@ -47,6 +49,12 @@ def connect(config: Config, cpu_slots: float | None = None) -> str:
     # With its dashboard, without which Ray Train cannot clean up after a killed driver.
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
     return f"started Ray on this machine with {num_cpus} CPU slots"
+
+
+def driver_queue() -> Queue:
+    """A queue for messages to this process, on this node: it must outlive any other."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
 
 def worker_resources(config: Config) -> dict[str, float]:
@@ -137,6 +145,10 @@ def _most_resources() -> Mapping[str, float]:
     return {name: max(now.get(name, 0.0), limits.get(name, 0.0)) for name in {*now, *limits}}
 
 
-def _carries(node: Mapping[str, object], label: Mapping[str, str]) -> bool:
-    labels = node.get("Labels")
-    return bool(node.get("Alive")) and isinstance(labels, Mapping) and label.items() <= labels.items()
+def _carries(node: Mapping[str, Any], label: Mapping[str, str]) -> bool:
+    return bool(node["Alive"]) and has_label(node["Labels"], label)
+
+
+def has_label(labels: Mapping[str, str], label: Mapping[str, str] | None) -> bool:
+    """Whether a node with these labels may run what asks for a label; without one, every node may."""
+    return not label or label.items() <= labels.items()

@@ -58,8 +58,7 @@ def read_history(path: str) -> History:
     Raises:
         InputError: there is no run.
     """
-    storage_path, _, name = path.rstrip("/").rpartition("/")
-    folder = RunFolder(storage_path or ".", name)
+    folder = RunFolder.at(path)
     if not folder.exists(IDENTITY_FILE) or not folder.exists(CONFIG_FILE):
         raise InputError(
             f"{path}: is not the folder of a run (it has no {IDENTITY_FILE}); expected <run.storage_path>/<run.name>"

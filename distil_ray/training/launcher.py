@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 import ray.train
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, difference, learned, to_yaml
@@ -29,7 +27,7 @@ from distil_ray.data.plan import DataPlan, explain_fingerprints
 from distil_ray.errors import DivergedError, InputError, RunError
 from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
-from distil_ray.training.cluster import check_fits, connect, worker_resources
+from distil_ray.training.cluster import check_fits, connect, driver_queue, worker_resources
 from distil_ray.training.console import Console
 from distil_ray.training.events import QueueEvents
 from distil_ray.training.export import EXPORT_FOLDER
@@ -59,9 +57,7 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
     folder.write_text(CONFIG_FILE, to_yaml(config))
     folder.write_json(IDENTITY_FILE, {"learned": learned(config), "data": plan.fingerprint()})
     console.line(f"run {config.run.name} in {folder.path}")
-    # On this node: it must outlive any other.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+    queue = driver_queue()
     try:
         with console.following(queue):
             outcome = _train(config, plan, folder, QueueEvents(queue), callbacks)

@@ -31,6 +31,12 @@ class RunFolder:
         self.storage_path = root.rstrip("/")
         self.path = f"{self.storage_path}/{name}"
 
+    @classmethod
+    def at(cls, path: str) -> "RunFolder":
+        """The folder at a path or URL, ``<storage_path>/<name>``."""
+        storage_path, _, name = path.rstrip("/").rpartition("/")
+        return cls(storage_path or ".", name)
+
     @property
     def is_local(self) -> bool:
         """Whether the folder is on this machine's file system."""
