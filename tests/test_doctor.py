@@ -8,7 +8,8 @@ import yaml
 from runs import changed
 
 from distil_ray import doctor
-from distil_ray.checkup.checkup import _status_without_token
+from distil_ray.checkup.checkup import _listing, _status_without_token
+from distil_ray.config import parse_config
 
 
 def examine(settings, tmp_path) -> int:
@@ -41,6 +42,15 @@ def test_what_is_wrong_is_named_and_the_command_fails(settings, ray_cluster, tmp
     assert "checks failed: room, listing, storage, models" in output.err
     assert "no-tokenizer" in output.out
     assert "Traceback" not in output.out + output.err
+
+
+def test_text_that_is_not_there(settings, tmp_path):
+    plan, verdict = _listing(parse_config(changed(settings, data__sources=str(tmp_path / "nowhere"))))
+
+    assert plan is None
+    assert (verdict.check, verdict.outcome) == ("listing", "failed")
+    assert "nowhere" in verdict.detail
+    assert _listing(parse_config(settings))[1] is None
 
 
 @pytest.mark.parametrize("status", [200, 401])

@@ -116,6 +116,7 @@ def test_gradients_that_are_not_finite_end_a_run(searched):
     last = records(folder)[-1]
 
     assert last["train/skipped_updates"] == 3
+    assert last["train/grad_norm"] is None
     assert json.loads((folder / "nonfinite.json").read_text())["step"] == last["step"]
     assert not (folder / "export").exists()
 
