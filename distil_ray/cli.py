@@ -1,12 +1,13 @@
 """What the commands share: their arguments, and how a mistake or a failure ends them."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
-from distil_ray.errors import InputError, RunError
+from distil_ray.errors import InputError, RunError, Stopped
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser:
@@ -38,13 +39,15 @@ def add_previews(parser: argparse.ArgumentParser, dry_run: str) -> None:
 
 
 def main_of(prog: str, command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
-    """Run ``command`` and return the exit status: 0, 1 a failed run, 2 a user's mistake, 130 interrupted."""
+    """Run ``command`` and return the exit status: 0, 1 a failed run, 2 a user's mistake, 128 + n ended by signal n."""
     try:
         command(argv)
     except InputError as error:
         return _complain(prog, error, 2)
     except RunError as error:
         return _complain(prog, error, 1)
+    except Stopped as stop:
+        return _complain(prog, stop, 128 + stop.signal_number)
     except KeyboardInterrupt:
         return _complain(prog, "interrupted; the same command goes on from the last checkpoint", _INTERRUPTED)
     return 0

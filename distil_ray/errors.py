@@ -1,4 +1,6 @@
-"""The two ways in which a command ends badly, and the exit status of each."""
+"""The ways in which a command ends before it is done, and the exit status of each."""
+
+import signal
 
 
 class InputError(ValueError):
@@ -14,3 +16,11 @@ class RunError(RuntimeError):
 
 class DivergedError(RunError):
     """A run whose numbers made it fail: done again with the same settings, it would fail again."""
+
+
+class Stopped(Exception):
+    """A run that a signal has ended. Ends a command with exit status 128 + the signal's number, as shells have it."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(f"{message} ({signal.Signals(signal_number).name})")
+        self.signal_number = signal_number

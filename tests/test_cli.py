@@ -11,7 +11,7 @@ import yaml
 from distil_ray import train
 from distil_ray.cli import main_of
 from distil_ray.config import Config, Source, load_config
-from distil_ray.errors import InputError, RunError
+from distil_ray.errors import InputError, RunError, Stopped
 
 SETTINGS = [
     "run.name=a",
@@ -35,6 +35,8 @@ def ending_in(error):
         (None, 0, ""),
         (RunError("worker 1: lost"), 1, "prog: error: worker 1: lost\n"),
         (InputError("x: given 1, expected 2"), 2, "prog: error: x: given 1, expected 2\n"),
+        (Stopped(signal.SIGTERM, "step 5 is saved"), 143, "prog: error: step 5 is saved (SIGTERM)\n"),
+        (Stopped(signal.SIGINT, "step 5 is saved"), 130, "prog: error: step 5 is saved (SIGINT)\n"),
         (KeyboardInterrupt(), 130, "prog: error: interrupted; the same command goes on from the last checkpoint\n"),
     ],
 )

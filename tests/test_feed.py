@@ -10,7 +10,7 @@ from training_parts import K, T, blocks_of, random_rows
 from distil_ray.data.batch import SKIPPED, digest, filler_rows
 from distil_ray.data.schedule import START, Position
 from distil_ray.errors import InputError
-from distil_ray.training.feed import BlockFeed, DataError, DataPlaneError
+from distil_ray.training.feed import BlockFeed, DataError, DataPlaneError, Notice
 
 BLOCK_ROWS, BLOCKS_PER_STEP = 2, 4
 STEP_ROWS = BLOCK_ROWS * BLOCKS_PER_STEP
@@ -110,6 +110,41 @@ def end_early(rank, world_size, rows):
 
 def test_all_workers_agree_on_the_end():
     assert run_workers(end_early, 2, sequence(2 * STEP_ROWS)) == [[None, None]] * 2
+
+
+def leave(rank, world_size, rows):
+    """One worker alone gets a notice, before the third step."""
+    notices = iter([Notice(), Notice(), Notice(is_node_leaving=rank == 1), Notice()])
+    feed = BlockFeed(
+        deal(with_filler(rows), rank, world_size),
+        start=START,
+        rank=rank,
+        world_size=world_size,
+        blocks_per_step=BLOCKS_PER_STEP,
+        group=None,
+        look_out=lambda: next(notices),
+    )
+    steps = [feed.next_step() for _ in range(3)]
+    return [step if step is None else step.position for step in steps], feed.notice, feed.is_at_end
+
+
+def test_all_workers_leave_before_the_same_step():
+    expected = [Position(0, 7), Position(0, 15), None], Notice(is_node_leaving=True), False
+    assert run_workers(leave, 2, sequence(4 * STEP_ROWS)) == [expected, expected]
+
+
+def test_a_wish_to_stop_is_told_from_a_leaving_node():
+    feed = BlockFeed(
+        blocks_of(sequence(STEP_ROWS), BLOCK_ROWS),
+        start=START,
+        rank=0,
+        world_size=1,
+        blocks_per_step=BLOCKS_PER_STEP,
+        group=None,
+        look_out=lambda: Notice(is_stop_wanted=True),
+    )
+    assert feed.next_step() is None
+    assert feed.notice == Notice(is_stop_wanted=True, is_node_leaving=False)
 
 
 # Failures

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ray.util.queue import Queue
 from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
@@ -14,6 +13,7 @@ from rich.table import Table
 from distil_ray.search.settings import Plan
 from distil_ray.search.trials import Score, Trial, Trials, best
 from distil_ray.training.console import Console, format_seconds
+from distil_ray.training.events import Line
 
 _NUM_SHOWN = 12  # settled trials in the live table, the best first
 
@@ -21,9 +21,9 @@ _NUM_SHOWN = 12  # settled trials in the live table, the best first
 class Relay(Console):
     """The console of a trial: passes its events on to the search, and what is the same for all trials to nobody."""
 
-    def __init__(self, queue: Queue, name: str) -> None:
+    def __init__(self, events: Line, name: str) -> None:
         super().__init__()
-        self._actor: Any = queue.actor
+        self._events = events
         self._name = name
 
     def line(self, text: str) -> None:
@@ -31,7 +31,7 @@ class Relay(Console):
 
     def show(self, kind: str, content: Any) -> None:
         """Pass an event on."""
-        self._actor.put_nowait.remote((kind, (self._name, content)))
+        self._events.send(kind, (self._name, content))
 
     @contextmanager
     def _display(self) -> Iterator[None]:

@@ -14,7 +14,6 @@ import torch
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
-from ray.util.queue import Queue
 
 from distil_ray.errors import DivergedError, InputError, RunError
 from distil_ray.search.board import Board, Relay, describe
@@ -28,11 +27,11 @@ from distil_ray.training.cluster import (
     DRIVER_CPUS,
     check_fits,
     connect,
-    driver_queue,
     runs_at_once,
     slots_needed,
     worker_resources,
 )
+from distil_ray.training.events import Line
 from distil_ray.training.launcher import IDENTITY_FILE, check_learned_settings, examine, launch
 from distil_ray.training.storage import RunFolder
 
@@ -115,8 +114,8 @@ def _fit(plan: Plan, trials: Trials, board: Board) -> None:
     num_left = max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials)
     if not num_left:  # it was killed when the last trial was to be stopped
         return
-    queue = driver_queue()
-    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, queue=queue)
+    events = Line()
+    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, events=events)
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # the old one can be silenced
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run writes its own metrics
@@ -141,10 +140,10 @@ def _fit(plan: Plan, trials: Trials, board: Board) -> None:
         ),
     )
     try:
-        with board.following(queue):
+        with board.following(events):
             tuner.fit()
     finally:
-        queue.shutdown()
+        events.close()
     folder.remove(_TUNE_FOLDER)
 
 
@@ -170,10 +169,10 @@ def _at_once(plan: Plan, board: Board) -> int:
 # ---------------------------------------------------------------------------------------------- what Ray Tune calls
 
 
-def _run_trial(spec: Mapping[str, Any], *, plan: Plan, queue: Queue) -> None:
+def _run_trial(spec: Mapping[str, Any], *, plan: Plan, events: Line) -> None:
     """A trial, in an actor of its own. What fails is written down rather than raised, so that Tune goes on."""
     name = spec["trial"]
-    relay = Relay(queue, name)
+    relay = Relay(events, name)
     message = ""
     for attempt in range(1 + plan.search.max_failures):
         if attempt:

@@ -9,9 +9,7 @@ from typing import Any
 
 import ray
 from ray._private.ray_logging import stdout_deduplicator
-from ray._private.state import state as cluster_state
-from ray.util.queue import Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray._raylet import RAY_NODE_GROUP_KEY  # type: ignore[attr-defined]
 
 from distil_ray.config import Config
 from distil_ray.errors import InputError
@@ -51,12 +49,6 @@ def connect(config: Config, cpu_slots: float | None = None) -> str:
     return f"started Ray on this machine with {num_cpus} CPU slots"
 
 
-def driver_queue() -> Queue:
-    """A queue for messages to this process, on this node: it must outlive any other."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-
-
 def worker_resources(config: Config) -> dict[str, float]:
     """Ray resources of one training worker."""
     defaults = {"GPU": 1.0} if config.runtime.use_gpu else {"CPU": 1.0}
@@ -71,12 +63,14 @@ def slots_needed(config: Config, num_workers: int | None = None, driver_cpus: fl
 
 
 def check_fits(config: Config, driver_cpus: float = 0.0) -> None:
-    """Compare what the run needs with what the cluster has or may scale up to.
+    """Compare what the run needs with what the cluster has. What an autoscaler may add, only the autoscaler knows.
 
     Raises:
         InputError: it could never be placed; says what is asked for and what is there.
     """
-    available = _most_resources()
+    if has_autoscaler():
+        return
+    available: Mapping[str, float] = ray.cluster_resources()
     needed = slots_needed(config, driver_cpus=driver_cpus)
     lacking = {name: amount for name, amount in needed.items() if available.get(name, 0.0) < amount}
     if lacking:
@@ -103,13 +97,18 @@ def check_fits(config: Config, driver_cpus: float = 0.0) -> None:
         )
 
 
+def has_autoscaler() -> bool:
+    """Whether nodes may be added: those of an autoscaler carry the name of their type."""
+    return any(RAY_NODE_GROUP_KEY in node["Labels"] for node in ray.nodes())
+
+
 def runs_at_once(config: Config) -> int:
-    """How many such runs the cluster holds side by side, each with its driver, its data tasks and all its workers.
+    """How many such runs the cluster holds now side by side, each with its driver, data tasks and all its workers.
 
     Where not even one has all its workers, an elastic one goes on with fewer.
     """
     runtime = config.runtime
-    available = _most_resources()
+    available: Mapping[str, float] = ray.cluster_resources()
     needed = slots_needed(config, runtime.max_workers, DRIVER_CPUS)
     limits = [available.get(name, 0.0) // amount for name, amount in needed.items()]
     limits.append(_worker_places(config) // runtime.max_workers)
@@ -120,9 +119,7 @@ def runs_at_once(config: Config) -> int:
 
 
 def _worker_places(config: Config) -> float:
-    """How many workers the nodes have room for; no limit where an autoscaler may add nodes."""
-    if cluster_state.get_max_resources_from_cluster_config():
-        return math.inf
+    """How many workers the nodes have room for."""
     worker = worker_resources(config)
     nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
     return math.fsum(min(resources.get(name, 0.0) // amount for name, amount in worker.items()) for resources in nodes)
@@ -130,19 +127,13 @@ def _worker_places(config: Config) -> float:
 
 def describe_resources(config: Config) -> str:
     """A line with what the run asks for and what there is."""
-    available = _most_resources()
+    available: Mapping[str, float] = ray.cluster_resources()
     asked = ", ".join(
         f"{amount:g} of {available.get(name, 0.0):g} {name}" for name, amount in slots_needed(config).items()
     )
     memory = available.get("object_store_memory", 0.0) / 1e9
-    return f"cluster: takes {asked}; object store {memory:.1f} GB"
-
-
-def _most_resources() -> Mapping[str, float]:
-    """What is there now, or what the autoscaler may add up to if there is one."""
-    now: Mapping[str, float] = ray.cluster_resources()
-    limits = cluster_state.get_max_resources_from_cluster_config() or {}
-    return {name: max(now.get(name, 0.0), limits.get(name, 0.0)) for name in {*now, *limits}}
+    more = ", to which its autoscaler may add" if has_autoscaler() else ""
+    return f"cluster: takes {asked}{more}; object store {memory:.1f} GB"
 
 
 def _carries(node: Mapping[str, Any], label: Mapping[str, str]) -> bool:

@@ -7,8 +7,9 @@ changes.
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -46,12 +47,32 @@ class StepRows:
     wait_seconds: float
 
 
+class Notice(NamedTuple):
+    """Why the training should end before the next step, to be taken up elsewhere or later."""
+
+    is_stop_wanted: bool = False
+    """The driver asks for it."""
+    is_node_leaving: bool = False
+    """The node of at least one worker is about to be taken away."""
+
+
 # What each worker knows of a step's blocks; their sums over the workers are what all know.
-_FACTS = ("errors", "real_blocks", "ends", "digest_high", "digest_low", "group", "row", "group_rows", *SKIPPED)
+_FACTS = (
+    "errors",
+    *Notice._fields,
+    "real_blocks",
+    "ends",
+    "digest_high",
+    "digest_low",
+    "group",
+    "row",
+    "group_rows",
+    *SKIPPED,
+)
 
 
-def _facts(blocks: list[Block], blocks_per_step: int, error: Exception | None) -> dict[str, int]:
-    facts = dict.fromkeys(_FACTS, 0)
+def _facts(blocks: list[Block], blocks_per_step: int, error: Exception | None, notice: Notice) -> dict[str, int]:
+    facts = dict.fromkeys(_FACTS, 0) | notice._asdict()
     facts["errors"] = int(error is not None)
     for index, rows in ((block.index, block.rows) for block in blocks):
         is_filler = rows["group"] == FILLER_GROUP
@@ -87,19 +108,24 @@ class BlockFeed:
         world_size: int,
         blocks_per_step: int,
         group: dist.ProcessGroup | None,
+        look_out: Callable[[], Notice] = Notice,
     ) -> None:
+        """``look_out`` is asked before every step what this worker knows of a reason to end."""
         self._blocks = iter(blocks)
         self._start = start
         self._rank = rank
         self._world_size = world_size
         self._blocks_per_step = blocks_per_step
         self._group = group
+        self._look_out = look_out
         self._num_steps = 0
         self.is_at_end = False
         """Whether the schedule ends where `next_step` returned None; if not, another pipeline goes on there."""
+        self.notice = Notice()
+        """The reason, known to all workers, if `next_step` returned None before the pipeline's end."""
 
     def next_step(self) -> StepRows | None:
-        """Return the next step's rows, or None on all workers if the pipeline holds no further whole step.
+        """Return the next step's rows, or None on all workers if there is no further whole step or a notice.
 
         Raises:
             DataError: the text is at fault.
@@ -108,9 +134,12 @@ class BlockFeed:
         began = time.perf_counter()
         blocks, error = self._take()
         wait_seconds = time.perf_counter() - began
-        facts = self._agree(_facts(blocks, self._blocks_per_step, error))
+        facts = self._agree(_facts(blocks, self._blocks_per_step, error, self._look_out()))
         if facts["errors"]:
             raise self._shared_error(error)
+        self.notice = Notice(*(facts[name] > 0 for name in Notice._fields))
+        if any(self.notice):
+            return None
         if facts["real_blocks"] < self._blocks_per_step:
             self.is_at_end = facts["ends"] > 0
             return None

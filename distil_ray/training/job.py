@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
-from distil_ray.training.events import QueueEvents
+from distil_ray.training.events import Line
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,17 @@ class Job:
     config: Config
     heldout: Arrays
     num_groups: int | None
-    events: QueueEvents
+    events: Line
     continues_at: int | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a pass over the pipeline ended: ``finished``, ``more`` (to do, in another pass) or ``failed``."""
+    """How a pass over the pipeline ended.
+
+    ``finished``; ``more`` (to do, in another pass); ``moving`` (more, but on other nodes); ``stopped`` (as the driver
+    wanted) or ``failed``.
+    """
 
     kind: str
     message: str = ""

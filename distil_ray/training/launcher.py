@@ -24,19 +24,22 @@ from distil_ray.data.pipeline import (
     train_dataset,
 )
 from distil_ray.data.plan import DataPlan, explain_fingerprints
-from distil_ray.errors import DivergedError, InputError, RunError
+from distil_ray.errors import DivergedError, InputError, RunError, Stopped
 from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
-from distil_ray.training.cluster import check_fits, connect, driver_queue, worker_resources
+from distil_ray.training.cluster import check_fits, connect, worker_resources
 from distil_ray.training.console import Console
-from distil_ray.training.events import QueueEvents
+from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
 from distil_ray.training.storage import RunFolder
+from distil_ray.training.waiting import telling_of_nodes
 
 CONFIG_FILE = "config.yaml"
 IDENTITY_FILE = "identity.json"
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ABORT_SECONDS = 2.0
 
 
 def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] = ()) -> None:
@@ -45,6 +48,7 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
     Raises:
         InputError: bad configuration or input, found before the start where that is possible.
         RunError: the run started and failed; a `DivergedError` if it would do so again.
+        Stopped: a signal has ended it, behind a checkpoint if a step had been done.
     """
     folder = RunFolder(config.run.storage_path, config.run.name)
     check_learned_settings(learned(config), folder)
@@ -57,12 +61,12 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
     folder.write_text(CONFIG_FILE, to_yaml(config))
     folder.write_json(IDENTITY_FILE, {"learned": learned(config), "data": plan.fingerprint()})
     console.line(f"run {config.run.name} in {folder.path}")
-    queue = driver_queue()
+    events = Line()
     try:
-        with console.following(queue):
-            outcome = _train(config, plan, folder, QueueEvents(queue), callbacks)
+        with console.following(events), telling_of_nodes(events.line):
+            outcome = _train(config, plan, folder, events, callbacks)
     finally:
-        queue.shutdown()
+        events.close()
     if outcome.kind == "failed":
         raise InputError(outcome.message) if outcome.is_input_error else DivergedError(outcome.message)
     console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
@@ -173,15 +177,18 @@ def prepare_data(config: Config, plan: DataPlan, warn: Callable[[str], None]) ->
 
 
 def _train(
-    config: Config, plan: DataPlan, folder: RunFolder, events: QueueEvents, callbacks: Sequence[UserCallback]
+    config: Config, plan: DataPlan, folder: RunFolder, events: Line, callbacks: Sequence[UserCallback]
 ) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     plan, heldout = prepare_data(config, plan, events.line)
     job = Job(config, heldout, plan.schedule.num_groups, events)
     generosity = 1
     try:
-        while (outcome := _fit(job, plan, folder, generosity, callbacks)).kind == "more":
-            generosity = generosity * 16 if outcome.step == (job.continues_at or 0) else 1
+        while (outcome := _fit(job, plan, folder, generosity, callbacks)).kind in ("more", "moving"):
+            if outcome.kind == "moving":
+                events.line(f"a node is leaving: step {outcome.step:,} is saved, the run goes on without that node")
+            else:
+                generosity = generosity * 16 if outcome.step == (job.continues_at or 0) else 1
             if generosity > HORIZON_GROUPS:
                 return too_little_text(config, outcome.step)
             job = replace(job, continues_at=outcome.step)
@@ -236,34 +243,56 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int, callbacks
             execution_options=execution_options(config.runtime.data_cpus, config.runtime.data_label)
         ),
     )
-    with _own_interrupts():
-        result: Any = trainer.fit()
-    assert isinstance(result.return_value, Outcome)
-    return result.return_value
+    trainer.events = job.events
+    try:
+        with _handlers_put_back():
+            result: Any = trainer.fit()
+    except KeyboardInterrupt:
+        message = "stopped at once; the same command goes on from the last checkpoint"
+        raise Stopped(trainer.signal_number, message) from None
+    outcome = result.return_value
+    assert isinstance(outcome, Outcome)
+    if outcome.kind == "stopped":
+        saved = f"step {outcome.step:,} is saved" if outcome.step else "before the first step"
+        raise Stopped(trainer.signal_number, f"stopped: {saved}; the same command goes on from there")
+    return outcome
 
 
 class _Trainer(TorchTrainer):
-    """Ray's own handler ends the process at Ctrl-C without a word and with the status of a failed run."""
+    """Saves and ends at Ctrl-C and at SIGTERM (`ray job stop`); at a second signal, or without workers, it just ends.
+
+    Ray's own handler ends the process at Ctrl-C without a word and with the status of a failed run.
+    """
+
+    events: Line
+    signal_number = 0
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        def interrupt(*_: object) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one does not wait
-            with suppress(ray.exceptions.RayError):  # the controller ends itself
-                ray.get(controller.abort.remote())
+        def stop(number: int, _: object) -> None:
+            is_first, self.signal_number = not self.signal_number, number
+            if is_first and self.events.want_stop():
+                self.events.line(
+                    "stopping: the step is finished and saved first; a second signal does not wait for that"
+                )
+                return
+            with suppress(ray.exceptions.RayError):  # it ends itself, but not while it waits for nodes
+                ray.get(controller.abort.remote(), timeout=_ABORT_SECONDS)
             raise KeyboardInterrupt
 
-        signal.signal(signal.SIGINT, interrupt)
+        for number in _STOP_SIGNALS:
+            signal.signal(number, stop)
 
 
 @contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Put the handler of Ctrl-C back that was there before."""
-    before = signal.getsignal(signal.SIGINT)
+def _handlers_put_back() -> Iterator[None]:
+    """Put the handlers of signals back that were there before."""
+    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _failure_message(config: Config, folder: RunFolder, error: BaseException) -> str:

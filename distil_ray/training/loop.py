@@ -8,13 +8,14 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
+from ray.train.v2._internal.execution.context import get_train_context
 
 from distil_ray.config import Config
 from distil_ray.data.schedule import Position
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
 from distil_ray.training.export import export_student
-from distil_ray.training.feed import BlockFeed, DataError, StepRows
+from distil_ray.training.feed import BlockFeed, DataError, Notice, StepRows
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.learner import Learner
@@ -61,6 +62,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
         world_size=world_size,
         blocks_per_step=config.runtime.max_workers,
         group=dist.new_group(backend="gloo") if config.runtime.use_gpu else None,
+        look_out=lambda: Notice(rank == 0 and job.events.is_stop_wanted(), _is_node_leaving()),
     )
     saved_step = evaluated_step = state.step
     if checkpoint is None:
@@ -69,7 +71,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     num_nonfinite = 0
 
     while state.progress < 1:
-        # 3. Take the step's rows; all workers agree on what they are.
+        # 3. Take the step's rows; all workers agree on what they are, and whether to leave before them.
         try:
             rows = feed.next_step()
         except DataError as error:
@@ -105,7 +107,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
             checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
             saved_step = state.step
 
-    # 8. Finish, or leave the rest to the next pass.
+    # 8. Finish, or leave the rest to the next pass (on other nodes, perhaps) or to another day.
     if feed.is_at_end and state.step == 0:
         return too_little_text(config, state.step)
     is_finished = state.progress >= 1 or feed.is_at_end
@@ -119,12 +121,26 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
         checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
     checkpoints.wait()
     if not is_finished:
-        return Outcome("more", step=state.step)
+        return Outcome(_what_next(feed.notice), step=state.step)
     if rank == 0:
         summary = _summarise(folder, state)
         export_student(folder, learner.student, tokenizer, config, summary)
         folder.write_json(FINISHED_FILE, summary)
     return Outcome("finished")
+
+
+def _is_node_leaving() -> bool:
+    """Whether Ray Train has told this worker that its node, or another worker's, is being drained.
+
+    `ray.train.get_preemption_info` would have the workers wait for each other; they agree with the next step's facts.
+    """
+    return get_train_context().preemption_context.preemption_info is not None
+
+
+def _what_next(notice: Notice) -> str:
+    if notice.is_stop_wanted:
+        return "stopped"
+    return "moving" if notice.is_node_leaving else "more"
 
 
 def _is_due(state: TrainState, every_steps: int) -> bool:
