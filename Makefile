@@ -2,6 +2,7 @@
 # make test         run all tests
 # make check        look for style and type errors
 # make setup        create .venv and install the package with its development tools
+# make dist         put what a cluster's nodes install into dist/: the package and the exact versions it needs
 #
 # Each sets up what is missing first.
 
@@ -14,7 +15,7 @@ RUNS ?= runs
 SETTINGS ?=
 TRAIN := $(BIN)/python -m distil_ray.train --config configs/quickstart.yaml run.storage_path=$(RUNS)
 
-.PHONY: help setup quickstart test check
+.PHONY: help setup quickstart test check dist
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -43,3 +44,8 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+dist: setup
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	cp constraints.txt dist/

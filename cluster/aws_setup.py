@@ -217,7 +217,8 @@ class Account:
     def delete(self) -> None:
         """Take away everything that was made; the bucket stays."""
         for name in (f"{self._plan.name}-node", f"{self._plan.name}-gpu-node"):
-            self._exists(self._ec2.delete_launch_template, LaunchTemplateName=name)
+            if self._exists(self._ec2.describe_launch_templates, LaunchTemplateNames=[name]):
+                self._ec2.delete_launch_template(LaunchTemplateName=name)
         self._exists(self._ec2.delete_placement_group, GroupName=self._plan.name)
         for role, policies in self._roles().items():
             self._exists(self._iam.remove_role_from_instance_profile, InstanceProfileName=role, RoleName=role)
