@@ -14,7 +14,7 @@ LAYERS = ("errors", "data", "distillation", "training evaluation", "search check
 # Ray's parts, and the only modules that may import them.
 HOME_OF = {
     "ray.data": {"data.pipeline"},
-    "ray.train": {"training.loop", "training.launcher"},
+    "ray.train": {"training.departures", "training.loop", "training.launcher"},
     "ray.tune": {"search.tuner"},
 }
 PLAIN = ("errors", "config", "data", "distillation")  # import nothing of Ray at all, but for data.pipeline

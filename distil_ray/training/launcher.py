@@ -219,6 +219,8 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int, callbacks
     # How often Ray Train's controller looks at the workers, seconds: it takes one report, and sees the end, per look.
     # Ray's own 2.0 can be a good part of a short run; 0.5 costs one small call a worker.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Ray Train still counts on a node that is drained or has just died, and tries that for so long (its own: 60).
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     loop: Any = train_loop_per_worker  # Ray hands on what it returns; its annotations do not say so
     num_workers: Any = config.runtime.num_workers  # nor do they know of (min, max)
     run_config: Any = RunConfig  # nor of the logging configuration

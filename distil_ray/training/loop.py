@@ -8,12 +8,12 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
-from ray.train.v2._internal.execution.context import get_train_context
 
 from distil_ray.config import Config
 from distil_ray.data.schedule import Position
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
+from distil_ray.training.departures import Departures
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, DataError, Notice, StepRows
 from distil_ray.training.heldout import HeldOut
@@ -53,6 +53,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
         learner.restore(checkpoint)
     checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=rank == 0)
     reporter = Reporter(folder, job.events, is_active=rank == 0)
+    departures = Departures()
     resumed_from = None if checkpoint is None else checkpoint.name
     reporter.begin(state, resumed_from, complaints, is_continuation=state.step == job.continues_at)
     feed = BlockFeed(
@@ -62,7 +63,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
         world_size=world_size,
         blocks_per_step=config.runtime.max_workers,
         group=dist.new_group(backend="gloo") if config.runtime.use_gpu else None,
-        look_out=lambda: Notice(rank == 0 and job.events.is_stop_wanted(), _is_node_leaving()),
+        look_out=lambda: Notice(rank == 0 and job.events.is_stop_wanted(), departures.are_imminent()),
     )
     saved_step = evaluated_step = state.step
     if checkpoint is None:
@@ -101,8 +102,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
             reporter.sync()
             return _give_up(folder, previous.position, state, num_nonfinite, is_main=rank == 0)
 
-        # 7. Save. Progress counts once its checkpoint is committed.
-        if _is_due(state, config.checkpoint.every_steps):
+        # 7. Save, and also when a node is announced to go. Progress counts once its checkpoint is committed.
+        if departures.are_news() or _is_due(state, config.checkpoint.every_steps):
             reporter.sync()
             checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
             saved_step = state.step
@@ -127,14 +128,6 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
         export_student(folder, learner.student, tokenizer, config, summary)
         folder.write_json(FINISHED_FILE, summary)
     return Outcome("finished")
-
-
-def _is_node_leaving() -> bool:
-    """Whether Ray Train has told this worker that its node, or another worker's, is being drained.
-
-    `ray.train.get_preemption_info` would have the workers wait for each other; they agree with the next step's facts.
-    """
-    return get_train_context().preemption_context.preemption_info is not None
 
 
 def _what_next(notice: Notice) -> str:
