@@ -18,7 +18,10 @@ pytest_plugins = ("local_s3",)
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SHORTER = "optim.num_steps=4 optim.global_batch_size=16 runtime.micro_batch_size=8 eval.num_rows=16 eval.every_steps=4"
+SHORTER = (
+    "optim.num_steps=4 optim.global_batch_size=16 runtime.micro_batch_size=8 runtime.num_workers=1 eval.num_rows=16 "
+    "eval.every_steps=4"
+)
 
 
 def blocks(language: str) -> list[str]:

@@ -27,17 +27,16 @@ from distil_ray.training.launcher import prepare_data
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-@pytest.mark.parametrize("num_workers", [1, 4])
-def test_the_number_of_workers_changes_rounding_only(reference, num_workers):
+def test_the_number_of_workers_changes_rounding_only(reference):
     settings, expected = reference
-    folder = run(settings, run__name=f"workers{num_workers}", runtime__num_workers=num_workers)
+    folder = run(settings, run__name="workers4", runtime__num_workers=4)
 
     assert digests(folder) == digests(expected)
     assert len(digests(folder).splitlines()) == 1 + 100
     np.testing.assert_allclose(losses(folder), losses(expected), atol=1e-4)
 
 
-def test_micro_batches_and_data_slots_change_no_row(reference):
+def test_one_worker_micro_batches_and_data_slots_change_no_row(reference):
     settings, expected = reference
     runtime = {"num_workers": 1, "micro_batch_size": 8, "data_cpus": 1}
     folder = run({**settings, "runtime": runtime}, run__name="micro")
@@ -86,10 +85,9 @@ def test_a_killed_worker_changes_nothing(reference):
     assert [record["step"] for record in records(folder)] == list(range(101))
 
 
-def test_a_killed_driver_changes_nothing_and_fewer_workers_can_go_on(reference, ray_cluster, tmp_path):
+def test_a_killed_driver_changes_nothing(reference, ray_cluster, tmp_path):
     settings, expected = reference
-    storage = Path(settings["run"]["storage_path"])
-    folder = storage / "driver_killed"
+    folder = Path(settings["run"]["storage_path"]) / "driver_killed"
     arguments, environment = command(changed(settings, run__name="driver_killed"), tmp_path, ray_cluster)
     driver = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
     wait_for(lambda: has_got_to(folder, 12))
@@ -97,7 +95,6 @@ def test_a_killed_driver_changes_nothing_and_fewer_workers_can_go_on(reference, 
     driver.wait()
     wait_for(lambda: not train_workers())  # Ray ends what the driver has left behind
     assert not (folder / "finished.json").exists()
-    shutil.copytree(folder, storage / "one_worker")
 
     result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -105,11 +102,6 @@ def test_a_killed_driver_changes_nothing_and_fewer_workers_can_go_on(reference, 
     assert "resuming from checkpoint_0000000" in result.stdout
     assert weights(folder) == weights(expected)
     assert digests(folder) == digests(expected)
-
-    run(settings, run__name="one_worker", runtime__num_workers=1)
-
-    assert digests(storage / "one_worker") == digests(expected)
-    np.testing.assert_allclose(losses(storage / "one_worker"), losses(expected), atol=1e-4)
 
 
 def test_distils_a_teacher_in_epochs(distilled):
