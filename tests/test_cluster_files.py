@@ -12,7 +12,7 @@ import torch
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from distil_ray.config import load_config
+from distil_ray.config import load_config, parse_config
 
 ROOT = Path(__file__).parent.parent
 CLUSTER = ROOT / "cluster"
@@ -142,6 +142,13 @@ def test_clusters_offer_what_the_recipes_ask_for():
     config = load_config([str(ROOT / recipe)], ["run.storage_path=s3://bucket/runs"])
     assert config.runtime.max_workers <= 8 * aws["gpu"]["max_workers"]
     assert config.runtime.data_cpus <= 32 * aws["cpu"]["max_workers"]
+
+
+def test_the_configuration_in_the_guide_is_valid():
+    (example,) = re.findall(r"```yaml\n(.*?)```", (CLUSTER / "README.md").read_text(), flags=re.DOTALL)
+    rest = {"teacher": {"path": "org/teacher"}, "data": {"sources": "/text"}}
+    config = parse_config(yaml.safe_load(example) | rest | {"optim": {"num_steps": 1, "global_batch_size": 4096}})
+    assert (config.runtime.min_workers, config.runtime.max_workers, config.block_rows) == (8, 64, 64)
 
 
 def test_what_nodes_install_is_the_package_with_its_exact_versions(tmp_path):

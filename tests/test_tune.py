@@ -18,6 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distil_ray import report, train, tune
 from distil_ray.config import load_config
+from distil_ray.search import tuner
+from distil_ray.search.board import Board
+from distil_ray.search.settings import plan_of
 
 NUM_STEPS = 300
 SPACE = {"optim.learning_rate": {"grid": [1e-6, 1e38, 3e-3]}}  # it lags behind, it diverges, it is the best
@@ -269,3 +272,14 @@ def test_a_trial_that_could_never_be_placed(search_settings, ray_cluster, tmp_pa
 
     assert "need 7 CPU in all, with 1 CPU for a driver, the cluster has 6 CPU" in capsys.readouterr().err
     assert not (tmp_path / "runs/search/trials.json").exists()
+
+
+def test_trials_at_a_time_are_limited_by_the_nodes_there_unless_more_may_come(
+    search_settings, ray_cluster, monkeypatch, capsys
+):
+    settings = changed(search_settings, search__max_concurrent=3, search__num_trials=9, runtime__num_workers=2)
+    plan = plan_of(settings)
+    assert tuner._at_once(plan, Board(plan, ())) == 1
+    assert "search.max_concurrent: given 3, but the cluster has room for 1" in capsys.readouterr().out
+    monkeypatch.setattr(tuner, "has_autoscaler", lambda: True)
+    assert tuner._at_once(plan, Board(plan, ())) == 3

@@ -19,6 +19,7 @@ from distil_ray.config import parse_config
 
 VERSIONS = {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0"}
 DATA = {"ray-subcluster": "data"}
+TYPED = {"ray.io/node-group": "cpu"}  # as an autoscaler starts nodes
 
 
 def facts(*, gpu_names=(), memory=10**10, errors=None, **changed) -> NodeFacts:
@@ -115,6 +116,8 @@ def test_gpus(nodes, use_gpu, outcome, detail):
         ([node(), node("b", gpus=8)], None, "warning", "runtime.data_label is not set"),
         ([node(label=DATA), node("b", gpus=8)], DATA, "ok", "8 CPUs with ray-subcluster=data"),
         ([node(cpus=2, label=DATA), node("b", gpus=8)], DATA, "failed", "nodes with ray-subcluster=data have 2 CPUs"),
+        ([node(cpus=2, label=DATA | TYPED)], DATA, "warning", "nodes with ray-subcluster=data have 2 CPUs"),
+        ([node(label=TYPED)], DATA, "failed", "nodes with ray-subcluster=data have 0 CPUs"),  # Ray Data would wait
         ([node()], DATA, "failed", "nodes with ray-subcluster=data have 0 CPUs, runtime.data_cpus = 4 are asked for"),
         ([node(gpus=8, label=DATA)], DATA, "warning", "a has GPUs and the label"),
     ],

@@ -7,7 +7,7 @@ from typing import Literal
 
 from distil_ray.checkup.probe import NodeFacts
 from distil_ray.config import Config
-from distil_ray.training.cluster import has_label
+from distil_ray.training.cluster import has_label, is_autoscaled
 
 Outcome = Literal["ok", "warning", "failed"]
 _MIN_OBJECT_STORE_BYTES = 10**9
@@ -117,6 +117,8 @@ def labels(nodes: Sequence[Node], config: Config) -> Verdict:
     cpus = sum(node.resources.get("CPU", 0) for node in nodes if has_label(node.labels, label))
     if cpus < config.runtime.data_cpus:
         detail = f"nodes with {shown} have {cpus:g} CPUs, runtime.data_cpus = {config.runtime.data_cpus} are asked for"
+        if cpus and any(is_autoscaled(node.labels) for node in nodes):
+            return Verdict("labels", "warning", f"{detail}: an autoscaler would have to add them")
         return Verdict("labels", "failed", detail)
     both = [node.name for node in gpu_nodes if has_label(node.labels, label)]
     if both:

@@ -27,6 +27,7 @@ from distil_ray.training.cluster import (
     DRIVER_CPUS,
     check_fits,
     connect,
+    has_autoscaler,
     runs_at_once,
     slots_needed,
     worker_resources,
@@ -161,6 +162,8 @@ def _own_cpu_slots(plan: Plan) -> float:
 
 def _at_once(plan: Plan, board: Board) -> int:
     fitting, asked = runs_at_once(plan.config), plan.search.max_concurrent
+    if asked is not None and has_autoscaler():  # for which the nodes of further trials are still to come
+        return min(asked, plan.num_trials)
     if asked is not None and asked > fitting:
         board.line(f"search.max_concurrent: given {asked}, but the cluster has room for {fitting}")
     return min(fitting, asked or fitting, plan.num_trials)

@@ -98,8 +98,13 @@ def check_fits(config: Config, driver_cpus: float = 0.0) -> None:
 
 
 def has_autoscaler() -> bool:
-    """Whether nodes may be added: those of an autoscaler carry the name of their type."""
-    return any(RAY_NODE_GROUP_KEY in node["Labels"] for node in ray.nodes())
+    """Whether nodes may be added to the cluster."""
+    return any(is_autoscaled(node["Labels"]) for node in ray.nodes())
+
+
+def is_autoscaled(labels: Mapping[str, str]) -> bool:
+    """Whether a node belongs to a cluster with an autoscaler: those carry the name of their type."""
+    return RAY_NODE_GROUP_KEY in labels
 
 
 def runs_at_once(config: Config) -> int:
