@@ -277,7 +277,7 @@ def test_a_trial_that_could_never_be_placed(search_settings, ray_cluster, tmp_pa
 def test_trials_at_a_time_are_limited_by_the_nodes_there_unless_more_may_come(
     search_settings, ray_cluster, monkeypatch, capsys
 ):
-    settings = changed(search_settings, search__max_concurrent=3, search__num_trials=9, runtime__num_workers=2)
+    settings = changed(search_settings, search__max_concurrent=3, search__num_trials=10, runtime__num_workers=2)
     plan = plan_of(settings)
     assert tuner._at_once(plan, Board(plan, ())) == 1
     assert "search.max_concurrent: given 3, but the cluster has room for 1" in capsys.readouterr().out
