@@ -60,10 +60,10 @@ def _listing(config: Config) -> tuple[DataPlan | None, Verdict | None]:
 
 def _fits(config: Config) -> Verdict:
     try:
-        check_fits(config)
+        lines = check_fits(config)
     except InputError as error:
         return Verdict("room", "failed", str(error))
-    return Verdict("room", "ok", "the run fits, now or after scaling up")
+    return Verdict("room", "ok", "; ".join(lines) or "the run fits")
 
 
 def _ask_all(config: Config, plan: DataPlan | None) -> tuple[list[Node], Verdict]:

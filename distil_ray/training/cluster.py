@@ -31,6 +31,8 @@ def connect(config: Config, cpu_slots: float | None = None) -> str:
         return "using the Ray that this process is connected to"
     # What matters to the user comes by the run's own events; Ray's log files keep the rest.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # On a node of few cores Ray counts our tasks that take no slot as too many processes, and says so at length.
+    stdout_deduplicator.skip_re = re.compile("PYTHON worker processes have been started")
     address = os.environ.get("RAY_ADDRESS")
     if address is not None:
         try:
@@ -42,8 +44,6 @@ def connect(config: Config, cpu_slots: float | None = None) -> str:
             ) from error
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
     num_cpus = math.ceil(max(os.cpu_count() or 1, cpu_slots or slots_needed(config)["CPU"]))
-    # On a machine of few cores Ray counts our tasks that take no slot as too many processes, and says so at length.
-    stdout_deduplicator.skip_re = re.compile("PYTHON worker processes have been started")
     # With its dashboard, without which Ray Train cannot clean up after a killed driver.
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
     return f"started Ray on this machine with {num_cpus} CPU slots"
@@ -62,39 +62,45 @@ def slots_needed(config: Config, num_workers: int | None = None, driver_cpus: fl
     return total | {"CPU": total.get("CPU", 0.0) + config.runtime.data_cpus + driver_cpus}
 
 
-def check_fits(config: Config, driver_cpus: float = 0.0) -> None:
-    """Compare what the run needs with what the cluster has. What an autoscaler may add, only the autoscaler knows.
+def check_fits(config: Config, driver_cpus: float = 0.0) -> list[str]:
+    """Compare what the run needs with what the cluster has.
+
+    Returns:
+        A line on what is not there yet, if there is an autoscaler; whether it can add that, it alone knows.
 
     Raises:
-        InputError: it could never be placed; says what is asked for and what is there.
+        InputError: the run could never be placed; says what is asked for and what is there.
     """
-    if has_autoscaler():
-        return
-    available: Mapping[str, float] = ray.cluster_resources()
+    shortage, remedy = _shortage(config, driver_cpus)
+    if shortage and not has_autoscaler():
+        raise InputError(f"{shortage}; {remedy}")
+    return [f"waits for an autoscaler: {shortage}"] if shortage else []
+
+
+def _shortage(config: Config, driver_cpus: float) -> tuple[str, str]:
+    """What is missing, and what could be done about it; empty if nothing is."""
+    runtime, available = config.runtime, ray.cluster_resources()
     needed = slots_needed(config, driver_cpus=driver_cpus)
-    lacking = {name: amount for name, amount in needed.items() if available.get(name, 0.0) < amount}
-    if lacking:
+    if any(available.get(name, 0.0) < amount for name, amount in needed.items()):
         asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
         there = ", ".join(f"{available.get(name, 0.0):g} {name}" for name in needed)
-        raise InputError(
-            f"runtime.num_workers: {config.runtime.min_workers} workers and runtime.data_cpus = "
-            f"{config.runtime.data_cpus} need {asked} in all{', with 1 CPU for a driver' if driver_cpus else ''}, the "
-            f"cluster has {there}; ask for fewer workers or data_cpus, or add nodes"
-        )
+        return (
+            f"runtime.num_workers: {runtime.min_workers} workers and runtime.data_cpus = {runtime.data_cpus} need "
+            f"{asked} in all{', with 1 CPU for a driver' if driver_cpus else ''}, the cluster has {there}"
+        ), "ask for fewer workers or data_cpus, or add nodes"
     places = _worker_places(config)
-    if places < config.runtime.min_workers:
+    if places < runtime.min_workers:
         asked = ", ".join(f"{amount:g} {name}" for name, amount in worker_resources(config).items())
-        raise InputError(
+        return (
             f"runtime.resources_per_worker: the cluster's nodes have room for {places:g} workers of {asked} each, and "
-            f"{config.runtime.min_workers} are asked for; ask for less a worker, or add larger nodes"
-        )
-    label = config.runtime.data_label
+            f"{runtime.min_workers} are asked for"
+        ), "ask for less a worker, or add larger nodes"
+    label = runtime.data_label
     if label and not any(_carries(node, label) for node in ray.nodes()):
         shown = ", ".join(f"{key}={value}" for key, value in label.items())
-        raise InputError(
-            f"runtime.data_label: no node of the cluster carries the label {shown}; start nodes with "
-            f"`ray start --labels {shown}`, or leave the key out"
-        )
+        missing = f"runtime.data_label: no node of the cluster carries the label {shown}"
+        return missing, f"start nodes with `ray start --labels {shown}`, or leave the key out"
+    return "", ""
 
 
 def has_autoscaler() -> bool:

@@ -30,7 +30,8 @@ def dry_run(config: Config, console: Console) -> None:
         console.line(line)
     console.line(connect(config))
     console.line(describe_resources(config))
-    check_fits(config)
+    for line in check_fits(config):
+        console.line(line)
     plan, heldout = prepare_data(config, plan, console.line)
     rows, warnings = make_rows(
         plan.corpus,

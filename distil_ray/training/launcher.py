@@ -57,7 +57,8 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
         return
     plan = examine(config, folder, console).plan
     console.line(connect(config))
-    check_fits(config)
+    for line in check_fits(config):
+        console.line(line)
     folder.write_text(CONFIG_FILE, to_yaml(config))
     folder.write_json(IDENTITY_FILE, {"learned": learned(config), "data": plan.fingerprint()})
     console.line(f"run {config.run.name} in {folder.path}")
