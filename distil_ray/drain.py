@@ -56,6 +56,7 @@ def _only_watcher(node_id: str | None) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        file.close()
         raise InputError(f"another watcher runs on this node (it holds {path}); one is enough") from None
     return file
 

@@ -12,7 +12,16 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 # The files with tests that use `ray_cluster`, or what rests on it.
-SHARING_RAY = {"test_cluster", "test_doctor", "test_jobs", "test_node_loss", "test_report", "test_train", "test_tune"}
+SHARING_RAY = {
+    "test_cluster",
+    "test_doctor",
+    "test_drain",
+    "test_jobs",
+    "test_node_loss",
+    "test_report",
+    "test_train",
+    "test_tune",
+}
 
 
 class Scheduler(LoadScopeScheduling):

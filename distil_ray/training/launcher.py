@@ -1,10 +1,7 @@
 """A configuration -> a fitted `TorchTrainer`: the checks before a run, its passes, and how it ended."""
 
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -33,13 +30,12 @@ from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
+from distil_ray.training.stopping import Stopping
 from distil_ray.training.storage import RunFolder
 from distil_ray.training.waiting import telling_of_nodes
 
 CONFIG_FILE = "config.yaml"
 IDENTITY_FILE = "identity.json"
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ABORT_SECONDS = 2.0
 
 
 def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] = ()) -> None:
@@ -63,14 +59,25 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
     folder.write_json(IDENTITY_FILE, {"learned": learned(config), "data": plan.fingerprint()})
     console.line(f"run {config.run.name} in {folder.path}")
     events = Line()
+    stopping = Stopping(events)
     try:
-        with console.following(events), telling_of_nodes(events.line):
-            outcome = _train(config, plan, folder, events, callbacks)
+        with console.following(events), telling_of_nodes(events.line), stopping.handled():
+            outcome = _train(config, plan, folder, events, stopping, callbacks)
+    except KeyboardInterrupt:
+        message = "stopped at once; the same command goes on from the last checkpoint"
+        raise Stopped(stopping.signal_number, message) from None
     finally:
         events.close()
+    _raise_unless_finished(outcome, stopping)
+    console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
+
+
+def _raise_unless_finished(outcome: Outcome, stopping: Stopping) -> None:
+    if outcome.kind == "stopped":
+        saved = f"step {outcome.step:,} is saved" if outcome.step else "before the first step"
+        raise Stopped(stopping.signal_number, f"stopped: {saved}; the same command goes on from there")
     if outcome.kind == "failed":
         raise InputError(outcome.message) if outcome.is_input_error else DivergedError(outcome.message)
-    console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
 
 
 class Examined(NamedTuple):
@@ -178,14 +185,19 @@ def prepare_data(config: Config, plan: DataPlan, warn: Callable[[str], None]) ->
 
 
 def _train(
-    config: Config, plan: DataPlan, folder: RunFolder, events: Line, callbacks: Sequence[UserCallback]
+    config: Config,
+    plan: DataPlan,
+    folder: RunFolder,
+    events: Line,
+    stopping: Stopping,
+    callbacks: Sequence[UserCallback],
 ) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     plan, heldout = prepare_data(config, plan, events.line)
     job = Job(config, heldout, plan.schedule.num_groups, events)
     generosity = 1
     try:
-        while (outcome := _fit(job, plan, folder, generosity, callbacks)).kind in ("more", "moving"):
+        while (outcome := _fit(job, plan, folder, generosity, stopping, callbacks)).kind in ("more", "moving"):
             if outcome.kind == "moving":
                 events.line(f"a node is leaving: step {outcome.step:,} is saved, the run goes on without that node")
             else:
@@ -198,7 +210,14 @@ def _train(
     return outcome
 
 
-def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int, callbacks: Sequence[UserCallback]) -> Outcome:
+def _fit(
+    job: Job,
+    plan: DataPlan,
+    folder: RunFolder,
+    generosity: int,
+    stopping: Stopping,
+    callbacks: Sequence[UserCallback],
+) -> Outcome:
     config = job.config
 
     def train_from_last_checkpoint() -> Any:
@@ -246,56 +265,19 @@ def _fit(job: Job, plan: DataPlan, folder: RunFolder, generosity: int, callbacks
             execution_options=execution_options(config.runtime.data_cpus, config.runtime.data_label)
         ),
     )
-    trainer.events = job.events
-    try:
-        with _handlers_put_back():
-            result: Any = trainer.fit()
-    except KeyboardInterrupt:
-        message = "stopped at once; the same command goes on from the last checkpoint"
-        raise Stopped(trainer.signal_number, message) from None
-    outcome = result.return_value
-    assert isinstance(outcome, Outcome)
-    if outcome.kind == "stopped":
-        saved = f"step {outcome.step:,} is saved" if outcome.step else "before the first step"
-        raise Stopped(trainer.signal_number, f"stopped: {saved}; the same command goes on from there")
-    return outcome
+    trainer.stopping = stopping
+    result: Any = trainer.fit()
+    assert isinstance(result.return_value, Outcome)
+    return result.return_value
 
 
 class _Trainer(TorchTrainer):
-    """Saves and ends at Ctrl-C and at SIGTERM (`ray job stop`); at a second signal, or without workers, it just ends.
+    """Leaves Ctrl-C to us: Ray's own handler ends the process without a word and with the status of a failed run."""
 
-    Ray's own handler ends the process at Ctrl-C without a word and with the status of a failed run.
-    """
-
-    events: Line
-    signal_number = 0
+    stopping: Stopping
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        def stop(number: int, _: object) -> None:
-            is_first, self.signal_number = not self.signal_number, number
-            if is_first and self.events.want_stop():
-                self.events.line(
-                    "stopping: the step is finished and saved first; a second signal does not wait for that"
-                )
-                return
-            with suppress(ray.exceptions.RayError):  # it ends itself, but not while it waits for nodes
-                ray.get(controller.abort.remote(), timeout=_ABORT_SECONDS)
-            raise KeyboardInterrupt
-
-        for number in _STOP_SIGNALS:
-            signal.signal(number, stop)
-
-
-@contextmanager
-def _handlers_put_back() -> Iterator[None]:
-    """Put the handlers of signals back that were there before."""
-    before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        self.stopping.controller = controller
 
 
 def _failure_message(config: Config, folder: RunFolder, error: BaseException) -> str:
