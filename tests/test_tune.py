@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
+from conftest import tiny_settings
 from runs import changed, digests, has_got_to, records, train_workers, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,13 +28,11 @@ SPACE = {"optim.learning_rate": {"grid": [1e-6, 1e38, 3e-3]}}  # it lags behind,
 
 
 @pytest.fixture(scope="module")
-def search_settings(reference, tmp_path_factory) -> dict[str, Any]:
-    """A search for the learning rate of the reference's architecture, which distils nothing and is quick."""
-    settings, _ = reference
+def search_settings(corpus, tokenizer_folder, tmp_path_factory) -> dict[str, Any]:
+    """A search for the learning rate of a tiny model, which distils nothing and is quick."""
     settings = changed(
-        settings,
+        tiny_settings(corpus, tokenizer_folder, tmp_path_factory.mktemp("search")),
         run__name="search",
-        run__storage_path=str(tmp_path_factory.mktemp("search")),
         optim__num_steps=NUM_STEPS,
         optim__max_skipped_updates=3,
         optim__warmup_fraction=0.0,

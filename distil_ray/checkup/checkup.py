@@ -17,7 +17,7 @@ from distil_ray.config import Config
 from distil_ray.data.plan import DataPlan
 from distil_ray.errors import InputError
 from distil_ray.training.assembly import build_plan, build_tokenizer
-from distil_ray.training.cluster import check_fits, connect, has_label
+from distil_ray.training.cluster import check_fits, connect, has_label, slots_needed
 from distil_ray.training.console import Console
 from distil_ray.training.storage import RunFolder
 
@@ -30,7 +30,7 @@ def checkup(config: Config, console: Console) -> list[Verdict]:
     Raises:
         InputError: there is no cluster to look at.
     """
-    console.line(connect(config))
+    console.line(connect(slots_needed(config)["CPU"]))
     plan, listing = _listing(config)
     nodes, one_storage = _ask_all(config, plan)
     facts = {node.name: node.facts for node in nodes if isinstance(node.facts, NodeFacts)}

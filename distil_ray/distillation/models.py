@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -106,6 +107,32 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
             f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
             "expected a whole model with its masked-language-modelling head (an AutoModelForMaskedLM)"
         )
+    return model
+
+
+def load_classifier(path: str, num_labels: int, seed: int, revision: str | None = None) -> PreTrainedModel:
+    """Load an encoder in fp32, with a new head of ``num_labels`` outputs whose weights are drawn from ``seed``.
+
+    Raises:
+        InputError: as `load_masked_lm`, but for the MLM head, which is not needed.
+    """
+    with _loading("a model", path, needs="config.json") as location, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False, **_PLAIN_OUTPUTS)
+        check_config(config, path)
+        config.num_labels = num_labels
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
+            location,
+            config=config,
+            revision=revision,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    model, info = loaded
+    encoder = f"{model.base_model_prefix}."
+    if missing := [key for key in sorted(info["missing_keys"]) if key.startswith(encoder) and ".pooler." not in key]:
+        raise InputError(f"{path} has no weights for {', '.join(missing[:3])}; expected a whole model")
     return model
 
 

@@ -75,7 +75,7 @@ def dry_run(plan: Plan) -> None:
     """
     trials, board = _open(plan)
     examine(plan.config, trials.folder, board)
-    board.line(connect(plan.config, _own_cpu_slots(plan)))
+    board.line(connect(_own_cpu_slots(plan)))
     check_fits(plan.config, DRIVER_CPUS)
     board.line(f"{plan.num_trials} trials, {_at_once(plan, board)} at a time; the first ones:")
     num_by_chance = plan.num_trials if plan.search.searcher == "random" else plan.search.startup_trials
@@ -99,7 +99,7 @@ def _fit(plan: Plan, trials: Trials, board: Board) -> None:
     """Run every trial that is open or still to be made."""
     config, folder = plan.config, trials.folder
     identity = {"learned": plan.identity(), "data": examine(config, folder, board).plan.fingerprint()}
-    board.line(connect(config, _own_cpu_slots(plan)))
+    board.line(connect(_own_cpu_slots(plan)))
     check_fits(config, DRIVER_CPUS)
     at_once = _at_once(plan, board)
     folder.write_json(IDENTITY_FILE, identity)

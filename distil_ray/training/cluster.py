@@ -17,12 +17,12 @@ from distil_ray.errors import InputError
 DRIVER_CPUS = 1.0  # of a run that another command starts as an actor
 
 
-def connect(config: Config, cpu_slots: float | None = None) -> str:
+def connect(cpu_slots: float) -> str:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it set), or else start a Ray on this machine.
 
-    A Ray started here gets logical CPU slots for the workers and for the data tasks, however few cores there are, so
-    that neither can starve the other: ``cpu_slots`` if given, else what the run needs. It is never one that happens to
-    run here: that may belong to, and end with, another command. Returns a line that says which it was.
+    A Ray started here gets logical CPU slots for all that the command needs, ``cpu_slots``, however few cores there
+    are, so that a run's workers and its data tasks cannot starve each other. It is never one that happens to run here:
+    that may belong to, and end with, another command. Returns a line that says which it was.
 
     Raises:
         InputError: there is no cluster at RAY_ADDRESS.
@@ -43,7 +43,7 @@ def connect(config: Config, cpu_slots: float | None = None) -> str:
                 "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
             ) from error
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
-    num_cpus = math.ceil(max(os.cpu_count() or 1, cpu_slots or slots_needed(config)["CPU"]))
+    num_cpus = math.ceil(max(os.cpu_count() or 1, cpu_slots))
     # With its dashboard, without which Ray Train cannot clean up after a killed driver.
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
     return f"started Ray on this machine with {num_cpus} CPU slots"

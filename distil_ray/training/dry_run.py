@@ -8,7 +8,7 @@ from distil_ray.config import Config, learned, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.rows import make_rows
-from distil_ray.training.cluster import check_fits, connect, describe_resources
+from distil_ray.training.cluster import check_fits, connect, describe_resources, slots_needed
 from distil_ray.training.console import Console
 from distil_ray.training.launcher import check_learned_settings, examine, prepare_data
 from distil_ray.training.storage import RunFolder
@@ -28,7 +28,7 @@ def dry_run(config: Config, console: Console) -> None:
     tokenizer, teacher, student, plan = examine(config, folder, console)
     for line in describe_memory(config, teacher, student):
         console.line(line)
-    console.line(connect(config))
+    console.line(connect(slots_needed(config)["CPU"]))
     console.line(describe_resources(config))
     for line in check_fits(config):
         console.line(line)

@@ -24,7 +24,7 @@ from distil_ray.data.plan import DataPlan, explain_fingerprints
 from distil_ray.errors import DivergedError, InputError, RunError, Stopped
 from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
-from distil_ray.training.cluster import check_fits, connect, worker_resources
+from distil_ray.training.cluster import check_fits, connect, slots_needed, worker_resources
 from distil_ray.training.console import Console
 from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
@@ -52,7 +52,7 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
         console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
         return
     plan = examine(config, folder, console).plan
-    console.line(connect(config))
+    console.line(connect(slots_needed(config)["CPU"]))
     for line in check_fits(config):
         console.line(line)
     folder.write_text(CONFIG_FILE, to_yaml(config))

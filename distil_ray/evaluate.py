@@ -1,0 +1,93 @@
+"""`python -m distil_ray.evaluate --teacher T --student S [S…]`: how much smaller, how much faster, how much as good."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from distil_ray.cli import main_of
+from distil_ray.errors import InputError
+
+_TEACHER = "teacher"
+REPORT = "report"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 fine-tunings failed, 2 bad input."""
+    return main_of("distil_ray.evaluate", _evaluate, argv)
+
+
+def _evaluate(argv: list[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
+    # Imported late, here and below, so that --help and mistakes answer at once.
+    from distil_ray.evaluation.protocol import load_protocol
+
+    protocol = load_protocol(arguments.protocol, arguments.set)
+    models = name_models(arguments.teacher, arguments.student)
+    if arguments.seeds < 1:
+        raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
+    from distil_ray.evaluation.glue import chosen_tasks
+
+    tasks = chosen_tasks(arguments.tasks)
+    from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
+    from distil_ray.evaluation.standings import Question, answer
+    from distil_ray.training.console import Console
+
+    output = Path(arguments.output)
+    board = answer(Question(models, tasks, arguments.glue, arguments.seeds, output), protocol, Console())
+    for suffix, text in (("json", to_json(board)), ("html", to_html(board)), ("md", to_markdown(board))):
+        (output / f"{REPORT}.{suffix}").write_text(text, encoding="utf-8")
+    print(f"\n{to_markdown(board)}\nreport: {(output / REPORT).absolute()}.html, .md, .json")
+
+
+def name_models(teacher: str, students: list[str]) -> dict[str, str]:
+    """Paths by the name of their row: of a student, what stands before "=", or its run's or folder's name.
+
+    Raises:
+        InputError: two have the same name.
+    """
+    models = {_TEACHER: teacher}
+    for given in students:
+        name, is_named, path = given.partition("=")
+        if not is_named:
+            name, path = _name_of(given), given
+        if name in models:
+            raise InputError(f"--student: two models would be called {name}; name them: --student {name}-2={path}")
+        models[name] = path
+    return models
+
+
+def _name_of(path: str) -> str:
+    parts = [part for part in path.rstrip("/").split("/") if part]
+    return parts[-2] if len(parts) > 1 and parts[-1] == "export" else parts[-1]
+
+
+def _parser() -> argparse.ArgumentParser:
+    from distil_ray.config import describe_keys
+    from distil_ray.evaluation.protocol import Protocol
+
+    parser = argparse.ArgumentParser(
+        prog="python -m distil_ray.evaluate",
+        description="Fine-tune a teacher and students on the GLUE tasks, each (model, task, seed) as a Ray task, "
+        "measure their size and speed, and write tables like the DistilBERT paper's. Typed again, it goes on.",
+        epilog=f"protocol keys:\n\n{describe_keys(Protocol)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--teacher", required=True, metavar="MODEL", help="folder or Hub id")
+    parser.add_argument(
+        "--student", required=True, nargs="+", metavar="MODEL", help="folders or Hub ids; NAME=MODEL names the row"
+    )
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="some of GLUE's (all)")
+    parser.add_argument(
+        "--glue", default="nyu-mll/glue", metavar="SOURCE", help="folder laid out like the Hub's data set, or its id"
+    )
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="fine-tunings of each model on each task (5)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="for report.html, .md, .json and each result")
+    parser.add_argument("--protocol", action="append", default=[], metavar="FILE", help="YAML file with the keys below")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="section.key=value", help="a single key; wins over files"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

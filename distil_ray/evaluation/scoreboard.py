@@ -1,0 +1,178 @@
+"""Scores and speeds -> the paper's tables, as Markdown, JSON and a page."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distil_ray.evaluation.html import render
+from distil_ray.evaluation.plots import scatter_chart
+from distil_ray.evaluation.scores import Summary, macro
+from distil_ray.evaluation.speed import Speed
+
+_NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known of a model.
+
+    Attributes:
+        tasks: scores by task, in percent.
+        num_bytes: of its weights on disk.
+    """
+
+    name: str
+    path: str
+    num_parameters: int
+    num_bytes: int
+    tasks: dict[str, Summary] = field(default_factory=dict)
+    speeds: list[Speed] = field(default_factory=list)
+
+    @property
+    def score(self) -> float | None:
+        """The mean of the tasks' medians."""
+        return macro({name: summary.median for name, summary in self.tasks.items()}) if self.tasks else None
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """A comparison; the first of ``standings`` is the teacher's."""
+
+    standings: Sequence[Standing]
+    protocol: Mapping[str, Any]
+    footer: str
+
+    @property
+    def teacher(self) -> Standing:
+        """What the others are compared with."""
+        return self.standings[0]
+
+
+def findings(board: Scoreboard) -> list[str]:
+    """A sentence a student: smaller, faster, as good."""
+    sentences = []
+    for student in board.standings[1:]:
+        parts = [f"{1 - student.num_parameters / board.teacher.num_parameters:.0%} fewer parameters"]
+        if student.speeds:
+            ratio = board.teacher.speeds[0].latency_ms.median / student.speeds[0].latency_ms.median
+            parts.append(f"{ratio:.2f} times as fast (one row, one thread)")
+        if (retained := retained_percent(board, student)) is not None:
+            parts.append(f"{retained:.1f}% of the teacher's score")
+        sentences.append(f"{student.name}: {', '.join(parts)}.")
+    return sentences
+
+
+def retained_percent(board: Scoreboard, student: Standing) -> float | None:
+    """The student's macro score as a share of the teacher's."""
+    if not student.score or not board.teacher.score:
+        return None
+    return 100 * student.score / board.teacher.score
+
+
+def score_table(board: Scoreboard) -> list[list[str]]:
+    """The paper's table 1: macro score, what is retained, and each task's median with lowest and highest."""
+    tasks = list(board.teacher.tasks)
+    table = [["model", "score", "retained", *tasks]]
+    for standing in board.standings:
+        retained = retained_percent(board, standing)
+        row = [standing.name, _shown(standing.score), _NOTHING if retained is None else f"{retained:.1f}%"]
+        table.append([*row, *(_summary(standing.tasks.get(task)) for task in tasks)])
+    return table
+
+
+def cost_table(board: Scoreboard) -> list[list[str]]:
+    """The paper's table 3: size and speed."""
+    threads = [speed.threads for speed in board.teacher.speeds]
+    header = ["model", "parameters", "MB on disk"]
+    for count in threads:
+        name = "1 thread" if count == 1 else f"{count} threads"
+        header += [f"ms a row ({name})", f"rows/s in batches of 32 ({name})"]
+    table = [header]
+    for standing in board.standings:
+        row = [standing.name, f"{standing.num_parameters / 1e6:.1f} M", f"{standing.num_bytes / 1e6:.1f}"]
+        for speed in standing.speeds:
+            for timing in (speed.latency_ms, speed.rows_per_second):
+                row.append(f"{timing.median:.3g} ({timing.low:.3g}–{timing.high:.3g})")
+        table.append(row)
+    return table
+
+
+def to_markdown(board: Scoreboard) -> str:
+    """Both tables and the findings."""
+    lines = ["# Evaluation", "", *(f"- {sentence}" for sentence in findings(board))]
+    if board.teacher.tasks:
+        lines += ["", "## Scores", "", *_markdown(score_table(board)), "", _note(board)]
+    lines += ["", "## Cost", "", *_markdown(cost_table(board))]
+    return "\n".join([*lines, "", board.footer, ""])
+
+
+def to_json(board: Scoreboard) -> str:
+    """Everything, for other programs."""
+    models = [
+        {
+            "name": standing.name,
+            "path": standing.path,
+            "num_parameters": standing.num_parameters,
+            "num_bytes": standing.num_bytes,
+            "score": standing.score,
+            "retained_percent": retained_percent(board, standing),
+            "tasks": {task: summary._asdict() for task, summary in standing.tasks.items()},
+            "speeds": [
+                {
+                    "threads": speed.threads,
+                    "latency_ms": speed.latency_ms._asdict(),
+                    "rows_per_second": speed.rows_per_second._asdict(),
+                }
+                for speed in standing.speeds
+            ],
+        }
+        for standing in board.standings
+    ]
+    return json.dumps({"models": models, "protocol": board.protocol, "made_by": board.footer}, indent=2) + "\n"
+
+
+def to_html(board: Scoreboard) -> str:
+    """The page."""
+    charts = []
+    scored = [standing for standing in board.standings if standing.score is not None]
+    if scored and scored[0].speeds:
+        latency = {one.name: [(one.speeds[0].latency_ms.median, one.score or 0.0)] for one in scored}
+        size = {one.name: [(one.num_parameters / 1e6, one.score or 0.0)] for one in scored}
+        for title, points, label in (
+            ("Score against latency", latency, "ms a row, one thread"),
+            ("Score against size", size, "million parameters"),
+        ):
+            charts.append((title, scatter_chart(points, x_label=label, y_label="score", is_logarithmic=False)))
+    return render(
+        "evaluation/scoreboard.html.j2",
+        title="Evaluation",
+        findings=findings(board),
+        footer=board.footer,
+        charts=charts,
+        scores=score_table(board) if board.teacher.tasks else [],
+        costs=cost_table(board),
+        note=_note(board) if board.teacher.tasks else "",
+    )
+
+
+def _note(board: Scoreboard) -> str:
+    count = next(iter(board.teacher.tasks.values())).num_seeds
+    seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
+    return f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."
+
+
+def _markdown(table: list[list[str]]) -> list[str]:
+    rows = [f"| {' | '.join(row)} |" for row in table]
+    return [rows[0], f"|{'---|' * len(table[0])}", *rows[1:]]
+
+
+def _shown(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.1f}"
+
+
+def _summary(summary: Summary | None) -> str:
+    if summary is None:
+        return _NOTHING
+    spread = f" ({summary.low:.1f}–{summary.high:.1f})" if summary.num_seeds > 1 else ""
+    return f"{summary.median:.1f}{spread}"

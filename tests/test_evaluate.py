@@ -1,0 +1,97 @@
+"""`python -m distil_ray.evaluate` on a real Ray: it compares, it goes on, and it names mistakes before any training."""
+
+import json
+
+import pytest
+from glue_rows import write_glue
+from small_models import small_model
+from training_parts import save_model
+
+from distil_ray import evaluate
+from distil_ray.errors import InputError
+from distil_ray.evaluate import name_models
+
+QUICK = [
+    "--set=finetuning.max_seq_length=12",
+    "--set=finetuning.learning_rate=3e-3",
+    "--set=finetuning.num_epochs=4",
+    "--set=finetuning.max_train_rows=64",
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A teacher, a student, and tasks."""
+    root = tmp_path_factory.mktemp("evaluate")
+    for name, layers in (("teacher", 2), ("student", 1)):
+        save_model(root / name, small_model("bert", num_hidden_layers=layers))
+    write_glue(root / "glue")
+    return root
+
+
+def arguments(root, output, *more, tasks=("sst2",), seeds=2):
+    given = ["--teacher", str(root / "teacher"), "--student", f"half={root / 'student'}", "--glue", str(root / "glue")]
+    return [*given, "--tasks", *tasks, "--seeds", str(seeds), "--output", str(output), *QUICK, *more]
+
+
+def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_path, capsys):
+    assert evaluate.main(arguments(folders, tmp_path, seeds=1)) == 0
+    first = capsys.readouterr().out
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/*/*/*.json")}
+    assert len(kept) == 2
+    assert evaluate.main(arguments(folders, tmp_path, tasks=("sst2", "stsb"))) == 0
+
+    out = capsys.readouterr().out
+    assert "2 fine-tunings: 2 models, 1 tasks, 1 seeds" in first
+    assert "2 of 8 fine-tunings are done already" in out
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+    report = json.loads((tmp_path / "report.json").read_text())
+    teacher, half = report["models"]
+    assert (teacher["name"], half["name"]) == ("teacher", "half")
+    assert list(half["tasks"]) == ["sst2", "stsb"]
+    assert half["tasks"]["sst2"]["num_seeds"] == 2
+    assert half["num_parameters"] < teacher["num_parameters"]
+    assert half["tasks"]["sst2"]["median"] > 60
+    assert report["protocol"]["finetuning"]["max_train_rows"] == 64
+    assert "% of the teacher's score." in out
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json", "report.md", "results"}
+
+    other = arguments(folders, tmp_path, "--set=finetuning.num_epochs=5")
+    assert evaluate.main(other) == 2
+    assert "was made with another protocol or another model of that name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tasks", "sst-2"], "--tasks: given sst-2, expected some of cola"),
+        (["--tasks", "rte"], "has no rte/train-*.parquet"),
+        (["--seeds", "0"], "--seeds: given 0, expected at least 1"),
+        (["--set=finetuning.epochs=3"], "did you mean finetuning.num_epochs?"),
+        (["--set=finetuning.max_seq_length=999"], "finetuning.max_seq_length: given 999, but teacher"),
+        (["--student", "/no/such/model"], "/no/such/model"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(folders, tmp_path, capsys, more, message):
+    assert evaluate.main(arguments(folders, tmp_path / "out", *more)) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_does_not_fit_the_model(folders, tmp_path, capsys):
+    save_model(tmp_path / "small", small_model("bert", vocab_size=20))
+    assert evaluate.main(arguments(folders, tmp_path / "out", "--student", str(tmp_path / "small"))) == 2
+    assert "small: the tokenizer has" in capsys.readouterr().err.replace(f"{tmp_path}/", "")
+
+
+def test_rows_are_named_after_runs():
+    assert name_models("t", ["runs/a/export", "org/b", "c=runs/x/export/"]) == {
+        "teacher": "t",
+        "a": "runs/a/export",
+        "b": "org/b",
+        "c": "runs/x/export/",
+    }
+    with pytest.raises(InputError, match="two models would be called a; name them: --student a-2=other/a"):
+        name_models("t", ["runs/a/export", "other/a"])

@@ -1,0 +1,71 @@
+"""The tables say what was found, in the paper's layout."""
+
+import json
+
+import pytest
+
+from distil_ray.evaluation.scoreboard import (
+    Scoreboard,
+    Standing,
+    cost_table,
+    findings,
+    score_table,
+    to_html,
+    to_json,
+    to_markdown,
+)
+from distil_ray.evaluation.scores import Summary
+from distil_ray.evaluation.speed import Speed, Timing
+
+
+def standing(name, parameters, scores, milliseconds, seeds=3):
+    tasks = {task: Summary(value, value - 1, value + 2, seeds) for task, value in scores.items()}
+    speeds = [Speed(1, Timing(milliseconds, 1.0, 9.0), Timing(100.0, 90.0, 110.0))]
+    return Standing(name, f"/models/{name}", parameters, 4 * parameters, tasks, speeds)
+
+
+@pytest.fixture
+def board():
+    teacher = standing("teacher", 110_000_000, {"cola": 50.0, "sst2": 90.0}, 20.0)
+    student = standing("distilled", 66_000_000, {"cola": 45.0, "sst2": 88.0}, 12.5)
+    return Scoreboard([teacher, student], {"finetuning": {"num_epochs": 3}}, "made here")
+
+
+def test_smaller_faster_as_good(board):
+    assert findings(board) == [
+        "distilled: 40% fewer parameters, 1.60 times as fast (one row, one thread), 95.0% of the teacher's score."
+    ]
+
+
+def test_scores(board):
+    assert score_table(board) == [
+        ["model", "score", "retained", "cola", "sst2"],
+        ["teacher", "70.0", "100.0%", "50.0 (49.0–52.0)", "90.0 (89.0–92.0)"],
+        ["distilled", "66.5", "95.0%", "45.0 (44.0–47.0)", "88.0 (87.0–90.0)"],
+    ]
+
+
+def test_costs(board):
+    assert cost_table(board) == [
+        ["model", "parameters", "MB on disk", "ms a row (1 thread)", "rows/s in batches of 32 (1 thread)"],
+        ["teacher", "110.0 M", "440.0", "20 (1–9)", "100 (90–110)"],
+        ["distilled", "66.0 M", "264.0", "12.5 (1–9)", "100 (90–110)"],
+    ]
+
+
+def test_markdown_json_and_page_agree(board):
+    markdown, page = to_markdown(board), to_html(board)
+
+    assert "| distilled | 66.5 | 95.0% | 45.0 (44.0–47.0) | 88.0 (87.0–90.0) |" in markdown
+    assert "median of 3 seeds" in markdown
+    assert "<td>66.5</td><td>95.0%</td>" in page
+    assert page.count("<svg") == 2
+    models = json.loads(to_json(board))["models"]
+    assert models[1]["retained_percent"] == pytest.approx(95.0)
+    assert models[1]["tasks"]["cola"] == {"median": 45.0, "low": 44.0, "high": 47.0, "num_seeds": 3}
+
+
+def test_one_seed_has_no_spread():
+    board = Scoreboard([standing("teacher", 1, {"rte": 60.0}, 1.0, seeds=1)], {}, "")
+    assert score_table(board)[1] == ["teacher", "60.0", "100.0%", "60.0"]
+    assert "one seed" in to_markdown(board)
