@@ -11,8 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# The files with tests that share a Ray, and most of them the `reference` run on it. (Others start one of their own.)
-SHARING_RAY = {"test_cluster", "test_doctor", "test_drain", "test_jobs", "test_node_loss", "test_report", "test_train"}
+# The files with tests that use `ray_cluster`, or what rests on it.
+SHARING_RAY = {
+    *("test_cluster", "test_doctor", "test_drain", "test_evaluate", "test_jobs", "test_node_loss", "test_report"),
+    *("test_train", "test_tune"),
+}
 
 
 class Scheduler(LoadScopeScheduling):

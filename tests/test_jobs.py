@@ -84,6 +84,7 @@ def head() -> Iterator[Head]:
     command += f" --autoscaling-config={folder}/autoscaling.yaml --temp-dir={folder} --disable-usage-stats"
     command += f" --dashboard-agent-listen-port={free_port()} --num-cpus=0 --object-store-memory=200000000"
     of_the_head = {
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_FAKE_CLUSTER": "1",
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,

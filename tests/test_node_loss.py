@@ -18,13 +18,13 @@ from ray.cluster_utils import Cluster
 from runs import changed, command, digests, has_got_to, losses, records, wait_for
 
 # Ray notices a dead node after 1.5 s instead of 30 s, and its first, vain attempt with the old number of workers ends
-# after 10 s instead of 60 s. Ray Train learns of a drained node after 0.5 s instead of 5 s.
+# after 5 s instead of 20 s. Ray Train learns of a drained node after 0.5 s instead of 5 s.
 IMPATIENT = {
     "RAY_health_check_initial_delay_ms": "0",
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_timeout_ms": "2000",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5",
 }
 
