@@ -159,16 +159,20 @@ class Account:
                 self._iam.create_role(RoleName=role, AssumeRolePolicyDocument=json.dumps(_ASSUMED_BY_EC2))
             for policy in policies:
                 document = (_POLICIES / f"{policy}.json").read_text(encoding="utf-8")
-                for word in ("cluster", "bucket", "prefix"):
-                    value = self._plan.name if word == "cluster" else getattr(self._plan, word)
-                    document = document.replace(word.upper(), value)
+                for word, value in self._words().items():
+                    document = document.replace(word, value)
                 self._iam.put_role_policy(RoleName=role, PolicyName=policy, PolicyDocument=document)
             if not self._exists(self._iam.get_instance_profile, InstanceProfileName=role):
                 self._iam.create_instance_profile(InstanceProfileName=role)
+            if not self._iam.get_instance_profile(InstanceProfileName=role)["InstanceProfile"]["Roles"]:
                 self._iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
 
     def _roles(self) -> dict[str, tuple[str, ...]]:
         return {f"{self._plan.name}-head": ("head", "storage"), f"{self._plan.name}-worker": ("storage",)}
+
+    def _words(self) -> dict[str, str]:
+        """What stands for what in the policies."""
+        return {"CLUSTER": self._plan.name, "BUCKET": self._plan.bucket, "PREFIX": self._plan.prefix}
 
     def allow_spot(self) -> None:
         """The role that AWS itself takes on for spot nodes, once an account."""

@@ -165,6 +165,9 @@ def test_the_setup_closes_what_was_open_and_follows_changes(account, tmp_path, c
     everywhere = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
     account.ec2.authorize_security_group_ingress(GroupId=group_id, IpPermissions=[everywhere])
 
+    iam = boto3.client("iam", region_name="us-east-1")
+    iam.create_instance_profile(InstanceProfileName="distil-ray-head")  # as after a setup that was cut off
+
     for cidr in (CIDR, "198.51.100.0/24"):
         assert aws_setup.main([str(cluster_file(tmp_path, ssh_cidr=cidr))]) == 0
         (group,) = account.ec2.describe_security_groups(GroupIds=[group_id])["SecurityGroups"]
@@ -173,7 +176,9 @@ def test_the_setup_closes_what_was_open_and_follows_changes(account, tmp_path, c
     (template,) = account.ec2.describe_launch_templates(LaunchTemplateNames=["distil-ray-gpu-node"])["LaunchTemplates"]
     assert (template["DefaultVersionNumber"], template["LatestVersionNumber"]) == (2, 2)
 
-    iam = boto3.client("iam", region_name="us-east-1")
+    for role in ("distil-ray-head", "distil-ray-worker"):
+        (given,) = iam.get_instance_profile(InstanceProfileName=role)["InstanceProfile"]["Roles"]
+        assert given["RoleName"] == role
     assert iam.list_role_policies(RoleName="distil-ray-worker")["PolicyNames"] == ["storage"]
     document = iam.get_role_policy(RoleName="distil-ray-worker", PolicyName="storage")["PolicyDocument"]
     granted = {action for statement in document["Statement"] for action in statement["Action"]}

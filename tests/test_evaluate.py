@@ -34,7 +34,7 @@ def arguments(root, output, *more, tasks=("sst2",), seeds=2):
     return [*given, "--tasks", *tasks, "--seeds", str(seeds), "--output", str(output), *QUICK, *more]
 
 
-def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_path, capsys):
+def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_path, monkeypatch, capsys):
     assert evaluate.main(arguments(folders, tmp_path, seeds=1)) == 0
     first = capsys.readouterr().out
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/*/*/*.json")}
@@ -55,6 +55,12 @@ def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_
     assert report["protocol"]["finetuning"]["max_train_rows"] == 64
     assert "% of the teacher's score." in out
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json", "report.md", "results"}
+
+    with monkeypatch.context() as patch:  # when all is done, no cluster is joined or started for it
+        patch.setattr("distil_ray.evaluation.downstream.ray", None)
+        patch.setattr("distil_ray.evaluation.standings.connect", None)
+        assert evaluate.main(arguments(folders, tmp_path, tasks=("sst2", "stsb"))) == 0
+    assert "8 of 8 fine-tunings are done already" in capsys.readouterr().out
 
     other = arguments(folders, tmp_path, "--set=finetuning.num_epochs=5")
     assert evaluate.main(other) == 2

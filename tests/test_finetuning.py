@@ -48,6 +48,24 @@ def test_it_learns_and_repeats_itself(model_folder, tmp_path, name, metrics):
     assert tuned(model_folder, glue, name) == found
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 2e-3},
+        {"num_epochs": 11},
+        {"batch_size": 8},
+        {"max_seq_length": 8},
+        {"warmup_fraction": 0.5},
+        {"weight_decay": 0.5},
+        {"precision": "bf16"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_key_has_an_effect(model_folder, tmp_path, change):
+    glue, other = write_glue(tmp_path, num_rows=48), QUICK.model_copy(update=change)
+    assert tuned(model_folder, glue, "stsb") != tuned(model_folder, glue, "stsb", protocol=other)
+
+
 def test_another_seed_is_another_head_and_order(model_folder):
     first, same, other = (load_classifier(model_folder, 2, seed) for seed in (1, 1, 2))
 

@@ -118,14 +118,11 @@ def fine_tune_all(
     results: Results,
     tell: Callable[[str], None],
 ) -> None:
-    """Fine-tune every cell that has no result yet, as many at a time as the cluster holds.
+    """Fine-tune cells, at least one, as many at a time as the cluster holds.
 
     Raises:
         RunError: cells that failed, with why; the others are done and kept.
     """
-    open_cells = [cell for cell in cells if results.get(cell) is None]
-    if len(open_cells) < len(cells):
-        tell(f"{len(cells) - len(open_cells)} of {len(cells)} fine-tunings are done already")
     function: Any = _fine_tune
     remote: Any = ray.remote(function).options(
         num_cpus=protocol.resources.cpus,
@@ -136,7 +133,7 @@ def fine_tune_all(
     splits = {name: ray.put(rows) for name, rows in data.items()}
     waiting = {
         remote.remote(cell, tasks[cell.task], splits[cell.task], protocol.finetuning, protocol.resources.cpus): cell
-        for cell in open_cells
+        for cell in cells
     }
     failures = []
     began, num_done = time.monotonic(), 0
@@ -152,10 +149,10 @@ def fine_tune_all(
             continue
         results.put(cell, scores, seconds)
         left = (time.monotonic() - began) / num_done * len(waiting)
-        ending = f"  {num_done} of {len(open_cells)}, {tqdm.format_interval(left)} left" if waiting else ""
+        ending = f"  {num_done} of {len(cells)}, {tqdm.format_interval(left)} left" if waiting else ""
         tell(f"{cell.task:5} {cell.model}, seed {cell.seed}: {scores['score']:.1f}{ending}")
     if failures:
-        raise RunError(f"{len(failures)} of {len(open_cells)} fine-tunings failed:\n  " + "\n  ".join(failures))
+        raise RunError(f"{len(failures)} of {len(cells)} fine-tunings failed:\n  " + "\n  ".join(failures))
 
 
 def _fine_tune(

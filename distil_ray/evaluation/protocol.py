@@ -9,7 +9,7 @@ from distil_ray.config.sections import Count, Positive, Probability, Weight
 
 
 class Finetuning(Section):
-    """Fine-tuning on a task (as DistilBERT's authors did, with BERT's settings)."""
+    """Fine-tuning on a task; the defaults are among those that BERT's authors tried (arXiv 1810.04805)."""
 
     learning_rate: Positive = 2e-5
     """Peak learning rate, at the end of the warm-up; linear decay to 0 follows."""

@@ -32,7 +32,7 @@ class Standing:
     @property
     def score(self) -> float | None:
         """The mean of the tasks' medians."""
-        return macro({name: summary.median for name, summary in self.tasks.items()}) if self.tasks else None
+        return macro(summary.median for summary in self.tasks.values()) if self.tasks else None
 
 
 @dataclass(frozen=True)

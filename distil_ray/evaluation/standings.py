@@ -51,9 +51,12 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
     ]
     counts = f"{len(question.models)} models, {len(data)} tasks, {question.num_seeds} seeds"
     console.line(f"{len(cells)} fine-tunings: {counts}")
-    if any(results.get(cell) is None for cell in cells):
+    open_cells = [cell for cell in cells if results.get(cell) is None]
+    if len(open_cells) < len(cells):
+        console.line(f"{len(cells) - len(open_cells)} of {len(cells)} fine-tunings are done already")
+    if open_cells:
         console.line(connect(protocol.resources.cpus))
-    fine_tune_all(cells, {task.name: task for task in question.tasks}, data, protocol, results, console.line)
+        fine_tune_all(open_cells, {task.name: task for task in question.tasks}, data, protocol, results, console.line)
     console.line("measuring on this machine's CPU")
     rows = _validation(data, _SPEED_TASK if _SPEED_TASK in data else question.tasks[0].name)
     speeds = measure_speed(contenders, rows, protocol.finetuning.max_seq_length)
