@@ -26,14 +26,17 @@ def _evaluate(argv: list[str] | None) -> None:
     if arguments.seeds < 1:
         raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
     from distil_ray.evaluation.glue import chosen_tasks
+    from distil_ray.evaluation.tasks import own_task
 
-    tasks = chosen_tasks(arguments.tasks)
+    own = {name: own_task(name, spec) for name, spec in protocol.tasks.items()}
+    tasks = chosen_tasks(arguments.tasks, arguments.glue, own)
     from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
     from distil_ray.evaluation.standings import Question, answer
     from distil_ray.training.console import Console
 
     output = Path(arguments.output)
-    board = answer(Question(models, tasks, arguments.glue, arguments.seeds, output), protocol, Console())
+    question = Question(models, tasks, arguments.seeds, output, arguments.second_step)
+    board = answer(question, protocol, Console())
     for suffix, text in (("json", to_json(board)), ("html", to_html(board)), ("md", to_markdown(board))):
         (output / f"{REPORT}.{suffix}").write_text(text, encoding="utf-8")
     print(f"\n{to_markdown(board)}\nreport: {(output / REPORT).absolute()}.html, .md, .json")
@@ -67,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="python -m distil_ray.evaluate",
-        description="Fine-tune a teacher and students on the GLUE tasks, each (model, task, seed) as a Ray task, "
+        description="Fine-tune a teacher and students on GLUE and other tasks, each (model, task, seed) as a Ray task, "
         "measure their size and speed, and write tables like the DistilBERT paper's. Typed again, it goes on.",
         epilog=f"protocol keys:\n\n{describe_keys(Protocol)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -76,11 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--student", required=True, nargs="+", metavar="MODEL", help="folders or Hub ids; NAME=MODEL names the row"
     )
-    parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help="some of GLUE's (all)")
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], metavar="TASK", help="some of GLUE's and the protocol's (all)"
+    )
     parser.add_argument(
         "--glue", default="nyu-mll/glue", metavar="SOURCE", help="folder laid out like the Hub's data set, or its id"
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="fine-tunings of each model on each task (5)")
+    parser.add_argument(
+        "--second-step",
+        action="store_true",
+        help="fine-tune each student also with the soft targets of the fine-tuned teacher: rows NAME (D)",
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="for report.html, .md, .json and each result")
     parser.add_argument("--protocol", action="append", default=[], metavar="FILE", help="YAML file with the keys below")
     parser.add_argument(

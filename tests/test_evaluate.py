@@ -1,7 +1,11 @@
 """`python -m distil_ray.evaluate` on a real Ray: it compares, it goes on, and it names mistakes before any training."""
 
 import json
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from glue_rows import write_glue
 from small_models import small_model
@@ -67,6 +71,53 @@ def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_
     assert "was made with another protocol or another model of that name" in capsys.readouterr().err
 
 
+def test_the_second_step_adds_rows_and_learns_from_the_teacher_that_was_fine_tuned(
+    folders, ray_cluster, tmp_path, capsys
+):
+    given = arguments(folders, tmp_path, seeds=1)
+    assert evaluate.main(given) == 0
+    assert evaluate.main([*given, "--second-step"]) == 0
+
+    out = capsys.readouterr().out
+    assert "1 of 3 fine-tunings are done already" in out  # the teacher's soft targets were not kept
+    models = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert [model["name"] for model in models] == ["teacher", "half", "half (D)"]
+    assert models[2]["num_parameters"] == models[1]["num_parameters"]
+    assert models[2]["tasks"]["sst2"]["median"] > 60
+    results = tmp_path / "results"
+    assert json.loads((results / "half (D)/sst2/seed-1.json").read_text())["made_with"]["second_step"]["alpha"] == 0.5
+    assert (results / "teacher/sst2/seed-1.soft-targets.npz").exists()
+
+    (results / "half (D)/sst2/seed-1.json").unlink()  # goes on with the soft targets that were kept
+    assert evaluate.main([*given, "--second-step"]) == 0
+    assert "2 of 3 fine-tunings are done already" in capsys.readouterr().out
+    assert evaluate.main([*given, "--second-step", "--set=second_step.alpha=0.4"]) == 2
+    assert "half (D)/sst2/seed-1.json was made with another protocol" in capsys.readouterr().err
+
+
+def test_own_tasks_beside_glue(folders, ray_cluster, tmp_path):
+    own = tmp_path / "protocol.yaml"
+    rows = pq.read_table(folders / "glue/sst2/train-00000-of-00001.parquet")
+    pa.csv.write_csv(rows.select(["sentence", "label"]), tmp_path / "reviews.csv")
+    spans = Path(__file__).parent / "data" / "squad.jsonl"
+    own.write_text(
+        f"""
+tasks:
+  reviews: {{train: {tmp_path}/reviews.csv, validation: {tmp_path}/reviews.csv, text: [sentence]}}
+  answers: {{kind: span, train: {spans}, validation: {spans}}}
+finetuning_of: {{answers: {{max_seq_length: 24}}}}
+"""
+    )
+    given = arguments(folders, tmp_path / "out", f"--protocol={own}", tasks=("answers", "reviews"), seeds=1)
+    assert evaluate.main(given) == 0
+
+    _, half = json.loads((tmp_path / "out/report.json").read_text())["models"]
+    assert list(half["tasks"]) == ["reviews", "answers"]
+    assert half["tasks"]["reviews"]["median"] > 80
+    scores = json.loads((tmp_path / "out/results/half/answers/seed-1.json").read_text())["scores"]
+    assert list(scores) == ["validation/exact_match", "validation/f1", "score"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -74,6 +125,11 @@ def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_
         (["--tasks", "rte"], "has no rte/train-*.parquet"),
         (["--seeds", "0"], "--seeds: given 0, expected at least 1"),
         (["--set=finetuning.epochs=3"], "did you mean finetuning.num_epochs?"),
+        (["--set=finetuning_of.sst2.max_seq_length=998"], "finetuning_of.sst2.max_seq_length: given 998, but teacher"),
+        (
+            ["--tasks", "mine", "--set=tasks.mine={train: a.csv, validation: b.csv}"],
+            "tasks.mine: there is no file a.csv",
+        ),
         (["--set=finetuning.max_seq_length=999"], "finetuning.max_seq_length: given 999, but teacher"),
         (["--student", "/no/such/model"], "/no/such/model"),
     ],

@@ -1,4 +1,4 @@
-"""Fine-tuning learns, repeats itself, and takes every row once an epoch."""
+"""Fine-tuning learns, from labels and from a teacher, repeats itself, and takes every row once an epoch."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,10 @@ from training_parts import save_model
 
 from distil_ray.distillation.models import load_classifier, load_tokenizer
 from distil_ray.errors import InputError
-from distil_ray.evaluation.finetuning import batches, finetune, task_loss
-from distil_ray.evaluation.glue import TASKS, read_split
-from distil_ray.evaluation.protocol import Finetuning
+from distil_ray.evaluation.finetuning import Finetuner, SoftTargets, adapter_of, batches, task_loss
+from distil_ray.evaluation.glue import TASKS, chosen_tasks
+from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
+from distil_ray.evaluation.tasks import Rows, read_tasks
 
 QUICK = Finetuning(learning_rate=3e-3, num_epochs=12, batch_size=16, max_seq_length=12)
 
@@ -21,25 +22,26 @@ def model_folder(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model"), small_model("bert"))
 
 
-def tuned(folder, glue, name, seed=1, protocol=QUICK):
-    task = TASKS[name]
-    splits = {split: read_split(str(glue), task, split) for split in ("train", "validation")}
-    model = load_classifier(folder, task.num_labels, seed)
-    return finetune(
-        model,
-        load_tokenizer(folder),
-        task,
-        splits["train"],
-        {"validation": splits["validation"]},
-        protocol,
-        seed=seed,
-        device=torch.device("cpu"),
-    )
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory):
+    """Tasks by name, and their rows."""
+    tasks = chosen_tasks(["sst2", "stsb"], str(write_glue(tmp_path_factory.mktemp("glue"))), {})
+    return read_tasks(tasks, Protocol())[1]
+
+
+def finetuner(folder, task, protocol=QUICK, seed=1):
+    model, cpu = adapter_of(task).load(folder, seed), torch.device("cpu")
+    return Finetuner(model, load_tokenizer(folder), task, protocol, seed=seed, device=cpu)
+
+
+def tuned(folder, glue, name, protocol=QUICK, soft_targets=None, num_rows=None):
+    one = finetuner(folder, TASKS[name], protocol)
+    one.train(glue[name]["train"].first(num_rows), soft_targets)
+    return one.score({"validation": glue[name]["validation"]})
 
 
 @pytest.mark.parametrize(("name", "metrics"), [("sst2", ["accuracy"]), ("stsb", ["pearson", "spearman"])])
-def test_it_learns_and_repeats_itself(model_folder, tmp_path, name, metrics):
-    glue = write_glue(tmp_path)
+def test_it_learns_and_repeats_itself(model_folder, glue, name, metrics):
     found = tuned(model_folder, glue, name)
 
     assert list(found) == [*(f"validation/{metric}" for metric in metrics), "score"]
@@ -61,9 +63,9 @@ def test_it_learns_and_repeats_itself(model_folder, tmp_path, name, metrics):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_every_key_has_an_effect(model_folder, tmp_path, change):
-    glue, other = write_glue(tmp_path, num_rows=48), QUICK.model_copy(update=change)
-    assert tuned(model_folder, glue, "stsb") != tuned(model_folder, glue, "stsb", protocol=other)
+def test_every_key_has_an_effect(model_folder, glue, change):
+    other = QUICK.model_copy(update=change)
+    assert tuned(model_folder, glue, "stsb", num_rows=48) != tuned(model_folder, glue, "stsb", other, num_rows=48)
 
 
 def test_another_seed_is_another_head_and_order(model_folder):
@@ -74,6 +76,41 @@ def test_another_seed_is_another_head_and_order(model_folder):
     torch.testing.assert_close(
         first.bert.embeddings.word_embeddings.weight, other.bert.embeddings.word_embeddings.weight
     )
+
+
+@pytest.mark.parametrize("name", ["sst2", "stsb"])
+def test_a_teacher_alone_can_be_learned_from(model_folder, glue, name):
+    """With alpha 1 the labels have no part in it, not even wrong ones."""
+    teacher, rows = finetuner(model_folder, TASKS[name]), glue[name]["train"]
+    teacher.train(rows)
+    misleading = Rows(rows.texts, rows.labels[::-1].copy())
+    soft_targets = SoftTargets(teacher.logits(rows), SecondStep(alpha=1.0))
+    student = finetuner(model_folder, TASKS[name], seed=2)
+    student.train(misleading, soft_targets)
+
+    assert student.score({"validation": glue[name]["validation"]})["score"] > 50
+
+
+@pytest.mark.parametrize("change", [{"alpha": 0.9}, {"temperature": 4.0}])
+def test_weight_and_temperature_of_the_soft_targets_have_an_effect(model_folder, glue, change):
+    logits = [np.array([3.0, 0.0], dtype=np.float32)] * 48
+    steps = SecondStep(), SecondStep(**change)
+    students = [finetuner(model_folder, TASKS["sst2"]) for _ in steps]
+    for student, step in zip(students, steps, strict=True):
+        student.train(glue["sst2"]["train"].first(48), SoftTargets(logits, step))
+    first, second = (np.stack(student.logits(glue["sst2"]["validation"])) for student in students)
+    assert not np.allclose(first, second)
+
+
+def test_without_weight_the_soft_targets_change_nothing(model_folder, glue):
+    logits = [np.array([3.0, 0.0], dtype=np.float32)] * 96
+    plain = tuned(model_folder, glue, "sst2")
+    assert tuned(model_folder, glue, "sst2", soft_targets=SoftTargets(logits, SecondStep(alpha=0.0))) == plain
+
+
+def test_soft_targets_of_other_rows_are_refused(model_folder, glue):
+    with pytest.raises(InputError, match="the teacher cuts the rows into other pieces than the student"):
+        tuned(model_folder, glue, "sst2", soft_targets=SoftTargets([np.zeros(2, np.float32)] * 95, SecondStep()))
 
 
 def test_batches_hold_all_rows_once_and_little_padding():
@@ -87,10 +124,10 @@ def test_batches_hold_all_rows_once_and_little_padding():
 
 
 def test_losses():
-    logits = torch.tensor([[2.0], [0.0]])
-    assert task_loss(TASKS["stsb"], logits, torch.tensor([1.0, 2.0])) == pytest.approx((1 + 4) / 2)
-    logits = torch.tensor([[0.0, 0.0]])
-    assert task_loss(TASKS["sst2"], logits, torch.tensor([1])).item() == pytest.approx(np.log(2))
+    assert task_loss(torch.tensor([[2.0], [0.0]]), torch.tensor([1.0, 2.0])) == pytest.approx((1 + 4) / 2)
+    assert task_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).item() == pytest.approx(np.log(2))
+    starts_and_ends = torch.zeros(1, 2, 4)
+    assert task_loss(starts_and_ends, torch.tensor([[3, 1]])).item() == pytest.approx(np.log(4))
 
 
 def test_a_model_that_lacks_a_layer_is_refused(tmp_path):

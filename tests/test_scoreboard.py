@@ -1,6 +1,7 @@
 """The tables say what was found, in the paper's layout."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,13 @@ def test_costs(board):
         ["teacher", "110.0 M", "440.0", "20 (1–9)", "100 (90–110)"],
         ["distilled", "66.0 M", "264.0", "12.5 (1–9)", "100 (90–110)"],
     ]
+
+
+def test_a_model_fine_tuned_in_two_ways_costs_the_same(board):
+    again = replace(board.standings[1], name="distilled (D)")
+    both = replace(board, standings=[*board.standings, again])
+    assert cost_table(both) == cost_table(board)
+    assert [row[0] for row in score_table(both)] == ["model", "teacher", "distilled", "distilled (D)"]
 
 
 def test_markdown_json_and_page_agree(board):

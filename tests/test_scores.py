@@ -16,6 +16,11 @@ def test_classes(metric, expected):
     assert score([metric], LABELS, PREDICTIONS) == {metric: pytest.approx(expected)}
 
 
+def test_of_more_than_two_classes_f1_is_the_mean_over_them():
+    labels, predictions = np.array([0, 1, 2, 2]), np.array([0, 2, 2, 2])
+    assert score(["f1"], labels, predictions) == {"f1": pytest.approx(100 * (1 + 0 + 0.8) / 3)}
+
+
 def test_numbers():
     labels, predictions = np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, 4.0, 9.0])
     found = score(["pearson", "spearman"], labels, predictions)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from distil_ray.config.checks import Inconsistent, Problem, problem, shown
-from distil_ray.config.description import fields, section_of, type_text
+from distil_ray.config.description import fields, is_mapping, section_of, type_text
 from distil_ray.config.sections import Config, Section, listed
 from distil_ray.errors import InputError
 
@@ -63,7 +63,11 @@ def _field_problem(detail: ErrorDetails, given: Mapping[str, Any], root: type[Se
     section = root
     key, expected, description = "", "mapping", None
     value: Any = given
+    is_name = False  # whether the next part is one that the user gave
     for part in location:
+        if is_name:
+            key, value, is_name = f"{key}.{part}", value.get(part), False
+            continue
         if isinstance(part, int):
             key, value, expected = f"{key}[{part}]", listed(value)[part], type_text(section)
             continue
@@ -75,7 +79,7 @@ def _field_problem(detail: ErrorDetails, given: Mapping[str, Any], root: type[Se
         nested = section_of(field.annotation)
         if nested is None:
             break  # what follows tells the members of a union and the items of a list apart
-        section = nested
+        section, is_name = nested, is_mapping(field)
     if detail["type"] == "value_error":
         return problem((key,), str(detail["ctx"]["error"]))
     if detail["type"] == "missing":

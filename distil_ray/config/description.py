@@ -18,10 +18,9 @@ def describe_keys(root: type[Section] = Config) -> str:
         name, _, rest = key.partition(".")
         if name != section:
             section = name
-            lines += [
-                "",
-                f"{section}: {(section_of(root.model_fields[section].annotation) or root).__doc__}",
-            ]
+            lines += ["", f"{section}: {_about(root.model_fields[section], root)}"]
+        if not rest:
+            continue
         default = "required" if field.is_required() else f"default {shown(_plain(field.default))}"
         lines += [
             f"  {section}.{rest}  ({type_text(field.annotation, field.metadata)}; {default})",
@@ -30,15 +29,27 @@ def describe_keys(root: type[Section] = Config) -> str:
     return "\n".join(lines[1:])
 
 
-def fields(section: type[Section] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key of the sections of ``section`` and its field; those of a source once, below `data.sources`."""
+def fields(
+    section: type[Section] = Config, prefix: str = "", seen: set[type[Section]] | None = None
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key of the sections of ``section`` and its field; those of a section that stands in several places
+    once, where it stands first.
+    """
+    seen = set() if seen is None else seen
     for name, field in section.model_fields.items():
         key = f"{prefix}{name}"
         nested = section_of(field.annotation)
-        if prefix:
+        if prefix or is_mapping(field):
             yield key, field
-        if nested is not None and key != "data.eval_sources":
-            yield from fields(nested, f"{key}[]." if nested is Source else f"{key}.")
+        if nested is not None and nested not in seen:
+            seen.add(nested)
+            below = "[]" if nested is Source else ".<name>" if is_mapping(field) else ""
+            yield from fields(nested, f"{key}{below}.", seen)
+
+
+def is_mapping(field: FieldInfo) -> bool:
+    """Whether a field holds sections by names that the user gives."""
+    return get_origin(field.annotation) is dict and section_of(field.annotation) is not None
 
 
 def section_of(annotation: Any) -> type[Section] | None:
@@ -74,6 +85,10 @@ def type_text(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     }
     word = words.get(annotation, "mapping")
     return " ".join([*limits, word] if annotation is str else [word, " and ".join(limits)]).strip()
+
+
+def _about(field: FieldInfo, root: type[Section]) -> str | None:
+    return field.description if is_mapping(field) else (section_of(field.annotation) or root).__doc__
 
 
 def _limits(metadata: Iterable[Any]) -> Iterator[str]:

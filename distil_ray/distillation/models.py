@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -110,24 +111,32 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
     return model
 
 
-def load_classifier(path: str, num_labels: int, seed: int, revision: str | None = None) -> PreTrainedModel:
+def load_classifier(path: str, num_labels: int, seed: int) -> PreTrainedModel:
     """Load an encoder in fp32, with a new head of ``num_labels`` outputs whose weights are drawn from ``seed``.
 
     Raises:
         InputError: as `load_masked_lm`, but for the MLM head, which is not needed.
     """
+    return _load_with_new_head(AutoModelForSequenceClassification, path, num_labels, seed)
+
+
+def load_span_answerer(path: str, seed: int) -> PreTrainedModel:
+    """Load an encoder in fp32, with a new head for starts and ends of spans whose weights are drawn from ``seed``.
+
+    Raises:
+        InputError: as `load_classifier`.
+    """
+    return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed)
+
+
+def _load_with_new_head(auto_class: Any, path: str, num_labels: int, seed: int) -> PreTrainedModel:
     with _loading("a model", path, needs="config.json") as location, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False, **_PLAIN_OUTPUTS)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
         check_config(config, path)
         config.num_labels = num_labels
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForSequenceClassification.from_pretrained(
-            location,
-            config=config,
-            revision=revision,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
+            location, config=config, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
     model, info = loaded
     encoder = f"{model.base_model_prefix}."

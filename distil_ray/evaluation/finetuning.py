@@ -1,10 +1,10 @@
-"""A model and a task's rows -> a fine-tuned model's scores on the validation rows. Plain torch: no Ray.
+"""A model and a task's rows -> a fine-tuned model, its outputs, its scores on the validation rows. Plain torch: no Ray.
 
-Shapes: B rows of a batch, T tokens of its longest row, C labels.
+Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,95 +12,132 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from distil_ray.evaluation.glue import Rows, Task
-from distil_ray.evaluation.protocol import Finetuning
-from distil_ray.evaluation.scores import score
+from distil_ray.distillation.losses import soft_target_loss
+from distil_ray.errors import InputError
+from distil_ray.evaluation.features import Adapter, Features, Logits
+from distil_ray.evaluation.labelling import Labelling
+from distil_ray.evaluation.protocol import Finetuning, SecondStep
+from distil_ray.evaluation.span import Spans
+from distil_ray.evaluation.tasks import Rows, Task
 
 _MAX_GRAD_NORM = 1.0
 _BATCHES_A_POOL = 32  # whose rows are put in order of length, so that little is padded
 _EVALUATION_ROWS = 64
 
-Encoded = list[dict[str, list[int]]]
+
+class SoftTargets(NamedTuple):
+    """A fine-tuned teacher's logits for each training feature, and what is done with them."""
+
+    logits: Logits
+    step: SecondStep
 
 
-def finetune(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    train: Rows,
-    validation: Mapping[str, Rows],
-    protocol: Finetuning,
-    *,
-    seed: int,
-    device: torch.device,
-) -> dict[str, float]:
-    """Train on all rows and score on each validation split.
+def adapter_of(task: Task) -> Adapter:
+    """What is particular about a task's kind."""
+    return Spans(task) if task.kind == "span" else Labelling(task)
 
-    AdamW with linear warm-up and decay, gradients clipped to norm 1 (as in arXiv 1810.04805); no early stopping.
+
+class Finetuner:
+    """One model on its way through one task.
 
     Args:
-        model: with a head for the task; its weights are changed.
+        model: with a head for the task (`Adapter.load`); its weights are changed.
         seed: of the order of rows and of dropout; the head's weights come with the model.
-
-    Returns:
-        The official metrics in percent by "split/metric", and "score", their mean.
     """
-    torch.manual_seed(seed)
-    model.to(device)  # type: ignore[arg-type]
-    rows = encode_rows(tokenizer, train, protocol.max_seq_length)
-    num_steps = -(-len(rows) // protocol.batch_size) * protocol.num_epochs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(protocol.warmup_fraction * num_steps), num_steps)
-    labels = torch.as_tensor(train.labels, dtype=torch.float32 if task.is_regression else torch.int64)
-    generator = np.random.default_rng(seed)
-    for _ in range(protocol.num_epochs):
-        for indices in batches([len(row["input_ids"]) for row in rows], protocol.batch_size, generator):
-            logits = _logits(model.train(), tokenizer, [rows[i] for i in indices], protocol, device)
-            loss = task_loss(task, logits, labels[indices].to(device))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRAD_NORM)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-    found: dict[str, float] = {}
-    for split, part in validation.items():
-        predictions = predict(model, tokenizer, task, part, protocol, device)
-        found |= {f"{split}/{name}": value for name, value in score(task.metrics, part.labels, predictions).items()}
-    return found | {"score": float(np.mean(list(found.values())))}
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        protocol: Finetuning,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._model = model.to(device)  # type: ignore[arg-type]
+        self._tokenizer, self._task, self._protocol = tokenizer, task, protocol
+        self._adapter = adapter_of(task)
+        self._seed, self._device = seed, device
+
+    def train(self, train: Rows, soft_targets: SoftTargets | None = None) -> None:
+        """Train on all rows: AdamW with linear warm-up and decay, gradients clipped to norm 1 (as in arXiv 1810.04805);
+        no early stopping.
+
+        Raises:
+            InputError: soft targets do not fit the rows.
+        """
+        torch.manual_seed(self._seed)
+        protocol = self._protocol
+        features = self._encode(train)
+        _check_fit(features, soft_targets)
+        num_steps = -(-len(features.inputs) // protocol.batch_size) * protocol.num_epochs
+        optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay
+        )
+        schedule = get_linear_schedule_with_warmup(optimizer, round(protocol.warmup_fraction * num_steps), num_steps)
+        generator = np.random.default_rng(self._seed)
+        self._model.train()
+        for _ in range(protocol.num_epochs):
+            for indices in batches(features.lengths, protocol.batch_size, generator):
+                self._loss(features, indices, soft_targets).backward()
+                torch.nn.utils.clip_grad_norm_(self._model.parameters(), _MAX_GRAD_NORM)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+
+    def logits(self, rows: Rows) -> Logits:
+        """The outputs [C] for each feature of rows."""
+        return self._outputs(self._encode(rows))
+
+    def score(self, validation: Mapping[str, Rows]) -> dict[str, float]:
+        """The official metrics in percent by "split/metric", and "score", their mean."""
+        found: dict[str, float] = {}
+        for split, rows in validation.items():
+            features = self._encode(rows)
+            scores = self._adapter.score(rows, features, self._outputs(features))
+            found |= {f"{split}/{name}": value for name, value in scores.items()}
+        return found | {"score": float(np.mean(list(found.values())))}
+
+    def _encode(self, rows: Rows) -> Features:
+        return self._adapter.encode(self._tokenizer, rows, self._protocol.max_seq_length)
+
+    def _loss(self, features: Features, indices: npt.NDArray[np.int64], soft_targets: SoftTargets | None) -> Tensor:
+        logits = self._forward(features, indices)
+        loss = task_loss(logits, features.targets[indices].to(self._device))
+        if soft_targets is None:
+            return loss
+        teacher_logits = _stack([soft_targets.logits[i] for i in indices], logits)
+        alpha, temperature = soft_targets.step.alpha, soft_targets.step.temperature
+        if self._task.kind == "regression":
+            soft = torch.nn.functional.mse_loss(logits, teacher_logits)
+        else:
+            soft = soft_target_loss(logits, teacher_logits, temperature) / logits[..., 0].numel()
+        return alpha * soft + (1 - alpha) * loss
+
+    @torch.inference_mode()
+    def _outputs(self, features: Features) -> Logits:
+        self._model.eval()
+        order = np.argsort(features.lengths, kind="stable")
+        outputs: list[Any] = [None] * len(order)
+        for start in range(0, len(order), _EVALUATION_ROWS):
+            indices = order[start : start + _EVALUATION_ROWS]
+            for index, logits in zip(indices, self._forward(features, indices).cpu().numpy(), strict=True):
+                outputs[index] = logits[..., : features.lengths[index]] if features.windows else logits
+        return outputs
+
+    def _forward(self, features: Features, indices: npt.NDArray[np.int64]) -> Tensor:
+        batch: Any = self._tokenizer.pad([features.inputs[i] for i in indices], return_tensors="pt").to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._protocol.precision == "bf16"):
+            outputs = self._model(**batch)
+        return self._adapter.logits(outputs, batch["attention_mask"])
 
 
-def task_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean loss of ``logits`` [B, C]: squared error for a number, cross-entropy for classes."""
-    if task.is_regression:
-        return torch.nn.functional.mse_loss(logits.squeeze(1).float(), labels)
-    return torch.nn.functional.cross_entropy(logits.float(), labels)
-
-
-@torch.inference_mode()
-def predict(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    rows: Rows,
-    protocol: Finetuning,
-    device: torch.device,
-) -> npt.NDArray[Any]:
-    """Return the predicted class or number of each row [rows]."""
-    encoded = encode_rows(tokenizer, rows, protocol.max_seq_length)
-    order = np.argsort([len(row["input_ids"]) for row in encoded], kind="stable")
-    predictions = np.zeros(len(encoded), dtype=np.float64 if task.is_regression else np.int64)
-    for start in range(0, len(order), _EVALUATION_ROWS):
-        indices = order[start : start + _EVALUATION_ROWS]
-        logits = _logits(model.eval(), tokenizer, [encoded[i] for i in indices], protocol, device).float()
-        predictions[indices] = (logits.squeeze(1) if task.is_regression else logits.argmax(1)).cpu().numpy()
-    return predictions
-
-
-def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Encoded:
-    """Tokenize rows; of a pair that is too long the longer text is cut first."""
-    columns = [list(column) for column in zip(*rows.texts, strict=True)]
-    encoded: Any = tokenizer(*columns, truncation=True, max_length=max_seq_length)
-    return [{name: values[i] for name, values in encoded.items()} for i in range(len(rows.texts))]
+def task_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss of fp32 ``logits`` [..., C]: squared error for numbers [B], else cross-entropy."""
+    if targets.is_floating_point():
+        return torch.nn.functional.mse_loss(logits.squeeze(1), targets)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
 def batches(lengths: list[int], batch_size: int, generator: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
@@ -115,14 +152,20 @@ def batches(lengths: list[int], batch_size: int, generator: np.random.Generator)
             yield cut[index]
 
 
-def _logits(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Encoded,
-    protocol: Finetuning,
-    device: torch.device,
-) -> Tensor:
-    batch: Any = tokenizer.pad(rows, return_tensors="pt").to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=protocol.precision == "bf16"):
-        logits: Tensor = model(**batch).logits
-    return logits
+def _check_fit(features: Features, soft_targets: SoftTargets | None) -> None:
+    if soft_targets is None:
+        return
+    lengths = [logits.shape[-1] for logits in soft_targets.logits]
+    if len(lengths) != len(features.inputs) or (features.windows and lengths != features.lengths):
+        raise InputError(
+            "the teacher cuts the rows into other pieces than the student, so that its soft targets are of no use; "
+            "expected a student with the teacher's tokenizer"
+        )
+
+
+def _stack(teacher_logits: Sequence[npt.NDArray[np.float32]], like: Tensor) -> Tensor:
+    """Teacher's logits as a tensor like the student's; what is padding there is what the student has."""
+    stacked = like.detach().clone()
+    for row, logits in zip(stacked, teacher_logits, strict=True):
+        row[..., : logits.shape[-1]] = torch.from_numpy(logits)
+    return stacked

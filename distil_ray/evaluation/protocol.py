@@ -1,11 +1,18 @@
 """How models are compared on tasks: the same for all of them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, Strict, ValidationError, model_validator
 
-from distil_ray.config import ConfigError, Section, load_settings, single_problems
-from distil_ray.config.sections import Count, Positive, Probability, Weight
+from distil_ray.config import ConfigError, Section, load_settings, shown, single_problems
+from distil_ray.config.sections import Count, LocalPathOrHubId, Positive, Probability, Text, Weight
+
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match"]
+METRICS_OF: dict[str, tuple[Metric, ...]] = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman"),
+    "span": ("exact_match", "f1"),
+}
 
 
 class Finetuning(Section):
@@ -18,7 +25,7 @@ class Finetuning(Section):
     batch_size: Count = 32
     """Rows in a step."""
     max_seq_length: Annotated[int, Field(ge=8)] = 128
-    """Pieces in a row; longer ones are cut."""
+    """Pieces in a row; longer ones are cut, contexts of span tasks into windows."""
     warmup_fraction: Probability = 0.1
     """Share of the steps over which the learning rate rises from 0, linearly."""
     weight_decay: Weight = 0.01
@@ -27,6 +34,49 @@ class Finetuning(Section):
     """Number format of the matrix products; the weights stay in fp32."""
     max_train_rows: Count | None = None
     """Training rows used, the first ones; null takes all (the paper's way)."""
+
+
+class SecondStep(Section):
+    """Distillation during fine-tuning (the paper's section 4.2), with `--second-step`."""
+
+    temperature: Positive = 2.0
+    """Softening of both distributions in the soft-target loss; of no meaning for tasks that ask for a number."""
+    alpha: Probability = 0.5
+    """Weight of the fine-tuned teacher's soft targets; the labels have the rest."""
+
+
+class OwnTask(Section):
+    """A task beside GLUE's: text and labels of files, or of a Hub data set."""
+
+    kind: Literal["classification", "regression", "span"] = "classification"
+    """What is asked for: a class, a number, or a span of the context (SQuAD's layout, 1.1 or 2.0)."""
+    hub: LocalPathOrHubId | None = None
+    """Hub id of a data set, or a local folder laid out like one; null: `train` and `validation` are files."""
+    name: Text | None = None
+    """Configuration (subset) of the Hub data set."""
+    train: Text = "train"
+    """Split of the Hub data set; or a file or glob: Parquet, CSV, TSV or JSON lines."""
+    validation: Text = "validation"
+    """What to score on, given like `train`."""
+    text: Annotated[tuple[Text, ...], Field(min_length=1, max_length=2), Strict(False)] | None = None
+    """Columns of one text or two; null: text, or question and context."""
+    label: Text | None = None
+    """Column of the class, number or answers; null: label, or answers."""
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1), Strict(False)] | None = None
+    """What the score is the mean of; null: accuracy, or both correlations, or exact match and F1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.hub is None and (idle := [key for key in ("train", "validation") if key not in self.model_fields_set]):
+            raise ValueError(f"given no hub and no {' and no '.join(idle)}, expected a Hub data set, or both as files")
+        if self.hub is None and self.name is not None:
+            raise ValueError(f"given name {shown(self.name)} without hub, expected no name of files")
+        if self.kind == "span" and self.text is not None and len(self.text) != 2:
+            raise ValueError(f"given text {shown(self.text)}, expected the columns of question and context")
+        allowed = METRICS_OF[self.kind]
+        if wrong := [name for name in self.metrics or () if name not in allowed]:
+            raise ValueError(f"given metrics {shown(wrong)}, expected some of {', '.join(allowed)} for {self.kind}")
+        return self
 
 
 class Resources(Section):
@@ -44,7 +94,16 @@ class Protocol(Section):
     """The whole protocol of a comparison."""
 
     finetuning: Finetuning = Finetuning()
+    second_step: SecondStep = SecondStep()
     resources: Resources = Resources()
+    tasks: dict[str, OwnTask] = Field({}, description="Tasks beside GLUE's, by name: {name: {keys of a task}}.")
+    finetuning_of: dict[str, Finetuning] = Field(
+        {}, description="By name of a task: its own values of `finetuning`'s keys; the others are as there."
+    )
+
+    def finetuning_on(self, task: str) -> Finetuning:
+        """How models are fine-tuned on a task."""
+        return self.finetuning_of.get(task, self.finetuning)
 
 
 def load_protocol(files: list[str], overrides: list[str]) -> Protocol:
@@ -54,7 +113,15 @@ def load_protocol(files: list[str], overrides: list[str]) -> Protocol:
         InputError: with one line a problem, all problems at once.
     """
     settings = load_settings(files, overrides)
+    settings["finetuning_of"] = _inheriting(settings.get("finetuning_of", {}), settings.get("finetuning", {}))
     try:
         return Protocol.model_validate(settings)
     except ValidationError as error:
         raise ConfigError([found.line for found in single_problems(error, settings, Protocol)]) from None
+
+
+def _inheriting(special: Any, general: Any) -> Any:
+    """What holds for a task: its own keys, and the general ones."""
+    if not isinstance(special, dict) or not isinstance(general, dict):
+        return special
+    return {task: {**general, **keys} if isinstance(keys, dict) else keys for task, keys in special.items()}

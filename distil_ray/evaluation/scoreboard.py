@@ -89,7 +89,11 @@ def cost_table(board: Scoreboard) -> list[list[str]]:
         name = "1 thread" if count == 1 else f"{count} threads"
         header += [f"ms a row ({name})", f"rows/s in batches of 32 ({name})"]
     table = [header]
+    seen: set[str] = set()  # a model may stand in several rows, fine-tuned in several ways
     for standing in board.standings:
+        if standing.path in seen:
+            continue
+        seen.add(standing.path)
         row = [standing.name, f"{standing.num_parameters / 1e6:.1f} M", f"{standing.num_bytes / 1e6:.1f}"]
         for speed in standing.speeds:
             for timing in (speed.latency_ms, speed.rows_per_second):

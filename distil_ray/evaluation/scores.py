@@ -14,7 +14,9 @@ Array = npt.NDArray[Any]
 
 METRICS: dict[str, Callable[[Array, Array], float]] = {
     "accuracy": metrics.accuracy_score,
-    "f1": lambda labels, predictions: metrics.f1_score(labels, predictions, zero_division=0.0),
+    "f1": lambda labels, predictions: metrics.f1_score(
+        labels, predictions, average="binary" if labels.max() < 2 else "macro", zero_division=0.0
+    ),
     "matthews": metrics.matthews_corrcoef,
     "pearson": lambda labels, predictions: stats.pearsonr(labels, predictions).statistic,
     "spearman": lambda labels, predictions: stats.spearmanr(labels, predictions).statistic,

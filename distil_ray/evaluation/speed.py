@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.evaluation.finetuning import encode_rows
-from distil_ray.evaluation.glue import Rows
+from distil_ray.evaluation.labelling import encode_rows
+from distil_ray.evaluation.tasks import Rows
 
 _NUM_SINGLE_ROWS, _NUM_BATCHES, _BATCH_SIZE, _NUM_WARMUPS = 40, 7, 32, 2
 

@@ -1,7 +1,8 @@
 """Models and tasks -> a scoreboard: fine-tuned and measured, on a Ray cluster and on this machine."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,28 +10,59 @@ from typing import Any, NamedTuple
 import torch
 
 from distil_ray import __version__
-from distil_ray.distillation.models import check_vocabulary_fits, load_classifier, load_tokenizer, max_tokens
+from distil_ray.distillation.models import (
+    check_vocabulary,
+    check_vocabulary_fits,
+    load_classifier,
+    load_tokenizer,
+    max_tokens,
+)
 from distil_ray.errors import InputError
-from distil_ray.evaluation.downstream import Cell, Results, Splits, fine_tune_all, read_tasks
-from distil_ray.evaluation.glue import Rows, Task
+from distil_ray.evaluation.downstream import fine_tune_all
 from distil_ray.evaluation.protocol import Protocol
+from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.scoreboard import Scoreboard, Standing
-from distil_ray.evaluation.scores import summarise
+from distil_ray.evaluation.scores import Summary, summarise
 from distil_ray.evaluation.speed import Contender, measure_speed
+from distil_ray.evaluation.tasks import Rows, Splits, Task, read_tasks
 from distil_ray.training.cluster import connect
 from distil_ray.training.console import Console
+
+SECOND_STEP = " (D)"
+"""Ends the name of a student that was distilled during fine-tuning, too, as in the paper's table 2."""
 
 _SPEED_TASK = "stsb"  # the paper's, if it is among the tasks
 
 
 class Question(NamedTuple):
-    """What is asked: models by the name of their row, the teacher first; tasks, and where their rows are."""
+    """What is asked.
+
+    Attributes:
+        models: paths by the name of their row, the teacher first.
+        with_second_step: whether students are also fine-tuned with the teacher's soft targets.
+    """
 
     models: Mapping[str, str]
     tasks: Sequence[Task]
-    source: str
     num_seeds: int
     output: Path
+    with_second_step: bool = False
+
+    @property
+    def cells(self) -> list[Cell]:
+        """All fine-tunings: seed by seed, task by task, in the order of the rows."""
+        return list(self._cells())
+
+    def _cells(self) -> Iterator[Cell]:
+        teacher, *students = self.models
+        for seed in range(1, self.num_seeds + 1):
+            for task in self.tasks:
+                own = {name: Cell(name, path, task.name, seed) for name, path in self.models.items()}
+                own[teacher] = replace(own[teacher], teaches=self.with_second_step)
+                for name, cell in own.items():
+                    yield cell
+                    if self.with_second_step and name in students:
+                        yield replace(cell, model=f"{name}{SECOND_STEP}", teacher=own[teacher])
 
 
 def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboard:
@@ -40,58 +72,97 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
         InputError: a model or a task cannot be used; said before anything is trained.
         RunError: fine-tunings failed; what succeeded is kept.
     """
-    contenders = {name: _load(name, path, protocol) for name, path in question.models.items()}
-    data = read_tasks(question.source, question.tasks, protocol.finetuning.max_train_rows)
-    results = Results(question.output, protocol.finetuning)
-    cells = [
-        Cell(name, path, task.name, seed)
-        for seed in range(1, question.num_seeds + 1)
-        for task in question.tasks
-        for name, path in question.models.items()
+    contenders = {name: _load(name, path, question, protocol) for name, path in question.models.items()}
+    tasks, data = read_tasks(question.tasks, protocol)
+    if question.with_second_step and any(task.kind == "span" for task in tasks):
+        _check_same_pieces(contenders)
+    results = Results(question.output, protocol)
+    _fine_tune(question.cells, tasks, data, protocol, results, console)
+    console.line("measuring on this machine's CPU")
+    task = _SPEED_TASK if _SPEED_TASK in data else tasks[0].name
+    speeds = measure_speed(contenders, _validation(data, task), protocol.finetuning.max_seq_length)
+    paths = {cell.model: cell.path for cell in question.cells}
+    standings = [
+        Standing(
+            name,
+            path,
+            _num_parameters(contenders[name.removesuffix(SECOND_STEP)]),
+            _num_bytes(path),
+            tasks=_summaries(name, question, results),
+            speeds=speeds[name.removesuffix(SECOND_STEP)],
+        )
+        for name, path in paths.items()
     ]
-    counts = f"{len(question.models)} models, {len(data)} tasks, {question.num_seeds} seeds"
-    console.line(f"{len(cells)} fine-tunings: {counts}")
+    return Scoreboard(standings, protocol.model_dump(mode="json"), _footer())
+
+
+def _fine_tune(
+    cells: Sequence[Cell],
+    tasks: Sequence[Task],
+    data: Mapping[str, Splits],
+    protocol: Protocol,
+    results: Results,
+    console: Console,
+) -> None:
+    """Fine-tune what is not done yet; without joining a cluster if that is nothing."""
+    num_seeds, num_models = len({cell.seed for cell in cells}), len({cell.model for cell in cells})
+    console.line(f"{len(cells)} fine-tunings: {num_models} models, {len(tasks)} tasks, {num_seeds} seeds")
     open_cells = [cell for cell in cells if results.get(cell) is None]
     if len(open_cells) < len(cells):
         console.line(f"{len(cells) - len(open_cells)} of {len(cells)} fine-tunings are done already")
     if open_cells:
         console.line(connect(protocol.resources.cpus))
-        fine_tune_all(open_cells, {task.name: task for task in question.tasks}, data, protocol, results, console.line)
-    console.line("measuring on this machine's CPU")
-    rows = _validation(data, _SPEED_TASK if _SPEED_TASK in data else question.tasks[0].name)
-    speeds = measure_speed(contenders, rows, protocol.finetuning.max_seq_length)
-    standings = []
-    for name, path in question.models.items():
-        own = [cell for cell in cells if cell.model == name]
-        scores = {
-            task.name: summarise([results.score(cell) for cell in own if cell.task == task.name])
-            for task in question.tasks
-        }
-        encoder: Any = contenders[name][0].base_model
-        standings.append(Standing(name, path, encoder.num_parameters(), _num_bytes(path), scores, speeds[name]))
-    footer = (
-        f"distil_ray {__version__}, torch {torch.__version__}, {platform.machine()} with {torch.get_num_threads()} "
-        f"threads, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
-    )
-    return Scoreboard(standings, protocol.model_dump(mode="json"), footer)
+        fine_tune_all(open_cells, {task.name: task for task in tasks}, data, protocol, results, console.line)
+
+
+def _summaries(name: str, question: Question, results: Results) -> dict[str, Summary]:
+    own = [cell for cell in question.cells if cell.model == name]
+    return {
+        task.name: summarise([results.score(cell) for cell in own if cell.task == task.name]) for task in question.tasks
+    }
 
 
 def _validation(data: Mapping[str, Splits], task: str) -> Rows:
     return next(rows for split, rows in data[task].items() if split != "train")
 
 
-def _load(name: str, path: str, protocol: Protocol) -> Contender:
+def _load(name: str, path: str, question: Question, protocol: Protocol) -> Contender:
     model, tokenizer = load_classifier(path, num_labels=2, seed=0), load_tokenizer(path)
     try:
         check_vocabulary_fits(model, tokenizer)
     except InputError as error:
         raise InputError(f"{name}, {path}: {error}") from error
-    length = protocol.finetuning.max_seq_length
-    if length > max_tokens(model):
-        raise InputError(
-            f"finetuning.max_seq_length: given {length}, but {name}, {path}, takes {max_tokens(model)} tokens at most"
-        )
+    for task in question.tasks:
+        length = protocol.finetuning_on(task.name).max_seq_length
+        if length > max_tokens(model):
+            where = f"finetuning_of.{task.name}" if task.name in protocol.finetuning_of else "finetuning"
+            raise InputError(
+                f"{where}.max_seq_length: given {length}, but {name}, {path}, takes {max_tokens(model)} tokens at most"
+            )
     return model, tokenizer
+
+
+def _check_same_pieces(contenders: Mapping[str, Contender]) -> None:
+    """Raise InputError unless all tokenizers are the teacher's, whose soft targets are about pieces."""
+    (_, (_, teacher)), *students = contenders.items()
+    for name, (_, tokenizer) in students:
+        try:
+            check_vocabulary(teacher, tokenizer)
+        except InputError as error:
+            raise InputError(f"--second-step: {name}: {error}") from error
+
+
+def _num_parameters(contender: Contender) -> int:
+    """Parameters of the encoder, without the head of the task that was loaded for."""
+    encoder: Any = contender[0].base_model
+    return int(encoder.num_parameters())
+
+
+def _footer() -> str:
+    return (
+        f"distil_ray {__version__}, torch {torch.__version__}, {platform.machine()} with {torch.get_num_threads()} "
+        f"threads, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
+    )
 
 
 def _num_bytes(path: str) -> int:

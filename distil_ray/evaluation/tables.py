@@ -1,0 +1,92 @@
+"""Tables of labelled rows: from a file, from a folder laid out like a Hub data set, or from the Hub."""
+
+import glob
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from distil_ray.errors import InputError
+
+
+class Origin(NamedTuple):
+    """Where rows lie.
+
+    Attributes:
+        hub: a folder laid out like a Hub data set, or its id; splits are named. None: a split is a file or a glob.
+        name: of the data set's configuration.
+        option: what the user named it with.
+    """
+
+    hub: str | None = None
+    name: str | None = None
+    option: str = ""
+
+    def __str__(self) -> str:
+        """What stands for it in a sentence."""
+        return self.hub or "files"
+
+
+def read_table(origin: Origin, split: str) -> pa.Table:
+    """Read a split.
+
+    Raises:
+        InputError: it is not there, or cannot be read as what it is.
+    """
+    if origin.hub is None:
+        return _read_files(sorted(glob.glob(split)), f"{origin.option}: there is no file {split}")
+    folder = Path(origin.hub)
+    if not folder.is_dir():
+        return _read_hub(origin, split)
+    pattern = "/".join(filter(None, (origin.name, f"{split}-*.parquet")))
+    files = sorted(map(str, folder.glob(pattern)))
+    return _read_files(files, f"{origin.option}: {folder} has no {pattern}; expected the layout of the Hub's data set")
+
+
+def _read_files(files: list[str], complaint: str) -> pa.Table:
+    if not files:
+        raise InputError(complaint)
+    return pa.concat_tables([_read_file(file) for file in files], promote_options="default")
+
+
+def _read_file(file: str) -> pa.Table:
+    suffixes = [suffix for suffix in Path(file).suffixes if suffix in _READERS]
+    if not suffixes:
+        raise InputError(f"{file}: expected a name that ends in {', '.join(_READERS)} (or .csv.gz and the like)")
+    try:
+        return _READERS[suffixes[-1]](file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _read_csv(delimiter: str) -> Callable[[str], pa.Table]:
+    return lambda file: pyarrow.csv.read_csv(
+        file, parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    )
+
+
+# Compressed files are recognised by pyarrow, by the end of their names.
+_READERS: dict[str, Callable[[str], pa.Table]] = {
+    ".parquet": pq.read_table,
+    ".csv": _read_csv(","),
+    ".tsv": _read_csv("\t"),
+    ".jsonl": pyarrow.json.read_json,
+    ".json": pyarrow.json.read_json,
+}
+
+
+def _read_hub(origin: Origin, split: str) -> pa.Table:
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(origin.hub, origin.name, split=split).data.table
+    except Exception as error:  # of many types; each means that there is nothing to read
+        what = f"its {origin.name}" if origin.name else "it"
+        raise InputError(
+            f"{origin.option}: {origin.hub} is no folder, and {what} cannot be had from the Hub: "
+            f"{' '.join(str(error).split())}; expected a folder laid out like it, or a network"
+        ) from error

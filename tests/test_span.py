@@ -1,0 +1,120 @@
+"""Spans: windows keep every piece of the context, predictions are the likeliest spans, and models learn to answer."""
+
+import numpy as np
+import pytest
+import torch
+from small_models import small_model
+from training_parts import save_model
+
+from distil_ray.distillation.models import load_tokenizer
+from distil_ray.errors import InputError
+from distil_ray.evaluation.finetuning import Finetuner, SoftTargets
+from distil_ray.evaluation.protocol import Finetuning, OwnTask, SecondStep
+from distil_ray.evaluation.span import Spans
+from distil_ray.evaluation.tasks import Answers, Rows, own_task
+
+TASK = own_task("squad", OwnTask(kind="span", hub="x"))
+QUICK = Finetuning(learning_rate=3e-3, num_epochs=6, batch_size=16, max_seq_length=16)
+WORDS = [f"w{i}" for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"), small_model("bert"))
+
+
+def questions(num_rows, seed, with_none=False):
+    """The one word of the first half (w1 … w9) in a context of others; nothing if there is none."""
+    generator = np.random.default_rng(seed)
+    texts, answers = [], []
+    for _ in range(num_rows):
+        words = [WORDS[i] for i in 10 + generator.permutation(10)[:9]]
+        place = int(generator.integers(0, 9))
+        has_answer = not with_none or generator.random() < 0.5
+        if has_answer:
+            words[place] = WORDS[int(generator.integers(1, 10))]
+        start = sum(len(word) + 1 for word in words[:place])
+        texts.append(("w0", " ".join(words)))
+        answers.append(Answers((words[place],), (start,)) if has_answer else Answers((), ()))
+    return Rows(texts, answers)
+
+
+def perfect(features):
+    """The logits of a model that knows the targets."""
+    outputs = []
+    for length, (start, end) in zip(features.lengths, features.targets.tolist(), strict=True):
+        logits = np.zeros((2, length), dtype=np.float32)
+        logits[0, start] = logits[1, end] = 10.0
+        outputs.append(logits)
+    return outputs
+
+
+@pytest.mark.parametrize("with_none", [False, True])
+def test_the_targets_lead_back_to_the_answers(folder, with_none):
+    rows, spans = questions(40, 0, with_none), Spans(TASK)
+    features = spans.encode(load_tokenizer(folder), rows, 12)
+
+    assert len(features.inputs) > 40  # contexts are cut into windows
+    assert max(features.lengths) <= 12
+    found = spans.predictions(rows, features, perfect(features))
+    assert found == [answers.texts[0] if answers.texts else "" for answers in rows.labels]
+    assert spans.score(rows, features, perfect(features)) == {"exact_match": 100.0, "f1": 100.0}
+
+
+def test_windows_hold_every_piece_of_the_context(folder):
+    rows = questions(5, 0)
+    features = Spans(TASK).encode(load_tokenizer(folder), rows, 12)
+    for row, (_, context) in enumerate(rows.texts):
+        kept = {place for window in features.windows if window.row == row for place in map(tuple, window.offsets)}
+        assert {context[start:stop] for start, stop in kept if stop} == set(context.split())
+
+
+def test_spans_are_in_order_within_the_context_and_not_too_long():
+    task, rows = Spans(TASK), Rows([("q", "a b c")], [Answers(("b",), (2,))])
+
+    class Given:  # a window of [CLS] q [SEP] a b c [SEP]
+        offsets = np.array([[0, 0], [0, 0], [0, 0], [0, 1], [2, 3], [4, 5], [0, 0]])
+        row = 0
+
+    class Features:
+        windows = (Given(),)
+
+    logits = np.zeros((2, 7), dtype=np.float32)
+    logits[0, [1, 5]], logits[1, [1, 4]] = (99, 5), (99, 5)  # the question's piece, and an end before a start
+    logits[0, 4] = 1
+    assert task.predictions(rows, Features(), [logits]) == ["b"]
+
+
+def test_no_answer_competes_only_where_there_are_such_questions(folder):
+    rows, spans = questions(4, 0), Spans(TASK)
+    features = spans.encode(load_tokenizer(folder), rows, 16)
+    no_answer = [np.eye(1, length, dtype=np.float32).repeat(2, 0) * 9 for length in features.lengths]
+
+    assert all(spans.predictions(rows, features, no_answer))
+    assert spans.predictions(Rows(rows.texts, [Answers((), ())] * 4), features, no_answer) == [""] * 4
+
+
+def test_a_model_learns_to_answer_and_another_from_it(folder):
+    train, validation = questions(160, 0), questions(40, 1)
+
+    def finetuner(seed):
+        model, cpu = Spans(TASK).load(folder, seed), torch.device("cpu")
+        return Finetuner(model, load_tokenizer(folder), TASK, QUICK, seed=seed, device=cpu)
+
+    teacher = finetuner(1)
+    untrained = teacher.score({"validation": validation})["score"]
+    teacher.train(train)
+    learned = teacher.score({"validation": validation})
+    assert list(learned) == ["validation/exact_match", "validation/f1", "score"]
+    assert learned["score"] > untrained + 25
+
+    misleading = Rows(train.texts, [Answers((), ())] * len(train.texts))
+    student = finetuner(2)
+    student.train(misleading, SoftTargets(teacher.logits(train), SecondStep(alpha=1.0)))
+    assert student.score({"validation": validation})["score"] > untrained + 20
+
+
+def test_a_question_that_leaves_no_room(folder):
+    rows = Rows([(" ".join(["w1"] * 12), "w2 w3")], [Answers((), ())])
+    with pytest.raises(InputError, match=r"squad: its longest question has 12 pieces.*expected \d+ or more"):
+        Spans(TASK).encode(load_tokenizer(folder), rows, 16)
