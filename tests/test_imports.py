@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "distil_ray"
 
 # Each layer imports its own and those below. The commands are the modules that are named nowhere here.
-LAYERS = ("errors", "data", "distillation", "training evaluation", "search checkup", "commands")
+LAYERS = ("errors", "data", "distillation", "training evaluation", "search checkup ablation", "commands")
 
 # Ray's parts, and the only modules that may import them.
 HOME_OF = {

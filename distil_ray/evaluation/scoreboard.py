@@ -106,8 +106,8 @@ def to_markdown(board: Scoreboard) -> str:
     """Both tables and the findings."""
     lines = ["# Evaluation", "", *(f"- {sentence}" for sentence in findings(board))]
     if board.teacher.tasks:
-        lines += ["", "## Scores", "", *_markdown(score_table(board)), "", _note(board)]
-    lines += ["", "## Cost", "", *_markdown(cost_table(board))]
+        lines += ["", "## Scores", "", *to_markdown_table(score_table(board)), "", _note(board)]
+    lines += ["", "## Cost", "", *to_markdown_table(cost_table(board))]
     return "\n".join([*lines, "", board.footer, ""])
 
 
@@ -166,7 +166,8 @@ def _note(board: Scoreboard) -> str:
     return f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."
 
 
-def _markdown(table: list[list[str]]) -> list[str]:
+def to_markdown_table(table: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table, the first row being its head."""
     rows = [f"| {' | '.join(row)} |" for row in table]
     return [rows[0], f"|{'---|' * len(table[0])}", *rows[1:]]
 

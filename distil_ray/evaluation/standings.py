@@ -77,7 +77,7 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
     if question.with_second_step and any(task.kind == "span" for task in tasks):
         _check_same_pieces(contenders)
     results = Results(question.output, protocol)
-    _fine_tune(question.cells, tasks, data, protocol, results, console)
+    fine_tune(question.cells, tasks, data, protocol, results, console)
     console.line("measuring on this machine's CPU")
     task = _SPEED_TASK if _SPEED_TASK in data else tasks[0].name
     speeds = measure_speed(contenders, _validation(data, task), protocol.finetuning.max_seq_length)
@@ -96,7 +96,7 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
     return Scoreboard(standings, protocol.model_dump(mode="json"), _footer())
 
 
-def _fine_tune(
+def fine_tune(
     cells: Sequence[Cell],
     tasks: Sequence[Task],
     data: Mapping[str, Splits],

@@ -1,0 +1,78 @@
+"""`python -m distil_ray.ablate`: what each part of the recipe is worth, as in the DistilBERT paper's table 4."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from distil_ray.cli import main_of, parser_of
+from distil_ray.config import describe_keys
+from distil_ray.errors import InputError
+
+REPORT = "report"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 done, 1 runs failed, 2 bad configuration or input."""
+    return main_of("distil_ray.ablate", _ablate, argv)
+
+
+def _ablate(argv: list[str] | None) -> None:
+    # Imported late, here and below, so that mistakes answer at once.
+    from distil_ray.ablation.settings import AblationConfig, load_ablation
+    from distil_ray.evaluation.protocol import Protocol, load_protocol
+
+    keys = "\n\n".join([describe_keys(AblationConfig), describe_keys(), f"protocol keys:\n\n{describe_keys(Protocol)}"])
+    parser = parser_of("distil_ray.ablate", "Do a run without each part of the recipe, over seeds, and compare.", keys)
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], metavar="TASK", help="score the students on these tasks (none)"
+    )
+    parser.add_argument(
+        "--glue", default="nyu-mll/glue", metavar="SOURCE", help="folder laid out like the Hub's data set, or its id"
+    )
+    parser.add_argument("--protocol", action="append", default=[], metavar="FILE", help="YAML file for --tasks")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a single key of the protocol")
+    parser.add_argument(
+        "--output", metavar="DIR", help="for report.html, .md and .json (<run.storage_path>/<run.name>)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show which runs it would be; train nothing")
+    arguments = parser.parse_intermixed_args(argv)
+    plan = load_ablation(arguments.config, arguments.settings)
+    protocol = load_protocol(arguments.protocol, arguments.set)
+    from distil_ray.ablation.runs import check_tasks, run_all, with_scores
+    from distil_ray.evaluation.glue import chosen_tasks
+    from distil_ray.evaluation.tasks import own_task, read_tasks
+    from distil_ray.training.console import Console
+
+    tasks = []
+    if arguments.tasks:
+        own = {name: own_task(name, spec) for name, spec in protocol.tasks.items()}
+        tasks = chosen_tasks(arguments.tasks, arguments.glue, own)
+        check_tasks(plan)
+        read_tasks(tasks, protocol)  # before anything is trained
+    if "://" in plan.folder and not arguments.output:
+        raise InputError("--output: missing; with a run.storage_path that is a URL, name a local folder for the report")
+    output = Path(arguments.output or plan.folder)
+    console = Console()
+    if arguments.dry_run:
+        for (variant, seed), _ in plan.runs.items():
+            changes = ", ".join(f"{key}={value}" for key, value in plan.variants[variant].items())
+            console.line(f"{variant}, seed {seed}: {changes or 'as it stands'}")
+        return
+    outcomes = run_all(plan, console)
+    if tasks:
+        outcomes = with_scores(outcomes, tasks, output, protocol, console)
+    _write(outcomes, output)
+
+
+def _write(outcomes: list[Any], output: Path) -> None:
+    from distil_ray.ablation.report import Comparison, made_by, to_html, to_json, to_markdown
+
+    comparison, footer = Comparison(outcomes), made_by()
+    output.mkdir(parents=True, exist_ok=True)
+    for suffix, make in (("json", to_json), ("html", to_html), ("md", to_markdown)):
+        (output / f"{REPORT}.{suffix}").write_text(make(comparison, footer), encoding="utf-8")
+    print(f"\n{to_markdown(comparison, footer)}\nreport: {(output / REPORT).absolute()}.html, .md, .json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

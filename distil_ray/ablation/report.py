@@ -1,0 +1,163 @@
+"""Outcomes of an ablation -> its table: each variant's figures, and their change against the first, seed by seed."""
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from distil_ray import __version__
+from distil_ray.ablation.runs import Outcome
+from distil_ray.evaluation.html import render
+from distil_ray.evaluation.plots import line_chart
+from distil_ray.evaluation.scoreboard import to_markdown_table
+from distil_ray.evaluation.scores import Summary, macro, summarise
+
+_NAMES = {
+    "score": ("score", 1, 1.0),
+    "eval/mlm_loss": ("held-out MLM loss", 3, 1.0),
+    "eval/mlm_accuracy": ("accuracy", 1, 100.0),
+    "eval/kl_to_teacher": ("KL to teacher", 3, 1.0),
+    "eval/teacher_agreement": ("agreement", 1, 100.0),
+}  # of a figure: its name, decimals, and what it is multiplied with
+
+
+class Comparison:
+    """Outcomes of variants, the first of which the others are compared with."""
+
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        self.outcomes = outcomes
+        self.variants = list(dict.fromkeys(one.variant for one in outcomes))
+        self.reference = self.variants[0]
+        self.figures = [name for name in _NAMES if _value_of(name)(outcomes[0]) is not None]
+
+    def values(self, variant: str, figure: str) -> dict[int, float]:
+        """A figure by seed."""
+        value = _value_of(figure)
+        found = {one.seed: value(one) for one in self.outcomes if one.variant == variant}
+        return {seed: number for seed, number in found.items() if number is not None}
+
+    def change(self, variant: str, figure: str) -> Summary | None:
+        """How much a figure differs from the reference's with the same seed: the median, and the range over seeds."""
+        own, reference = self.values(variant, figure), self.values(self.reference, figure)
+        differences = [own[seed] - reference[seed] for seed in own if seed in reference]
+        return summarise(differences) if differences else None
+
+    @property
+    def main_figure(self) -> str:
+        """What variants are ordered by: the score, or else the held-out loss."""
+        return self.figures[0]
+
+
+def _value_of(figure: str) -> Callable[[Outcome], float | None]:
+    if figure == "score":
+        return lambda one: macro(one.tasks.values()) if one.tasks else None
+    return lambda one: one.figures.get(figure)
+
+
+def table(comparison: Comparison) -> list[list[str]]:
+    """A row a variant: the median of each figure over seeds, and its change."""
+    header = ["variant"]
+    for figure in comparison.figures:
+        header += [_NAMES[figure][0], "change"]
+    rows = [header]
+    for variant in comparison.variants:
+        row = [variant]
+        for figure in comparison.figures:
+            _, decimals, factor = _NAMES[figure]
+            values = comparison.values(variant, figure).values()
+            row.append(f"{factor * statistics.median(values):.{decimals}f}" if values else "–")
+            change = comparison.change(variant, figure) if variant != comparison.reference else None
+            row.append(_shown(change, decimals, factor) if change else "–")
+        rows.append(row)
+    return rows
+
+
+def _shown(change: Summary, decimals: int, factor: float) -> str:
+    median, low, high = (f"{factor * value:+.{decimals}f}" for value in change[:3])
+    return f"{median} ({low} to {high})" if change.num_seeds > 1 else median
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """What matters most, in order, and whether the seeds agree on it."""
+    figure = comparison.main_figure
+    name, decimals, factor = _NAMES[figure]
+    worse = -1 if figure == "score" else 1
+    changes = [
+        (variant, change)
+        for variant in comparison.variants[1:]
+        if (change := comparison.change(variant, figure)) is not None
+    ]
+    changes.sort(key=lambda pair: -worse * pair[1].median)
+    sentences = []
+    for variant, change in changes:
+        ends = sorted((worse * change.low, worse * change.high))
+        verdict = (
+            "worse with every seed" if ends[0] > 0 else "better with every seed" if ends[1] < 0 else "seeds disagree"
+        )
+        sentences.append(f"{variant}: {name} {_shown(change, decimals, factor)}, {verdict}.")
+    return sentences
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Whether the variants of a seed learned from the same batches."""
+    for seed in {one.seed for one in comparison.outcomes}:
+        digests = {tuple(one.history.digests) for one in comparison.outcomes if one.seed == seed}
+        if len(digests) > 1:
+            return [f"The runs with seed {seed} did not train on the same batches: their digests differ."]
+    num_steps, num_seeds = len(comparison.outcomes[0].history.digests), len({one.seed for one in comparison.outcomes})
+    return [
+        f"All variants of a seed trained on the same batches in the same order: {num_steps:,} steps of equal digests, "
+        f"{num_seeds} seeds. Changes are against {comparison.reference} with the same seed: median (lowest to highest)."
+    ]
+
+
+def to_markdown(comparison: Comparison, footer: str) -> str:
+    """Findings and table."""
+    lines = ["# Ablation", "", *(f"- {sentence}" for sentence in findings(comparison)), ""]
+    return "\n".join([*lines, *to_markdown_table(table(comparison)), "", *remarks(comparison), "", footer, ""])
+
+
+def to_json(comparison: Comparison, footer: str) -> str:
+    """Everything, for other programs."""
+    runs: list[Mapping[str, Any]] = [
+        {
+            "variant": one.variant,
+            "seed": one.seed,
+            "student": one.history.export_path,
+            **one.figures,
+            "tasks": one.tasks,
+        }
+        for one in comparison.outcomes
+    ]
+    changes = {
+        variant: {
+            figure: change._asdict() for figure in comparison.figures if (change := comparison.change(variant, figure))
+        }
+        for variant in comparison.variants[1:]
+    }
+    return (
+        json.dumps({"reference": comparison.reference, "changes": changes, "runs": runs, "made_by": footer}, indent=2)
+        + "\n"
+    )
+
+
+def to_html(comparison: Comparison, footer: str) -> str:
+    """The page."""
+    first_seed = comparison.outcomes[0].seed
+    curves = {one.variant: one.history.curve("eval/mlm_loss") for one in comparison.outcomes if one.seed == first_seed}
+    chart = line_chart(curves, x_label="tokens trained on", y_label="held-out MLM loss", levels={})
+    return render(
+        "ablation/report.html.j2",
+        title="Ablation",
+        findings=findings(comparison),
+        footer=footer,
+        charts=[(f"Held-out MLM loss, seed {first_seed}", chart)],
+        table=table(comparison),
+        remarks=remarks(comparison),
+    )
+
+
+def made_by() -> str:
+    """What made a report, and when."""
+    return f"distil_ray {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
