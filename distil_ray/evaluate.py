@@ -30,15 +30,21 @@ def _evaluate(argv: list[str] | None) -> None:
 
     own = {name: own_task(name, spec) for name, spec in protocol.tasks.items()}
     tasks = chosen_tasks(arguments.tasks, arguments.glue, own)
+    from distil_ray.evaluation.card import add_to_card, check_card
     from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
     from distil_ray.evaluation.standings import Question, answer
     from distil_ray.training.console import Console
 
+    students = {name: path for name, path in models.items() if name != _TEACHER and arguments.card}
+    for name, path in students.items():
+        check_card(name, path)
     output = Path(arguments.output)
     question = Question(models, tasks, arguments.seeds, output, arguments.second_step)
     board = answer(question, protocol, Console())
     for suffix, text in (("json", to_json(board)), ("html", to_html(board)), ("md", to_markdown(board))):
         (output / f"{REPORT}.{suffix}").write_text(text, encoding="utf-8")
+    for path in students.values():
+        add_to_card(path, board)
     print(f"\n{to_markdown(board)}\nreport: {(output / REPORT).absolute()}.html, .md, .json")
 
 
@@ -92,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         help="fine-tune each student also with the soft targets of the fine-tuned teacher: rows NAME (D)",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="for report.html, .md, .json and each result")
+    parser.add_argument(
+        "--card", action="store_true", help="put each student's tables into its model card, the README.md of its folder"
+    )
     parser.add_argument("--protocol", action="append", default=[], metavar="FILE", help="YAML file with the keys below")
     parser.add_argument(
         "--set", action="append", default=[], metavar="section.key=value", help="a single key; wins over files"

@@ -95,7 +95,7 @@ def test_the_second_step_adds_rows_and_learns_from_the_teacher_that_was_fine_tun
     assert "half (D)/sst2/seed-1.json was made with another protocol" in capsys.readouterr().err
 
 
-def test_own_tasks_beside_glue(folders, ray_cluster, tmp_path):
+def test_own_tasks_beside_glue_and_the_model_card(folders, ray_cluster, tmp_path, capsys):
     own = tmp_path / "protocol.yaml"
     rows = pq.read_table(folders / "glue/sst2/train-00000-of-00001.parquet")
     pa.csv.write_csv(rows.select(["sentence", "label"]), tmp_path / "reviews.csv")
@@ -108,8 +108,14 @@ tasks:
 finetuning_of: {{answers: {{max_seq_length: 24}}}}
 """
     )
-    given = arguments(folders, tmp_path / "out", f"--protocol={own}", tasks=("answers", "reviews"), seeds=1)
+    given = arguments(folders, tmp_path / "out", f"--protocol={own}", "--card", tasks=("answers", "reviews"), seeds=1)
+    assert evaluate.main(given) == 2
+    assert f"--card: half, {folders}/student, is no local folder with a README.md" in capsys.readouterr().err
+    (folders / "student/README.md").write_text("# Half\n")
     assert evaluate.main(given) == 0
+    card = (folders / "student/README.md").read_text()
+    assert card.startswith("# Half\n\n<!-- evaluation")
+    assert "| half | " in card
 
     _, half = json.loads((tmp_path / "out/report.json").read_text())["models"]
     assert list(half["tasks"]) == ["reviews", "answers"]

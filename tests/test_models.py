@@ -10,6 +10,7 @@ import torch
 from small_models import NUM_LAYERS, VOCAB_SIZE, random_ids, small_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
+from training_parts import save_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from distil_ray.distillation import models
@@ -241,3 +242,15 @@ def test_tokenizer_must_fit_the_model() -> None:
     too_many = small_tokenizer([*TOKENS, *(f"t{i}" for i in range(VOCAB_SIZE))])
     with pytest.raises(InputError, match=f"tokenizer has 69 tokens, the model only {VOCAB_SIZE}"):
         models.check_vocabulary_fits(small_model("bert"), too_many)
+
+
+@pytest.mark.parametrize(("family", "num_types"), [("bert", 2), ("bert", 1), ("distilbert", 0)])
+def test_pairs_are_told_apart_only_by_models_that_can(tmp_path, family, num_types):
+    fields = {"type_vocab_size": num_types} if num_types else {}
+    folder = save_model(tmp_path, small_model(family, **fields))
+    model = models.load_classifier(folder, 2, 0)
+    tokenizer = models.load_tokenizer_of(model, folder)
+
+    encoded = tokenizer([("w1", "w2 w3")], return_tensors="pt")
+    assert ("token_type_ids" in encoded) == (num_types == 2)
+    assert model(**encoded).logits.shape == (1, 2)

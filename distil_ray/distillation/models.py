@@ -168,6 +168,20 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
+def load_tokenizer_of(model: PreTrainedModel, path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of ``path`` so that it tells the two texts of a pair apart only if the model can.
+
+    A model with embeddings for one type of token, or for none, cannot: a second type would be out of its range.
+
+    Raises:
+        InputError: as `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(path)
+    if getattr(model.config, "type_vocab_size", 0) < 2:
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    return tokenizer
+
+
 def check_config(config: PreTrainedConfig, source: str) -> None:
     """Raise InputError unless ``config``, read from ``source``, is a plain encoder of a supported family."""
     if config.model_type not in FAMILIES:

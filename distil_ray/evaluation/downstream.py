@@ -2,20 +2,28 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 import torch
 from tqdm import tqdm
 
-from distil_ray.distillation.models import load_tokenizer
+from distil_ray.distillation.models import load_tokenizer_of
 from distil_ray.errors import RunError
 from distil_ray.evaluation.features import Logits
 from distil_ray.evaluation.finetuning import Finetuner, SoftTargets, adapter_of
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.tasks import Splits, Task
+
+
+class Tuned(NamedTuple):
+    """What a fine-tuning came to: scores, how long it took, and the soft targets of a cell that teaches."""
+
+    scores: dict[str, float]
+    seconds: float
+    soft_targets: Logits | None
 
 
 def fine_tune_all(
@@ -36,68 +44,60 @@ def fine_tune_all(
     began, num_done = time.monotonic(), 0
     while waiting:
         (done,), _ = ray.wait(list(waiting), num_returns=1)
-        cell, soft_targets = waiting.pop(done)
+        cell = waiting.pop(done)
         num_done += 1
         try:
-            scores, seconds = ray.get(done)
-            if soft_targets is not None:
-                results.put_soft_targets(cell, ray.get(soft_targets))
+            tuned: Tuned = ray.get(done)
         except ray.exceptions.RayError as error:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             failures.append(f"{cell.model} on {cell.task}, seed {cell.seed}: {str(cause).strip().splitlines()[-1]}")
             continue
-        results.put(cell, scores, seconds)
+        if tuned.soft_targets is not None:
+            results.put_soft_targets(cell, tuned.soft_targets)
+        results.put(cell, tuned.scores, tuned.seconds)
         left = (time.monotonic() - began) / num_done * len(waiting)
         ending = f"  {num_done} of {len(cells)}, {tqdm.format_interval(left)} left" if waiting else ""
-        tell(f"{cell.task:5} {cell.model}, seed {cell.seed}: {scores['score']:.1f}{ending}")
+        tell(f"{cell.task:5} {cell.model}, seed {cell.seed}: {tuned.scores['score']:.1f}{ending}")
     if failures:
         raise RunError(f"{len(failures)} of {len(cells)} fine-tunings failed:\n  " + "\n  ".join(failures))
 
 
 def _start(
     cells: Sequence[Cell], tasks: Mapping[str, Task], data: Mapping[str, Splits], protocol: Protocol, results: Results
-) -> Iterator[tuple[Any, tuple[Cell, Any]]]:
-    """Start all cells, teachers before those that learn from them.
-
-    Yields:
-        What Ray will answer with for each cell: the scores, and the soft targets of a teacher.
-    """
+) -> Iterator[tuple[Any, Cell]]:
+    """Start all cells, teachers before those that learn from them; yield what Ray will answer with for each."""
     function: Any = _fine_tune
     remote: Any = ray.remote(function).options(
         num_cpus=protocol.resources.cpus,
         num_gpus=protocol.resources.gpus,
         max_retries=protocol.resources.max_retries,
-        num_returns=2,
         name="fine_tune",
     )
     splits = {name: ray.put(rows) for name, rows in data.items()}
-    soft_targets: dict[Cell, Any] = {}
+    tuned: dict[Cell, Any] = {}
     for cell in sorted(cells, key=lambda cell: cell.teacher is not None):
-        if cell.teacher is not None and cell.teacher not in soft_targets:
-            soft_targets[cell.teacher] = ray.put(results.soft_targets(cell.teacher))
-        given = None if cell.teacher is None else soft_targets[cell.teacher]
-        scores, own_targets = remote.remote(cell, tasks[cell.task], splits[cell.task], protocol, given)
-        soft_targets[cell] = own_targets
-        yield scores, (cell, own_targets if cell.teaches else None)
+        if cell.teacher is not None and cell.teacher not in tuned:
+            tuned[cell.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(cell.teacher)))
+        teacher = None if cell.teacher is None else tuned[cell.teacher]
+        tuned[cell] = remote.remote(cell, tasks[cell.task], splits[cell.task], protocol, teacher)
+        yield tuned[cell], cell
 
 
-def _fine_tune(
-    cell: Cell, task: Task, splits: Splits, protocol: Protocol, teacher_logits: Logits | None
-) -> tuple[tuple[dict[str, float], float], Logits | None]:
-    """The scores of a cell and how many seconds they took; soft targets, if it is a teacher. Runs on a node."""
+def _fine_tune(cell: Cell, task: Task, splits: Splits, protocol: Protocol, teacher: Tuned | None) -> Tuned:
+    """Fine-tune a cell. Runs on a node of the cluster."""
     torch.set_num_threads(protocol.resources.cpus)
     began = time.monotonic()
+    model = adapter_of(task).load(cell.path, cell.seed)
     finetuner = Finetuner(
-        adapter_of(task).load(cell.path, cell.seed),
-        load_tokenizer(cell.path),
+        model,
+        load_tokenizer_of(model, cell.path),
         task,
         protocol.finetuning_on(task.name),
         seed=cell.seed,
         device=torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"),
     )
-    finetuner.train(
-        splits["train"], None if teacher_logits is None else SoftTargets(teacher_logits, protocol.second_step)
-    )
+    targets = teacher.soft_targets if teacher else None
+    finetuner.train(splits["train"], None if targets is None else SoftTargets(targets, protocol.second_step))
     scores = finetuner.score({name: rows for name, rows in splits.items() if name != "train"})
     soft_targets = [np.array(one) for one in finetuner.logits(splits["train"])] if cell.teaches else None
-    return (scores, time.monotonic() - began), soft_targets
+    return Tuned(scores, time.monotonic() - began, soft_targets)

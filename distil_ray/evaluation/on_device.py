@@ -23,8 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.distillation.models import max_tokens
 from distil_ray.errors import InputError, RunError
-from distil_ray.evaluation.finetuning import encode_rows
-from distil_ray.evaluation.glue import Rows
+from distil_ray.evaluation.labelling import encode_rows
+from distil_ray.evaluation.tasks import Rows
 
 MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")

@@ -1,8 +1,8 @@
 """Scores and speeds -> the paper's tables, as Markdown, JSON and a page."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distil_ray.evaluation.html import render
@@ -47,6 +47,10 @@ class Scoreboard:
     def teacher(self) -> Standing:
         """What the others are compared with."""
         return self.standings[0]
+
+    def of(self, names: Collection[str]) -> "Scoreboard":
+        """The rows of these names alone."""
+        return replace(self, standings=[standing for standing in self.standings if standing.name in names])
 
 
 def findings(board: Scoreboard) -> list[str]:
@@ -103,12 +107,27 @@ def cost_table(board: Scoreboard) -> list[list[str]]:
 
 
 def to_markdown(board: Scoreboard) -> str:
-    """Both tables and the findings."""
-    lines = ["# Evaluation", "", *(f"- {sentence}" for sentence in findings(board))]
+    """The findings and all tables."""
+    return "\n".join(["# Evaluation", "", *tables_in_markdown(board), "", board.footer, ""])
+
+
+def tables_in_markdown(board: Scoreboard) -> list[str]:
+    """Lines: a sentence a student, and the tables, each below its title."""
+    lines = [f"- {sentence}" for sentence in findings(board)]
+    for title, table, note in tables(board):
+        lines += ["", f"### {title}", "", *to_markdown_table(table), "", note]
+    return lines
+
+
+def tables(board: Scoreboard) -> Iterator[tuple[str, list[list[str]], str]]:
+    """Title, rows and a note for each table that there is something to say in."""
     if board.teacher.tasks:
-        lines += ["", "## Scores", "", *to_markdown_table(score_table(board)), "", _note(board)]
-    lines += ["", "## Cost", "", *to_markdown_table(cost_table(board))]
-    return "\n".join([*lines, "", board.footer, ""])
+        yield "Scores", score_table(board), _note(board)
+    yield (
+        "Cost",
+        cost_table(board),
+        "Times: median and quartiles of forward passes over equal texts, the models taking turns.",
+    )
 
 
 def to_json(board: Scoreboard) -> str:
@@ -154,9 +173,7 @@ def to_html(board: Scoreboard) -> str:
         findings=findings(board),
         footer=board.footer,
         charts=charts,
-        scores=score_table(board) if board.teacher.tasks else [],
-        costs=cost_table(board),
-        note=_note(board) if board.teacher.tasks else "",
+        tables=list(tables(board)),
     )
 
 

@@ -14,7 +14,7 @@ from distil_ray.distillation.models import (
     check_vocabulary,
     check_vocabulary_fits,
     load_classifier,
-    load_tokenizer,
+    load_tokenizer_of,
     max_tokens,
 )
 from distil_ray.errors import InputError
@@ -127,7 +127,8 @@ def _validation(data: Mapping[str, Splits], task: str) -> Rows:
 
 
 def _load(name: str, path: str, question: Question, protocol: Protocol) -> Contender:
-    model, tokenizer = load_classifier(path, num_labels=2, seed=0), load_tokenizer(path)
+    model = load_classifier(path, num_labels=2, seed=0)
+    tokenizer = load_tokenizer_of(model, path)
     try:
         check_vocabulary_fits(model, tokenizer)
     except InputError as error:
