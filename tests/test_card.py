@@ -10,7 +10,7 @@ from distil_ray.evaluation.speed import Speed, Timing
 
 
 def board(student, score):
-    speeds = [Speed(1, Timing(2.0, 1.0, 3.0), Timing(5.0, 4.0, 6.0))]
+    speeds = [Speed("1 thread", Timing(2.0, 1.0, 3.0), Timing(5.0, 4.0, 6.0))]
     standings = [
         Standing(name, path, 10, 40, {"rte": Summary(value, value, value, 1)}, speeds)
         for name, path, value in (("teacher", "t", 60.0), ("half", student, score), ("other", "o", 1.0))

@@ -9,24 +9,25 @@ import pytest
 import torch
 from glue_rows import write_glue
 from small_models import VOCAB_SIZE, small_model
-from training_parts import T, save_model, small_tokenizer
+from training_parts import CPU, T, save_model, small_tokenizer
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from distil_ray.distillation.models import load_classifier
 from distil_ray.errors import InputError, RunError
-from distil_ray.evaluation.finetuning import finetune
-from distil_ray.evaluation.glue import TASKS, read_split
+from distil_ray.evaluation.finetuning import Finetuner
+from distil_ray.evaluation.glue import chosen_tasks
 from distil_ray.evaluation.on_device import (
     TOLERANCE,
     OnnxModel,
-    as_function,
     check,
     export_and_check,
     export_onnx,
     logits_of,
     quantise,
 )
-from distil_ray.evaluation.protocol import Finetuning
+from distil_ray.evaluation.protocol import Finetuning, Protocol
+from distil_ray.evaluation.speed import as_function
+from distil_ray.evaluation.tasks import read_tasks
 
 
 def disturbed(model):
@@ -54,7 +55,7 @@ def padded_batch(model, num_rows, num_tokens):
 
 
 def assert_same_at_any_size(model, path, names):
-    run, exported = as_function(model), OnnxModel(path, num_threads=1)
+    run, exported = as_function(model, CPU), OnnxModel(path, num_threads=1)
     for num_rows, num_tokens in ((1, 1), (1, 9), (5, 2), (7, 20)):
         batch = padded_batch(model, num_rows, num_tokens)
         expected, found = run(batch), exported(batch)
@@ -90,13 +91,13 @@ def test_a_model_that_answers_questions(tmp_path):
 def tuned(tmp_path_factory):
     """The model and its validation rows."""
     folder = tmp_path_factory.mktemp("tuned")
-    glue, task = write_glue(folder / "glue"), TASKS["sst2"]
-    train, validation = (read_split(str(glue), task, split) for split in ("train", "validation"))
+    ((task,), data) = read_tasks(chosen_tasks(["sst2"], str(write_glue(folder / "glue")), {}), Protocol())
     model = load_classifier(save_model(folder / "model", small_model("distilbert", n_layers=1)), 2, 0)
     protocol = Finetuning(learning_rate=3e-3, num_epochs=8, batch_size=16, max_seq_length=T)
-    splits = {"validation": validation}
-    scores = finetune(model, small_tokenizer(), task, train, splits, protocol, seed=1, device=torch.device("cpu"))
-    assert scores["score"] > 80
+    finetuner = Finetuner(model, small_tokenizer(), task, protocol, seed=1, device=CPU)
+    finetuner.train(data["sst2"]["train"])
+    validation = data["sst2"]["validation"]
+    assert finetuner.score({"validation": validation})["score"] > 80
     return model, validation
 
 
@@ -150,7 +151,7 @@ def test_the_folder_runs_without_torch_models(tuned, exported):
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     assert session.get_outputs()[0].shape == ["batch", 2]
     (logits,) = session.run(None, dict(batch))
-    np.testing.assert_allclose(logits, logits_of(as_function(model), small_tokenizer(), rows, T), atol=TOLERANCE)
+    np.testing.assert_allclose(logits, logits_of(as_function(model, CPU), small_tokenizer(), rows, T), atol=TOLERANCE)
 
 
 def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exported):
@@ -161,7 +162,9 @@ def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exported):
 def test_another_model_than_the_files_is_refused(tuned, exported):
     model, rows = tuned
     path = exported[0].path
-    reference, logits = (logits_of(run, small_tokenizer(), rows, T) for run in (as_function(model), OnnxModel(path, 1)))
+    reference, logits = (
+        logits_of(run, small_tokenizer(), rows, T) for run in (as_function(model, CPU), OnnxModel(path, 1))
+    )
     assert check(path, reference, logits, TOLERANCE) == exported[0]
     other = as_function(disturbed(copy.deepcopy(model)))
     with pytest.raises(RunError, match=r"model.onnx is not the model it was made from: a logit differs by \d"):

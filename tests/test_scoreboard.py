@@ -21,7 +21,7 @@ from distil_ray.evaluation.speed import Speed, Timing
 
 def standing(name, parameters, scores, milliseconds, seeds=3):
     tasks = {task: Summary(value, value - 1, value + 2, seeds) for task, value in scores.items()}
-    speeds = [Speed(1, Timing(milliseconds, 1.0, 9.0), Timing(100.0, 90.0, 110.0))]
+    speeds = [Speed("1 thread", Timing(milliseconds, 1.0, 9.0), Timing(100.0, 90.0, 110.0))]
     return Standing(name, f"/models/{name}", parameters, 4 * parameters, tasks, speeds)
 
 

@@ -39,6 +39,10 @@ class Labelling:
 
     def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
         """The task's metrics, in percent."""
+        return self.scores(rows, logits)
+
+    def scores(self, rows: Rows, logits: Logits) -> dict[str, float]:
+        """The task's metrics, in percent, of the logits [C] of each row."""
         return score(self._task.metrics, np.asarray(rows.labels), self.predictions(logits))
 
     def predictions(self, logits: Logits) -> npt.NDArray[Any]:

@@ -10,20 +10,20 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.distillation.models import max_tokens
 from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.labelling import encode_rows
+from distil_ray.evaluation.speed import Array, Run, as_function
 from distil_ray.evaluation.tasks import Rows
 
 MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
@@ -39,9 +39,6 @@ LOW_AGREEMENT = 0.9
 
 _MAX_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
 _ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
-
-Array = npt.NDArray[Any]
-Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 
 class Exported(NamedTuple):
@@ -110,7 +107,7 @@ def export_and_check(
     """
     path = export_onnx(model, tokenizer, folder)
     smaller = quantise(folder)
-    reference = logits_of(as_function(model), tokenizer, rows, max_seq_length)
+    reference = logits_of(as_function(model, torch.device("cpu")), tokenizer, rows, max_seq_length)
     logits, rounded = (logits_of(OnnxModel(file, 1), tokenizer, rows, max_seq_length) for file in (path, smaller))
     return check(path, reference, logits, TOLERANCE), check(smaller, reference, rounded)
 
@@ -180,19 +177,6 @@ def quantise(folder: Path) -> Path:
     with _quiet():
         quantize_dynamic(folder / MODEL_FILE, path, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
     return path
-
-
-def as_function(model: PreTrainedModel) -> Run:
-    """The original model, on the CPU, as a function like `OnnxModel`; it is put in eval mode."""
-    model.eval()
-    taken = inspect.signature(model.forward).parameters
-
-    @torch.inference_mode()
-    def run(batch: Mapping[str, Array]) -> dict[str, Array]:
-        tensors = {name: torch.from_numpy(values) for name, values in batch.items() if name in taken}
-        return {name: values.numpy() for name, values in model(**tensors).items()}
-
-    return run
 
 
 def logits_of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Array:

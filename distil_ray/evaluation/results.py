@@ -52,7 +52,7 @@ class Results:
         if not file.exists() or (cell.teaches and not self._soft_target_file(cell).exists()):
             return None
         found = json.loads(file.read_text(encoding="utf-8"))
-        if found["made_with"] != self._made_with(cell):
+        if found["made_with"] != self.made_with(cell):
             raise InputError(
                 f"{file} was made with another protocol or another model of that name; give another --output, or "
                 f"remove {self._folder} to begin again"
@@ -70,7 +70,7 @@ class Results:
         """Note the scores of a cell; a file is whole or not there."""
         file = self._file(cell)
         file.parent.mkdir(parents=True, exist_ok=True)
-        content = {"scores": dict(scores), "seconds": round(seconds, 1), "made_with": self._made_with(cell)}
+        content = {"scores": dict(scores), "seconds": round(seconds, 1), "made_with": self.made_with(cell)}
         partial = file.with_suffix(".part")
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         partial.replace(file)
@@ -96,7 +96,8 @@ class Results:
     def _soft_target_file(self, cell: Cell) -> Path:
         return self._file(cell).with_suffix(".soft-targets.npz")
 
-    def _made_with(self, cell: Cell) -> dict[str, Any]:
+    def made_with(self, cell: Cell) -> dict[str, Any]:
+        """What a cell's outcome depends on."""
         protocol = self._protocol.finetuning_on(cell.task).model_dump(mode="json")
         made_with = {"protocol": protocol, "model": self._digest(cell.path)}
         if cell.task in self._protocol.tasks:

@@ -87,11 +87,9 @@ def score_table(board: Scoreboard) -> list[list[str]]:
 
 def cost_table(board: Scoreboard) -> list[list[str]]:
     """The paper's table 3: size and speed."""
-    threads = [speed.threads for speed in board.teacher.speeds]
     header = ["model", "parameters", "MB on disk"]
-    for count in threads:
-        name = "1 thread" if count == 1 else f"{count} threads"
-        header += [f"ms a row ({name})", f"rows/s in batches of 32 ({name})"]
+    for speed in board.teacher.speeds:
+        header += [f"ms a row ({speed.where})", f"rows/s in batches of 32 ({speed.where})"]
     table = [header]
     seen: set[str] = set()  # a model may stand in several rows, fine-tuned in several ways
     for standing in board.standings:
@@ -143,7 +141,7 @@ def to_json(board: Scoreboard) -> str:
             "tasks": {task: summary._asdict() for task, summary in standing.tasks.items()},
             "speeds": [
                 {
-                    "threads": speed.threads,
+                    "where": speed.where,
                     "latency_ms": speed.latency_ms._asdict(),
                     "rows_per_second": speed.rows_per_second._asdict(),
                 }

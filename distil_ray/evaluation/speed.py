@@ -1,12 +1,15 @@
-"""How fast models are on this machine's CPU, on equal texts, taking turns so that a busy machine favours none."""
+"""How fast models are on equal texts, taking turns so that a busy machine favours none."""
 
+import inspect
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +17,10 @@ from distil_ray.evaluation.labelling import encode_rows
 from distil_ray.evaluation.tasks import Rows
 
 _NUM_SINGLE_ROWS, _NUM_BATCHES, _BATCH_SIZE, _NUM_WARMUPS = 40, 7, 32, 2
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""A model as a function of the tokenizer's arrays [B, T] int64 by name; it returns its outputs by name."""
 
 
 class Timing(NamedTuple):
@@ -25,27 +32,69 @@ class Timing(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """``latency_ms`` of one row at a time; ``rows_per_second`` in batches of 32; on ``threads`` threads."""
+    """``latency_ms`` of one row; ``rows_per_second`` in batches of 32; ``where``: on how many threads, or a GPU's name."""
 
-    threads: int
+    where: str
     latency_ms: Timing
     rows_per_second: Timing
 
 
-Contender = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+class Contender(NamedTuple):
+    """A model to be timed, and its tokenizer."""
+
+    run: Run
+    tokenizer: PreTrainedTokenizerBase
 
 
-def measure_speed(contenders: Mapping[str, Contender], rows: Rows, max_seq_length: int) -> dict[str, list[Speed]]:
-    """Measure on one thread and on all of them (the paper: batches of 1 over STS-B's validation rows)."""
-    speeds: dict[str, list[Speed]] = {name: [] for name in contenders}
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def measure_speed(models: Mapping[str, Loaded], rows: Rows, max_seq_length: int) -> dict[str, list[Speed]]:
+    """Measure on one thread, on all, and on a GPU if there is one (the paper: batches of 1 over STS-B's rows)."""
+    speeds: dict[str, list[Speed]] = {name: [] for name in models}
     for threads in sorted({1, os.cpu_count() or 1}):
-        with _threads(threads):
-            single = _times(contenders, rows, max_seq_length, 1, _NUM_SINGLE_ROWS)
-            batched = _times(contenders, rows, max_seq_length, _BATCH_SIZE, _NUM_BATCHES)
-        for name in contenders:
-            latency = _timing([1e3 * seconds for seconds in single[name]])
-            speeds[name].append(Speed(threads, latency, _timing([_BATCH_SIZE / seconds for seconds in batched[name]])))
+        where = "1 thread" if threads == 1 else f"{threads} threads"
+        with using_threads(threads):
+            _measure(speeds, where, torch.device("cpu"), models, rows, max_seq_length)
+    if torch.cuda.is_available():
+        _measure(speeds, torch.cuda.get_device_name(), torch.device("cuda"), models, rows, max_seq_length)
     return speeds
+
+
+def _measure(
+    speeds: Mapping[str, list[Speed]],
+    where: str,
+    device: torch.device,
+    models: Mapping[str, Loaded],
+    rows: Rows,
+    max_seq_length: int,
+) -> None:
+    contenders = {name: Contender(as_function(model, device), tokenizer) for name, (model, tokenizer) in models.items()}
+    latency = measure_latency(contenders, rows, max_seq_length)
+    batched = _times(contenders, rows, max_seq_length, _BATCH_SIZE, _NUM_BATCHES)
+    for name, (model, _) in models.items():
+        rate = _timing([_BATCH_SIZE / seconds for seconds in batched[name]])
+        speeds[name].append(Speed(where, latency[name], rate))
+        model.cpu()
+
+
+def measure_latency(contenders: Mapping[str, Contender], rows: Rows, max_seq_length: int) -> dict[str, Timing]:
+    """Milliseconds of one row at a time."""
+    seconds = _times(contenders, rows, max_seq_length, 1, _NUM_SINGLE_ROWS)
+    return {name: _timing([1e3 * value for value in values]) for name, values in seconds.items()}
+
+
+def as_function(model: PreTrainedModel, device: torch.device) -> Run:
+    """A torch model as a function that takes and returns what lies in this machine's memory; it is put in eval mode."""
+    model.to(device).eval()  # type: ignore[arg-type]
+    taken = inspect.signature(model.forward).parameters
+
+    @torch.inference_mode()
+    def run(batch: Mapping[str, Array]) -> dict[str, Array]:
+        tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items() if name in taken}
+        return {name: values.cpu().numpy() for name, values in model(**tensors).items()}
+
+    return run
 
 
 def _times(
@@ -53,27 +102,27 @@ def _times(
 ) -> dict[str, list[float]]:
     """Seconds of ``count`` forward passes of each contender, after some that do not count."""
     batches = {
-        name: list(_batches(tokenizer, rows, max_seq_length, batch_size, count + _NUM_WARMUPS))
-        for name, (_, tokenizer) in contenders.items()
+        name: list(_batches(contender.tokenizer, rows, max_seq_length, batch_size, count + _NUM_WARMUPS))
+        for name, contender in contenders.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    with torch.inference_mode():
-        for turn in range(count + _NUM_WARMUPS):
-            for name, (model, _) in contenders.items():
-                began = time.perf_counter()
-                model.eval()(**batches[name][turn])
-                seconds[name].append(time.perf_counter() - began)
+    for turn in range(count + _NUM_WARMUPS):
+        for name, contender in contenders.items():
+            began = time.perf_counter()
+            contender.run(batches[name][turn])
+            seconds[name].append(time.perf_counter() - began)
     return {name: values[_NUM_WARMUPS:] for name, values in seconds.items()}
 
 
 def _batches(
     tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int, batch_size: int, count: int
-) -> Iterator[Any]:
+) -> Iterator[dict[str, Array]]:
     """Batches of the rows in their order, from the first again when they are used up."""
     encoded = encode_rows(tokenizer, rows, max_seq_length)
     for number in range(count):
         chosen = [encoded[(number * batch_size + i) % len(encoded)] for i in range(batch_size)]
-        yield tokenizer.pad(chosen, return_tensors="pt")
+        padded: Any = tokenizer.pad(chosen, return_tensors="np")
+        yield {name: values.astype(np.int64) for name, values in padded.items()}
 
 
 def _timing(values: Sequence[float]) -> Timing:
@@ -82,7 +131,8 @@ def _timing(values: Sequence[float]) -> Timing:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch compute on so many threads while the block runs."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

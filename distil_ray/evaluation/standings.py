@@ -23,7 +23,7 @@ from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.scoreboard import Scoreboard, Standing
 from distil_ray.evaluation.scores import Summary, summarise
-from distil_ray.evaluation.speed import Contender, measure_speed
+from distil_ray.evaluation.speed import Loaded, measure_speed
 from distil_ray.evaluation.tasks import Rows, Splits, Task, read_tasks
 from distil_ray.training.cluster import connect
 from distil_ray.training.console import Console
@@ -72,21 +72,21 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
         InputError: a model or a task cannot be used; said before anything is trained.
         RunError: fine-tunings failed; what succeeded is kept.
     """
-    contenders = {name: _load(name, path, question, protocol) for name, path in question.models.items()}
+    models = {name: _load(name, path, question, protocol) for name, path in question.models.items()}
     tasks, data = read_tasks(question.tasks, protocol)
     if question.with_second_step and any(task.kind == "span" for task in tasks):
-        _check_same_pieces(contenders)
+        _check_same_pieces(models)
     results = Results(question.output, protocol)
     fine_tune(question.cells, tasks, data, protocol, results, console)
     console.line("measuring on this machine's CPU")
     task = _SPEED_TASK if _SPEED_TASK in data else tasks[0].name
-    speeds = measure_speed(contenders, _validation(data, task), protocol.finetuning.max_seq_length)
+    speeds = measure_speed(models, _validation(data, task), protocol.finetuning.max_seq_length)
     paths = {cell.model: cell.path for cell in question.cells}
     standings = [
         Standing(
             name,
             path,
-            _num_parameters(contenders[name.removesuffix(SECOND_STEP)]),
+            _num_parameters(models[name.removesuffix(SECOND_STEP)]),
             _num_bytes(path),
             tasks=_summaries(name, question, results),
             speeds=speeds[name.removesuffix(SECOND_STEP)],
@@ -126,7 +126,7 @@ def _validation(data: Mapping[str, Splits], task: str) -> Rows:
     return next(rows for split, rows in data[task].items() if split != "train")
 
 
-def _load(name: str, path: str, question: Question, protocol: Protocol) -> Contender:
+def _load(name: str, path: str, question: Question, protocol: Protocol) -> Loaded:
     model = load_classifier(path, num_labels=2, seed=0)
     tokenizer = load_tokenizer_of(model, path)
     try:
@@ -143,9 +143,9 @@ def _load(name: str, path: str, question: Question, protocol: Protocol) -> Conte
     return model, tokenizer
 
 
-def _check_same_pieces(contenders: Mapping[str, Contender]) -> None:
+def _check_same_pieces(models: Mapping[str, Loaded]) -> None:
     """Raise InputError unless all tokenizers are the teacher's, whose soft targets are about pieces."""
-    (_, (_, teacher)), *students = contenders.items()
+    (_, (_, teacher)), *students = models.items()
     for name, (_, tokenizer) in students:
         try:
             check_vocabulary(teacher, tokenizer)
@@ -153,9 +153,9 @@ def _check_same_pieces(contenders: Mapping[str, Contender]) -> None:
             raise InputError(f"--second-step: {name}: {error}") from error
 
 
-def _num_parameters(contender: Contender) -> int:
+def _num_parameters(loaded: Loaded) -> int:
     """Parameters of the encoder, without the head of the task that was loaded for."""
-    encoder: Any = contender[0].base_model
+    encoder: Any = loaded[0].base_model
     return int(encoder.num_parameters())
 
 

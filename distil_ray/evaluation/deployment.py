@@ -1,0 +1,182 @@
+"""Models -> files for a device, fine-tuned for a task, each a Ray task of its own; what they cost and what they score."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, NamedTuple
+
+import ray
+import torch
+
+from distil_ray.distillation.models import load_tokenizer, load_tokenizer_of
+from distil_ray.errors import InputError, RunError
+from distil_ray.evaluation.finetuning import Finetuner
+from distil_ray.evaluation.labelling import Labelling
+from distil_ray.evaluation.on_device import (
+    INT8_FILE,
+    MODEL_FILE,
+    OnnxModel,
+    check_packages,
+    export_and_check,
+    logits_of,
+)
+from distil_ray.evaluation.protocol import Protocol
+from distil_ray.evaluation.results import Cell, Results
+from distil_ray.evaluation.speed import Contender, Run, Timing, as_function, measure_latency, using_threads
+from distil_ray.evaluation.tasks import Rows, Splits, Task
+
+_FIGURES_FILE = "figures.json"
+FORMATS = {"PyTorch": "", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
+
+
+class Figures(NamedTuple):
+    """What a file scores on the task, in percent, and how its logits differ from the original's; see `Exported`."""
+
+    score: float
+    max_difference: float
+    agreement: float
+
+
+class Deployed(NamedTuple):
+    """A fine-tuned model in one of `FORMATS`; ``latency_ms`` of one row on one thread."""
+
+    format: str
+    num_bytes: int
+    latency_ms: Timing
+    figures: Figures
+
+
+def check_on_device(task: Task) -> None:
+    """Raise InputError unless the packages are there, and the task is one that can be deployed for."""
+    check_packages()
+    if task.kind == "span":
+        raise InputError(f"--on-device: given {task.name}, expected a task that asks for a class or a number")
+
+
+def deploy_all(
+    cells: Sequence[Cell],
+    task: Task,
+    splits: Splits,
+    protocol: Protocol,
+    results: Results,
+    folder: Path,
+    tell: Callable[[str], None],
+) -> dict[str, list[Deployed]]:
+    """Fine-tune and export models, or what is left of them, to ``folder/<model>``, and time them here, in turns.
+
+    Raises:
+        RunError: an export is not the model it was made from.
+    """
+    function: Any = _export
+    remote: Any = ray.remote(function).options(num_cpus=protocol.resources.cpus, num_gpus=protocol.resources.gpus)
+    waiting = [
+        (cell, remote.remote(cell, task, splits, protocol)) for cell in cells if not _is_done(folder, cell, results)
+    ]
+    for cell, reference in waiting:
+        try:
+            files = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise RunError(f"{cell.model} for a device: {str(error.cause).strip().splitlines()[-1]}") from error
+        _keep(folder / cell.model, files, results.made_with(cell))
+        tell(f"{cell.model}: {task.name} for a device, in {folder / cell.model}")
+    rows = _validation(splits)
+    latency = _latency(cells, task, folder, rows, protocol)
+    return {cell.model: _deployed(cell, folder, latency) for cell in cells}
+
+
+def _validation(splits: Splits) -> Rows:
+    return next(rows for split, rows in splits.items() if split != "train")
+
+
+def _is_done(folder: Path, cell: Cell, results: Results) -> bool:
+    file = folder / cell.model / _FIGURES_FILE
+    if not file.exists():
+        return False
+    if json.loads(file.read_text(encoding="utf-8"))["made_with"] != results.made_with(cell):
+        raise InputError(
+            f"{file} was made with another protocol or another model of that name; give another --output, or remove "
+            f"{folder} to begin again"
+        )
+    return True
+
+
+def _export(cell: Cell, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
+    """The files of a fine-tuned model, by name. Runs on a node of the cluster."""
+    torch.set_num_threads(protocol.resources.cpus)
+    finetuning, adapter, rows = protocol.finetuning_on(task.name), Labelling(task), _validation(splits)
+    model = adapter.load(cell.path, cell.seed)
+    tokenizer = load_tokenizer_of(model, cell.path)
+    device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+    Finetuner(model, tokenizer, task, finetuning, seed=cell.seed, device=device).train(splits["train"])
+    length = finetuning.max_seq_length
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        original = as_function(model.cpu(), torch.device("cpu"))
+        exported = export_and_check(model, tokenizer, rows, folder, length)
+        runs: list[Run] = [original, *(OnnxModel(one.path, protocol.resources.cpus) for one in exported)]
+        scores = [_score(adapter, rows, logits_of(run, tokenizer, rows, length)) for run in runs]
+        same = [(0.0, 1.0), *((one.max_difference, one.agreement) for one in exported)]
+        figures = {
+            kind: Figures(score, *pair)._asdict() for kind, score, pair in zip(FORMATS, scores, same, strict=True)
+        }
+        model.save_pretrained(folder)
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return files | {_FIGURES_FILE: json.dumps(figures).encode()}
+
+
+def _score(adapter: Labelling, rows: Rows, logits: Any) -> float:
+    scores = adapter.scores(rows, list(logits)).values()
+    return sum(scores) / len(scores)
+
+
+def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]) -> None:
+    """Write a model's files; the folder is whole or not there."""
+    partial = folder.with_name(f"{folder.name}.part")
+    rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, content in files.items():
+        (partial / name).write_bytes(content)
+    figures = {"formats": json.loads(files[_FIGURES_FILE]), "made_with": made_with}
+    (partial / _FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder)
+
+
+def _latency(
+    cells: Sequence[Cell], task: Task, folder: Path, rows: Rows, protocol: Protocol
+) -> dict[tuple[str, str], Timing]:
+    """Of each model in each format."""
+    contenders: dict[tuple[str, str], Contender] = {}
+    for cell in cells:
+        own = folder / cell.model
+        tokenizer = load_tokenizer(str(own))
+        for kind, file in FORMATS.items():
+            run = (
+                OnnxModel(own / file, 1)
+                if file
+                else as_function(Labelling(task).load(str(own), 0), torch.device("cpu"))
+            )
+            contenders[cell.model, kind] = Contender(run, tokenizer)
+    names = {f"{model}\n{kind}": (model, kind) for model, kind in contenders}
+    with using_threads(1):
+        found = measure_latency(
+            {name: contenders[key] for name, key in names.items()},
+            rows,
+            protocol.finetuning_on(task.name).max_seq_length,
+        )
+    return {names[name]: timing for name, timing in found.items()}
+
+
+def _deployed(cell: Cell, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:
+    own = folder / cell.model
+    formats = json.loads((own / _FIGURES_FILE).read_text(encoding="utf-8"))["formats"]
+    return [
+        Deployed(
+            kind,
+            (own / (file or "model.safetensors")).stat().st_size,
+            latency[cell.model, kind],
+            Figures(**formats[kind]),
+        )
+        for kind, file in FORMATS.items()
+    ]
