@@ -3,9 +3,15 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distil_ray.cli import main_of
 from distil_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from distil_ray.evaluation.protocol import Protocol
+    from distil_ray.evaluation.scoreboard import Scoreboard
+    from distil_ray.evaluation.tasks import Task
 
 _TEACHER = "teacher"
 REPORT = "report"
@@ -25,13 +31,8 @@ def _evaluate(argv: list[str] | None) -> None:
     models = name_models(arguments.teacher, arguments.student)
     if arguments.seeds < 1:
         raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
-    from distil_ray.evaluation.glue import chosen_tasks
-    from distil_ray.evaluation.tasks import own_task
-
-    own = {name: own_task(name, spec) for name, spec in protocol.tasks.items()}
-    tasks = chosen_tasks(arguments.tasks, arguments.glue, own)
+    from distil_ray.config import parse_sources
     from distil_ray.evaluation.card import add_to_card, check_card
-    from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
     from distil_ray.evaluation.standings import Question, answer
     from distil_ray.training.console import Console
 
@@ -39,12 +40,39 @@ def _evaluate(argv: list[str] | None) -> None:
     for name, path in students.items():
         check_card(name, path)
     output = Path(arguments.output)
-    question = Question(models, tasks, arguments.seeds, output, arguments.second_step)
+    question = Question(
+        models,
+        _tasks(arguments, protocol),
+        arguments.seeds,
+        output,
+        with_second_step=arguments.second_step,
+        text=parse_sources(arguments.text) if arguments.text else (),
+        device_task=arguments.on_device,
+    )
     board = answer(question, protocol, Console())
-    for suffix, text in (("json", to_json(board)), ("html", to_html(board)), ("md", to_markdown(board))):
-        (output / f"{REPORT}.{suffix}").write_text(text, encoding="utf-8")
+    _write(board, output)
     for path in students.values():
         add_to_card(path, board)
+
+
+def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
+    """Those that are named; GLUE's and the protocol's if none is, and it is not about text alone."""
+    from distil_ray.evaluation.glue import chosen_tasks
+    from distil_ray.evaluation.tasks import own_task
+
+    names = [*arguments.tasks, *filter(None, [arguments.on_device])]
+    if arguments.text and not names:
+        return []
+    own = {name: own_task(name, spec) for name, spec in protocol.tasks.items()}
+    return chosen_tasks(names, arguments.glue, own)
+
+
+def _write(board: "Scoreboard", output: Path) -> None:
+    from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
+
+    output.mkdir(parents=True, exist_ok=True)
+    for suffix, text in (("json", to_json(board)), ("html", to_html(board)), ("md", to_markdown(board))):
+        (output / f"{REPORT}.{suffix}").write_text(text, encoding="utf-8")
     print(f"\n{to_markdown(board)}\nreport: {(output / REPORT).absolute()}.html, .md, .json")
 
 
@@ -96,6 +124,16 @@ def _parser() -> argparse.ArgumentParser:
         "--second-step",
         action="store_true",
         help="fine-tune each student also with the soft targets of the fine-tuned teacher: rows NAME (D)",
+    )
+    parser.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="text that no model has seen, as data.sources takes it: evaluate the models on it as they are",
+    )
+    parser.add_argument(
+        "--on-device", metavar="TASK", help="export each model, fine-tuned for this task, to ONNX and int8, and compare"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="for report.html, .md, .json and each result")
     parser.add_argument(

@@ -8,21 +8,21 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import ray.data
-from ray.data import DataContext, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from distil_ray.data.batch import Arrays, filler_rows
-from distil_ray.data.plan import DataPlan
+from distil_ray.data.plan import DataPlan, TextPlan
 from distil_ray.data.rows import count_pieces, make_rows
 from distil_ray.data.schedule import Position
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, RunError
 
 Result = TypeVar("Result")
 
@@ -181,6 +181,103 @@ def heldout_rows(
             warn(note)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: values[:num_rows] for name, values in columns.items()}
+
+
+class Room(NamedTuple):
+    """What `evaluated_blocks` takes of the cluster.
+
+    Attributes:
+        num_actors: evaluators, at most.
+        cpus, gpus: CPU slots and GPUs of each.
+        data_cpus: CPU slots for reading and masking; with 0 that is done beside the evaluators, one task at a time.
+        max_restarts: how often an evaluator is begun again after the loss of its process or node.
+    """
+
+    num_actors: int
+    cpus: float
+    gpus: float
+    data_cpus: int
+    max_restarts: int
+
+
+def evaluated_blocks(
+    plan: TextPlan,
+    evaluator: type[Any],
+    arguments: Sequence[Any],
+    *,
+    block_rows: int,
+    room: Room,
+) -> Iterator[Arrays]:
+    """Stream a text through actors, in blocks of exactly ``block_rows`` rows (the last one has the rest).
+
+    Args:
+        plan: the rows.
+        evaluator: class of the actors; called with the arrays of a block, it returns arrays of one row.
+        arguments: of its constructor.
+        block_rows: rows of a block.
+        room: what to take of the cluster; it changes neither the blocks nor their order.
+
+    Yields:
+        What an actor made of each block, in the order of the rows.
+
+    Raises:
+        InputError: the text cannot be read.
+        RunError: an evaluator failed, or was lost too often.
+    """
+    configure_context()
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs at length what is raised here in a line
+    parts = np.array_split(np.arange(len(plan.units)), min(len(plan.units), HORIZON_GROUPS))
+
+    def make_part(batch: Any) -> Iterator[Any]:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task, one core
+        for index in parts[int(batch["item"][0])]:
+            rows = plan.rows_of(int(index))
+            if len(rows["row"]):  # Arrow has no empty tensors
+                yield rows
+
+    num_tasks = min(max(room.data_cpus, 1), len(parts))
+    # Not `ray.data.range`: its tasks would take a slot even where the evaluators leave none.
+    blocks = (
+        ray.data.from_items(list(range(len(parts))), override_num_blocks=len(parts))
+        .map_batches(
+            make_part,
+            batch_size=None,
+            batch_format="numpy",
+            num_cpus=min(room.data_cpus, 1),
+            compute=TaskPoolStrategy(size=num_tasks),
+        )
+        .repartition(target_num_rows_per_block=block_rows, strict=True)
+    )
+    _cut_beside_the_groups(blocks, num_tasks=min(4, len(parts)))
+    evaluated = blocks.map_batches(
+        evaluator,
+        fn_constructor_args=arguments,
+        batch_size=None,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(min_size=1, max_size=room.num_actors, initial_size=room.num_actors),
+        num_cpus=room.cpus,
+        num_gpus=room.gpus,
+    )
+    operator: Any = evaluated._logical_plan.dag
+    operator.ray_remote_args.update(max_restarts=room.max_restarts, max_task_retries=room.max_restarts)
+    evaluated.context.execution_options = ExecutionOptions(
+        preserve_order=True,
+        resource_limits=ExecutionResources(object_store_memory=(room.num_actors + num_tasks) * _BYTES_AHEAD_PER_CPU),
+    )
+    evaluated.context.raise_original_map_exception = True
+    try:
+        yield from evaluated.iter_batches(batch_size=None, batch_format="numpy")
+    except ray.exceptions.RayError as error:
+        raise _in_a_line(error) from None
+
+
+def _in_a_line(error: ray.exceptions.RayError) -> Exception:
+    """What went wrong in a pipeline, without what Ray adds to it."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    message = str(cause).partition("\nFailed to apply UDF transform")[0].strip()
+    if isinstance(cause, InputError):
+        return InputError(message)
+    return RunError(f"the evaluation of the text failed: {type(cause).__name__}: {message.splitlines()[-1]}")
 
 
 def sample_piece_counts(

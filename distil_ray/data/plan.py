@@ -7,15 +7,22 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from distil_ray.data.batch import Arrays
 from distil_ray.data.corpus import Corpus, Source, explain_difference, list_corpus
 from distil_ray.data.hashing import draws, stream_key
-from distil_ray.data.rows import RowSettings
+from distil_ray.data.rows import RowSettings, make_rows
 from distil_ray.data.schedule import Schedule, split_units
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
 
 MAX_HELDOUT_UNITS = 64
 """Held-out rows come from at most so many units, an equal share from each."""
+
+IN_SAMPLE = "in_sample"
+"""Name of a further array of held-out rows, ``[B]`` bool: the rows of which more is asked."""
+
+_AMPLE_BYTES_PER_TOKEN = 32
+_ALL = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,19 @@ def make_plan(
         train_units, eval_units = np.arange(corpus.num_units), np.arange(eval_corpus.num_units)
     if corpus.num_units == 0:
         raise InputError("data.sources: every file was left out, so there is nothing to train on")
-    order = draws(stream_key(settings.seed, "heldout"), eval_units.astype(np.uint64))
     return DataPlan(
         corpus=corpus,
         schedule=Schedule(train_units, corpus.unit_bytes[train_units], seed=settings.seed, num_epochs=num_epochs),
         eval_corpus=eval_corpus,
-        eval_units=eval_units[np.argsort(order)][:MAX_HELDOUT_UNITS],
+        eval_units=_heldout_order(eval_units, settings.seed)[:MAX_HELDOUT_UNITS],
         vocabulary=vocabulary,
         settings=settings,
         skip_bad_files=on_bad_file == "skip",
     )
+
+
+def _heldout_order(units: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    return units[np.argsort(draws(stream_key(seed, "heldout"), units.astype(np.uint64)))]
 
 
 def explain_fingerprints(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -87,3 +97,81 @@ def explain_fingerprints(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if old["tokenizer"] != new["tokenizer"]:
         reasons.append("tokenizer: it maps text to other ids than before")
     return reasons
+
+
+@dataclass(frozen=True, eq=False)
+class TextPlan:
+    """Rows of a text of which nothing is trained on, as a pure function of its fields. Cheap to send.
+
+    Attributes:
+        units: indices into ``corpus``, in a seeded order ``[U]``.
+        num_rows: rows to take of each unit, at most ``[U]``.
+        num_sampled: how many of them are in the sample, at most ``[U]``.
+    """
+
+    corpus: Corpus
+    units: npt.NDArray[np.int64]
+    num_rows: npt.NDArray[np.int64]
+    num_sampled: npt.NDArray[np.int64]
+    vocabulary: Vocabulary
+    settings: RowSettings
+
+    def rows_of(self, index: int) -> Arrays:
+        """Make the rows of the unit at ``index``: the arrays of `batch` and `IN_SAMPLE`, like a run's held-out rows.
+
+        Raises:
+            InputError: the unit cannot be read.
+        """
+        units = self.units[index : index + 1]
+        made, _ = make_rows(self.corpus, units, self.vocabulary, self.settings, split="eval", group=index)
+        rows = {name: values[: self.num_rows[index]].copy() for name, values in made.items()}
+        return rows | {IN_SAMPLE: _spread(int(self.num_sampled[index]), len(rows["row"]))}
+
+    def share_behind(self, group: int, row: int, group_rows: int) -> float:
+        """The share of the plan that lies behind when a row is done (its place, as in `batch`)."""
+        return (group + (row + 1) / min(group_rows, int(self.num_rows[group]))) / len(self.units)
+
+
+def plan_text(
+    sources: Sequence[Source],
+    vocabulary: Vocabulary,
+    settings: RowSettings,
+    *,
+    num_rows: int | None,
+    num_sampled: int,
+) -> TextPlan:
+    """List a text and choose rows from all over it, from each unit in proportion to its size. Reads no text.
+
+    Args:
+        num_rows: rows to take; None takes all. They come from `MAX_HELDOUT_UNITS` units, or from more if those may
+            have too little text.
+        num_sampled: how many of them are in the sample, which is spread evenly over them.
+
+    Raises:
+        InputError: a source is unusable.
+    """
+    corpus = list_corpus(sources)
+    units = _heldout_order(np.arange(corpus.num_units), settings.seed)
+    if num_rows is None:
+        sampled = _shares(num_sampled, corpus.unit_bytes[units])
+        return TextPlan(corpus, units, np.full(len(units), _ALL), sampled, vocabulary, settings)
+    ample_bytes = num_rows * settings.max_seq_length * _AMPLE_BYTES_PER_TOKEN
+    enough = int(np.searchsorted(np.cumsum(corpus.unit_bytes[units]), ample_bytes)) + 1
+    units = units[: max(enough, MAX_HELDOUT_UNITS)]
+    taken = _shares(num_rows, corpus.unit_bytes[units])
+    units, taken = units[taken > 0], taken[taken > 0]
+    return TextPlan(corpus, units, taken, _shares(min(num_sampled, num_rows), taken), vocabulary, settings)
+
+
+def _shares(total: int, weights: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Whole numbers that add up to ``total``, in proportion to ``weights``."""
+    edges = np.rint(total * (np.cumsum(weights) / weights.sum())).astype(np.int64)
+    shares: npt.NDArray[np.int64] = np.diff(edges, prepend=0)
+    return shares
+
+
+def _spread(num_chosen: int, num_rows: int) -> npt.NDArray[np.bool_]:
+    """Bools ``[num_rows]`` of which ``num_chosen``, or all, are true, at equal distances."""
+    steps = np.arange(num_rows + 1) * min(num_chosen, num_rows)
+    chosen: npt.NDArray[np.bool_] = np.diff(steps // max(num_rows, 1)) > 0
+    return chosen

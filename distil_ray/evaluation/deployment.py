@@ -1,4 +1,4 @@
-"""Models -> files for a device, fine-tuned for a task, each a Ray task of its own; what they cost and what they score."""
+"""Models -> files for a device, fine-tuned for a task, each in a Ray task; what they cost and what they score."""
 
 import json
 import tempfile

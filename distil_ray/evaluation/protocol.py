@@ -6,6 +6,7 @@ from pydantic import Field, Strict, ValidationError, model_validator
 
 from distil_ray.config import ConfigError, Section, load_settings, shown, single_problems
 from distil_ray.config.sections import Count, LocalPathOrHubId, Positive, Probability, Text, Weight
+from distil_ray.data.masking import num_masked_positions
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match"]
 METRICS_OF: dict[str, tuple[Metric, ...]] = {
@@ -79,8 +80,39 @@ class OwnTask(Section):
         return self
 
 
+class HeldOutText(Section):
+    """Evaluation on text that no model was trained on, by masked language modelling, without fine-tuning."""
+
+    max_seq_length: Annotated[int, Field(ge=8, le=2**15 - 1)] = 128
+    """Pieces in a row, the two special ones at its ends included."""
+    mlm_probability: Annotated[float, Field(gt=0, le=1)] = 0.15
+    """Share of a row's positions that is masked, special pieces excluded (BERT: 0.15)."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 56
+    """Seed of the choice of rows and of the masks."""
+    num_rows: Count | None = 1024
+    """Rows used, from all over the text; null takes all of it."""
+    pseudo_perplexity_rows: Annotated[int, Field(ge=0)] = 16
+    """Rows of these whose pieces are also masked one at a time, each costing as many rows as it has pieces."""
+    batch_size: Count = 32
+    """Rows in a forward pass; changes speed and rounding only."""
+
+    @property
+    def num_masked(self) -> int:
+        """K, masked positions a row."""
+        return num_masked_positions(self.max_seq_length, self.mlm_probability)
+
+    @model_validator(mode="after")
+    def _check_masks(self) -> Self:
+        if not self.num_masked:
+            raise ValueError(
+                f"given mlm_probability {self.mlm_probability:g} and max_seq_length {self.max_seq_length}, which masks "
+                f"nothing; expected at least {1 / (self.max_seq_length - 2):.3g} of a row of that length"
+            )
+        return self
+
+
 class Resources(Section):
-    """What each fine-tuning takes of the cluster; as many run at a time as fit."""
+    """What each fine-tuning, or process that evaluates text, takes of the cluster; as many run at a time as fit."""
 
     cpus: Count = 1
     """CPU slots and threads."""
@@ -95,6 +127,7 @@ class Protocol(Section):
 
     finetuning: Finetuning = Finetuning()
     second_step: SecondStep = SecondStep()
+    text: HeldOutText = HeldOutText()
     resources: Resources = Resources()
     tasks: dict[str, OwnTask] = Field({}, description="Tasks beside GLUE's, by name: {name: {keys of a task}}.")
     finetuning_of: dict[str, Finetuning] = Field(

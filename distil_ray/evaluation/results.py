@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distil_ray.config import Source
 from distil_ray.errors import InputError
 from distil_ray.evaluation.features import Logits
 from distil_ray.evaluation.protocol import Protocol
@@ -68,12 +69,8 @@ class Results:
 
     def put(self, cell: Cell, scores: Mapping[str, float], seconds: float) -> None:
         """Note the scores of a cell; a file is whole or not there."""
-        file = self._file(cell)
-        file.parent.mkdir(parents=True, exist_ok=True)
         content = {"scores": dict(scores), "seconds": round(seconds, 1), "made_with": self.made_with(cell)}
-        partial = file.with_suffix(".part")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(file)
+        self._write(self._file(cell), content)
 
     def put_soft_targets(self, cell: Cell, logits: Logits) -> None:
         """Keep a teacher's logits, to be put before its scores are."""
@@ -89,6 +86,35 @@ class Results:
         """A teacher's logits for each training feature."""
         with np.load(self._soft_target_file(cell)) as arrays:
             return np.split(arrays["logits"], np.cumsum(arrays["lengths"])[:-1], axis=-1)
+
+    def get_text(self, models: Mapping[str, str], sources: Sequence[Source]) -> dict[str, Any] | None:
+        """What is known of models on a text, by the name of their row, if it was looked at before."""
+        if not self._text_file.exists():
+            return None
+        found = json.loads(self._text_file.read_text(encoding="utf-8"))
+        figures: dict[str, Any] = found["figures"]
+        return figures if found["made_with"] == self._text_made_with(models, sources) else None
+
+    def put_text(self, models: Mapping[str, str], sources: Sequence[Source], figures: Mapping[str, Any]) -> None:
+        """Note what was found on a text; that of another text is replaced, as finding it again takes little."""
+        self._write(self._text_file, {"figures": figures, "made_with": self._text_made_with(models, sources)})
+
+    def _text_made_with(self, models: Mapping[str, str], sources: Sequence[Source]) -> dict[str, Any]:
+        return {
+            "models": {name: self._digest(path) for name, path in models.items()},
+            "sources": [source.model_dump(mode="json") for source in sources],
+            "protocol": self._protocol.text.model_dump(mode="json"),
+        }
+
+    @property
+    def _text_file(self) -> Path:
+        return self._folder / "text.json"
+
+    def _write(self, file: Path, content: Mapping[str, Any]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".part")
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.replace(file)
 
     def _file(self, cell: Cell) -> Path:
         return self._folder / cell.model / cell.task / f"seed-{cell.seed}.json"

@@ -5,7 +5,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from distil_ray.evaluation.deployment import Deployed
 from distil_ray.evaluation.html import render
+from distil_ray.evaluation.intrinsic import Intrinsic
+from distil_ray.evaluation.on_device import TOLERANCE
 from distil_ray.evaluation.plots import scatter_chart
 from distil_ray.evaluation.scores import Summary, macro
 from distil_ray.evaluation.speed import Speed
@@ -28,6 +31,8 @@ class Standing:
     num_bytes: int
     tasks: dict[str, Summary] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
+    intrinsic: Intrinsic | None = None
+    on_device: list[Deployed] = field(default_factory=list)
 
     @property
     def score(self) -> float | None:
@@ -42,6 +47,7 @@ class Scoreboard:
     standings: Sequence[Standing]
     protocol: Mapping[str, Any]
     footer: str
+    device_task: str | None = None
 
     @property
     def teacher(self) -> Standing:
@@ -121,11 +127,12 @@ def tables(board: Scoreboard) -> Iterator[tuple[str, list[list[str]], str]]:
     """Title, rows and a note for each table that there is something to say in."""
     if board.teacher.tasks:
         yield "Scores", score_table(board), _note(board)
-    yield (
-        "Cost",
-        cost_table(board),
-        "Times: median and quartiles of forward passes over equal texts, the models taking turns.",
-    )
+    if board.teacher.intrinsic is not None:
+        yield "Held-out text", text_table(board), _text_note(board.teacher.intrinsic)
+    yield "Cost", cost_table(board), "Times: median and quartiles of forward passes over equal texts, in turns."
+    if board.device_task is not None:
+        note = f"Fine-tuned for {board.device_task} with seed 1; ONNX logits are within {TOLERANCE:g} of PyTorch's."
+        yield "On a device", device_table(board), note
 
 
 def to_json(board: Scoreboard) -> str:
@@ -146,6 +153,11 @@ def to_json(board: Scoreboard) -> str:
                     "rows_per_second": speed.rows_per_second._asdict(),
                 }
                 for speed in standing.speeds
+            ],
+            "text": standing.intrinsic and standing.intrinsic._asdict(),
+            "on_device": [
+                one._asdict() | {"latency_ms": one.latency_ms._asdict(), "figures": one.figures._asdict()}
+                for one in standing.on_device
             ],
         }
         for standing in board.standings
@@ -172,6 +184,55 @@ def to_html(board: Scoreboard) -> str:
         footer=board.footer,
         charts=charts,
         tables=list(tables(board)),
+    )
+
+
+def text_table(board: Scoreboard) -> list[list[str]]:
+    """Masked language modelling on text that no model has seen."""
+    table = [["model", "MLM loss", "accuracy", "pseudo-perplexity", "KL to teacher", "agrees with teacher"]]
+    for standing in board.standings:
+        if (found := standing.intrinsic) is None:
+            continue
+        alone, kl, agreement = found.pseudo_perplexity, found.kl_to_teacher, found.teacher_agreement
+        table.append(
+            [
+                standing.name,
+                f"{found.mlm_loss:.3f}",
+                f"{found.mlm_accuracy:.1%}",
+                _NOTHING if alone is None else f"{alone:.1f}",
+                _NOTHING if kl is None else f"{kl:.3f}",
+                _NOTHING if agreement is None else f"{agreement:.1%}",
+            ]
+        )
+    return table
+
+
+def device_table(board: Scoreboard) -> list[list[str]]:
+    """Files to run on a device, beside the model that they were made from."""
+    table = [
+        ["model", "format", "MB", "ms a row (1 thread)", "score", "agrees with PyTorch", "largest change of a logit"]
+    ]
+    for standing in board.standings:
+        for one in standing.on_device:
+            timing = one.latency_ms
+            table.append(
+                [
+                    standing.name,
+                    one.format,
+                    f"{one.num_bytes / 1e6:.1f}",
+                    f"{timing.median:.3g} ({timing.low:.3g}–{timing.high:.3g})",
+                    f"{one.figures.score:.1f}",
+                    f"{one.figures.agreement:.1%}",
+                    f"{one.figures.max_difference:.2g}",
+                ]
+            )
+    return table
+
+
+def _text_note(found: Intrinsic) -> str:
+    return (
+        f"{found.num_masked:,} masked pieces of {found.num_rows:,} rows, the same for all models, in nats a piece; "
+        "pseudo-perplexity masks each piece alone (arXiv 1910.14659), in fewer rows."
     )
 
 

@@ -32,7 +32,7 @@ class Timing(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """``latency_ms`` of one row; ``rows_per_second`` in batches of 32; ``where``: on how many threads, or a GPU's name."""
+    """``latency_ms`` of one row; ``rows_per_second`` in batches of 32; ``where``: threads, or a GPU's name."""
 
     where: str
     latency_ms: Timing

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from distil_ray import __version__
+from distil_ray.config import Source
 from distil_ray.distillation.models import (
     check_vocabulary,
     check_vocabulary_fits,
@@ -18,12 +19,14 @@ from distil_ray.distillation.models import (
     max_tokens,
 )
 from distil_ray.errors import InputError
+from distil_ray.evaluation.deployment import Deployed, check_on_device, deploy_all
 from distil_ray.evaluation.downstream import fine_tune_all
+from distil_ray.evaluation.intrinsic import Intrinsic, measure_intrinsic
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.scoreboard import Scoreboard, Standing
 from distil_ray.evaluation.scores import Summary, summarise
-from distil_ray.evaluation.speed import Loaded, measure_speed
+from distil_ray.evaluation.speed import Loaded, Speed, measure_speed
 from distil_ray.evaluation.tasks import Rows, Splits, Task, read_tasks
 from distil_ray.training.cluster import connect
 from distil_ray.training.console import Console
@@ -40,6 +43,8 @@ class Question(NamedTuple):
     Attributes:
         models: paths by the name of their row, the teacher first.
         with_second_step: whether students are also fine-tuned with the teacher's soft targets.
+        text: on which models are evaluated as they are; none = they are not.
+        device_task: one of ``tasks``, for which models are exported to run on a device; None = for none.
     """
 
     models: Mapping[str, str]
@@ -47,6 +52,8 @@ class Question(NamedTuple):
     num_seeds: int
     output: Path
     with_second_step: bool = False
+    text: Sequence[Source] = ()
+    device_task: str | None = None
 
     @property
     def cells(self) -> list[Cell]:
@@ -74,14 +81,27 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
     """
     models = {name: _load(name, path, question, protocol) for name, path in question.models.items()}
     tasks, data = read_tasks(question.tasks, protocol)
+    device_task = next((task for task in tasks if task.name == question.device_task), None)
+    if device_task is not None:
+        check_on_device(device_task)
     if question.with_second_step and any(task.kind == "span" for task in tasks):
         _check_same_pieces(models)
     results = Results(question.output, protocol)
+    intrinsic = _read_text(question, protocol, results, console) if question.text else {}
     fine_tune(question.cells, tasks, data, protocol, results, console)
-    console.line("measuring on this machine's CPU")
-    task = _SPEED_TASK if _SPEED_TASK in data else tasks[0].name
-    speeds = measure_speed(models, _validation(data, task), protocol.finetuning.max_seq_length)
-    paths = {cell.model: cell.path for cell in question.cells}
+    on_device: dict[str, list[Deployed]] = {}
+    if device_task is not None:
+        cells = [
+            cell for cell in question.cells if cell.task == device_task.name and cell.seed == 1 and not cell.teacher
+        ]
+        own = data[device_task.name]
+        on_device = deploy_all(cells, device_task, own, protocol, results, question.output / "on-device", console.line)
+    speeds: dict[str, list[Speed]] = {}
+    if tasks:
+        console.line("measuring on this machine")
+        task = _SPEED_TASK if _SPEED_TASK in data else tasks[0].name
+        speeds = measure_speed(models, _validation(data, task), protocol.finetuning.max_seq_length)
+    rows = {cell.model: cell.path for cell in question.cells} or question.models
     standings = [
         Standing(
             name,
@@ -89,11 +109,24 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
             _num_parameters(models[name.removesuffix(SECOND_STEP)]),
             _num_bytes(path),
             tasks=_summaries(name, question, results),
-            speeds=speeds[name.removesuffix(SECOND_STEP)],
+            speeds=speeds.get(name.removesuffix(SECOND_STEP), []),
+            intrinsic=intrinsic.get(name),
+            on_device=on_device.get(name, []),
         )
-        for name, path in paths.items()
+        for name, path in rows.items()
     ]
-    return Scoreboard(standings, protocol.model_dump(mode="json"), _footer())
+    return Scoreboard(standings, protocol.model_dump(mode="json"), _footer(), question.device_task)
+
+
+def _read_text(question: Question, protocol: Protocol, results: Results, console: Console) -> dict[str, Intrinsic]:
+    """Each model's figures on the text, measured or known from before."""
+    known = results.get_text(question.models, question.text)
+    if known is None:
+        console.line(connect(protocol.resources.cpus))
+        found = measure_intrinsic(question.models, question.text, protocol.text, protocol.resources, console.line)
+        known = {name: figures._asdict() for name, figures in found.items()}
+        results.put_text(question.models, question.text, known)
+    return {name: Intrinsic(**figures) for name, figures in known.items()}
 
 
 def fine_tune(
@@ -105,6 +138,8 @@ def fine_tune(
     console: Console,
 ) -> None:
     """Fine-tune what is not done yet; without joining a cluster if that is nothing."""
+    if not cells:
+        return
     num_seeds, num_models = len({cell.seed for cell in cells}), len({cell.model for cell in cells})
     console.line(f"{len(cells)} fine-tunings: {num_models} models, {len(tasks)} tasks, {num_seeds} seeds")
     open_cells = [cell for cell in cells if results.get(cell) is None]

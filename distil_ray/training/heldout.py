@@ -1,16 +1,11 @@
-"""Held-out figures of a student, at T = 1 and with fixed masks, so that they mean the same in every run.
-
-Shapes: B rows, K masked positions a row, N = B·K selected positions, V pieces.
-"""
+"""Held-out figures of a student, at T = 1 and with fixed masks, so that they mean the same in every run."""
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from transformers import PreTrainedModel
 
-from distil_ray.data.batch import Arrays, Batch, to_device
-from distil_ray.distillation.models import encode, predict
+from distil_ray.data.batch import Arrays, to_device
+from distil_ray.distillation.figures import NUM_FIGURES, figure_sums
 from distil_ray.training.learner import Learner
 
 _STUDENT = ("eval/mlm_loss", "eval/mlm_accuracy")
@@ -35,42 +30,20 @@ class HeldOut:
         if not self._num_targets:
             return {}
         teacher, student = learner.teacher, learner.student
-        names = _STUDENT + (_AGAINST_TEACHER if teacher is not None else ())
-        if teacher is not None and not self._teacher_figures:
-            names += _TEACHER
-        sums = torch.zeros(len(names), dtype=torch.float64, device=self._device)
+        models = [student] if teacher is None else [teacher, student]
+        sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=self._device)
         num_rows = len(self._rows["group"])
         student.train(False)
         for start in range(0, num_rows, self._batch_size):
             batch = to_device(self._rows, start, min(start + self._batch_size, num_rows), self._device)
             with learner.autocast():
-                sums += _sums(batch, student, teacher)[: len(names)]
+                sums += figure_sums(models, batch)
         student.train()
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
-        figures = dict(zip(names, (sums / self._num_targets).tolist(), strict=True))
-        self._teacher_figures |= {name: figures[name] for name in _TEACHER if name in figures}
-        return figures | self._teacher_figures
-
-
-def _sums(batch: Batch, student: PreTrainedModel, teacher: PreTrainedModel | None) -> torch.Tensor:
-    labels = batch.masked_labels.flatten()
-    logits = _masked_logits(student, batch)
-    figures = [*_mlm_sums(logits, labels)]
-    if teacher is not None:
-        teacher_logits = _masked_logits(teacher, batch)
-        kl = F.kl_div(logits.log_softmax(-1), teacher_logits.log_softmax(-1), log_target=True, reduction="sum")
-        agreement = (logits.argmax(-1) == teacher_logits.argmax(-1)).sum()
-        figures += [kl, agreement, *_mlm_sums(teacher_logits, labels)]
-    return torch.stack([figure.double() for figure in figures])
-
-
-def _masked_logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-    """fp32 logits ``[N, V]`` at the masked positions."""
-    hidden = encode(model, batch.input_ids)
-    index = batch.masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-    return predict(model, hidden.gather(1, index).flatten(0, 1)).float()
-
-
-def _mlm_sums(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(-1) == labels).sum()
+        means = (sums / self._num_targets).tolist()
+        if teacher is None:
+            return dict(zip(_STUDENT, means[0][:2], strict=True))
+        if not self._teacher_figures:
+            self._teacher_figures = dict(zip(_TEACHER, means[0][:2], strict=True))
+        return dict(zip(_STUDENT + _AGAINST_TEACHER, means[1], strict=True)) | self._teacher_figures

@@ -1,0 +1,337 @@
+"""Models on held-out text, by masked language modelling: one Ray Data pipeline from files to sums.
+
+Shapes: B rows, T tokens a row, K masked positions a row, P ordinary pieces of a row, M models.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from distil_ray import config
+from distil_ray.data.batch import Arrays, Batch, to_device
+from distil_ray.data.corpus import Source
+from distil_ray.data.masking import special_table
+from distil_ray.data.pipeline import Room, evaluated_blocks
+from distil_ray.data.plan import IN_SAMPLE, TextPlan, plan_text
+from distil_ray.data.rows import RowSettings
+from distil_ray.data.tokenization import Vocabulary
+from distil_ray.distillation.figures import NUM_FIGURES, figure_sums
+from distil_ray.distillation.models import (
+    check_vocabulary,
+    check_vocabulary_fits,
+    load_masked_lm,
+    load_tokenizer,
+    max_tokens,
+)
+from distil_ray.errors import InputError
+from distil_ray.evaluation.protocol import HeldOutText, Resources
+from distil_ray.training.cluster import has_autoscaler
+
+SECONDS_BETWEEN_LINES = 30.0
+
+# A block of several batches costs Ray less, and too few blocks leave processes without work.
+_MAX_BATCHES_PER_BLOCK, _MIN_BLOCKS = 16, 64
+
+
+class Intrinsic(NamedTuple):
+    """How well a model predicts masked pieces, and how near it comes to the teacher.
+
+    Attributes:
+        num_rows: rows evaluated.
+        num_masked: pieces masked in them, with the masks of training (80% [MASK], 10% a random piece, 10% as it is).
+        mlm_loss: cross-entropy in nats a masked piece.
+        mlm_accuracy: share of the masked pieces that the model holds most probable.
+        pseudo_perplexity: exp of the mean of -log p(piece | the others), each piece masked alone (Salazar et al. 2020,
+            arXiv 1910.14659), over a sample of the rows; None without a sample.
+        kl_to_teacher: KL(teacher ‖ model) in nats a masked piece, at T = 1; None for the teacher itself.
+        teacher_agreement: share of the masked pieces at which both hold the same piece most probable; None likewise.
+    """
+
+    num_rows: int
+    num_masked: int
+    mlm_loss: float
+    mlm_accuracy: float
+    pseudo_perplexity: float | None
+    kl_to_teacher: float | None
+    teacher_agreement: float | None
+
+
+def measure_intrinsic(
+    models: Mapping[str, str],
+    sources: Sequence[config.Source],
+    text: HeldOutText,
+    resources: Resources,
+    tell: Callable[[str], None],
+) -> dict[str, Intrinsic]:
+    """Evaluate models on a text of which none of them has learned, on the Ray that this process is connected to.
+
+    The rows are a pure function of the text, the teacher's tokenizer and ``text``, made as a run's held-out rows are;
+    neither they nor what is added up depends on the cluster.
+
+    Args:
+        models: folders or Hub ids by the name of their row, the teacher first.
+        sources: the text.
+        text: which rows and masks.
+        resources: of each of the processes that evaluate. Each holds all models.
+        tell: gets a line at the start, and now and then.
+
+    Raises:
+        InputError: a model or the text cannot be used, or no node has room for a process.
+        RunError: a process failed, or was lost too often.
+    """
+    vocabulary = _check_models(models, text.max_seq_length)
+    plan = text_plan(sources, vocabulary, text)
+    block_rows = rows_per_block(text)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    max_blocks = None if text.num_rows is None else -(-text.num_rows // block_rows)
+    room = room_on(nodes, resources, max_blocks, can_grow=has_autoscaler())
+    tell(_describe(plan, text, room))
+    arguments = (list(models.values()), vocabulary.mask_id, vocabulary.special_ids, text.batch_size, resources.cpus)
+    totals = Totals.zero(len(models))
+    began = told = time.monotonic()
+    for part in evaluated_blocks(plan, Evaluator, arguments, block_rows=block_rows, room=room):
+        totals = totals.plus(part)
+        now = time.monotonic()
+        if now - told > SECONDS_BETWEEN_LINES:
+            told, share = now, plan.share_behind(*map(int, part["place"][-1]))
+            left = tqdm.format_interval((now - began) / share * (1 - share))
+            tell(f"text: {totals.num_rows:,} rows, {share:.0%}, {left} left")
+    if not totals.num_rows:
+        named = ", ".join(map(str, sources))
+        raise InputError(
+            f"{named}: gave no row with {text.num_masked} ordinary pieces to mask; expected text, under the column "
+            "that the source names, in a language that the tokenizer knows"
+        )
+    return {name: totals.of(index) for index, name in enumerate(models)}
+
+
+def text_plan(sources: Sequence[config.Source], vocabulary: Vocabulary, text: HeldOutText) -> TextPlan:
+    """The rows and masks of a protocol.
+
+    Raises:
+        InputError: a source is unusable.
+    """
+    return plan_text(
+        [Source(**source.model_dump()) for source in sources],
+        vocabulary,
+        RowSettings(
+            max_seq_length=text.max_seq_length,
+            mlm_probability=text.mlm_probability,
+            mask_replace_prob=0.8,
+            random_replace_prob=0.1,
+            seed=text.seed,
+        ),
+        num_rows=text.num_rows,
+        num_sampled=text.pseudo_perplexity_rows,
+    )
+
+
+def rows_per_block(text: HeldOutText) -> int:
+    """Rows that a process gets at a time: one batch or several. It depends on nothing but the protocol."""
+    wanted = _MAX_BATCHES_PER_BLOCK if text.num_rows is None else text.num_rows // (_MIN_BLOCKS * text.batch_size)
+    return text.batch_size * min(max(wanted, 1), _MAX_BATCHES_PER_BLOCK)
+
+
+def room_on(
+    nodes: Sequence[Mapping[str, float]], resources: Resources, max_processes: int | None, *, can_grow: bool
+) -> Room:
+    """As many processes as fit on the nodes, and the CPU slots that they leave for reading and masking.
+
+    Args:
+        nodes: Ray resources of each.
+        resources: of a process.
+        max_processes: for which there is work; None = any number.
+        can_grow: whether nodes may be added: then one process may wait for them.
+
+    Raises:
+        InputError: no node has room for a process, or ever will have.
+    """
+    num_processes = sum(_places(node, resources) for node in nodes)
+    if not num_processes and not can_grow:
+        raise InputError(
+            f"resources: no node of the cluster has {resources.cpus} CPU slots and {resources.gpus:g} GPUs for a "
+            "process that evaluates text; ask for less (resources.cpus, resources.gpus), or add nodes"
+        )
+    num_processes = max(min(num_processes, max_processes or num_processes), 1)
+    spare = int(sum(node.get("CPU", 0.0) for node in nodes)) - num_processes * resources.cpus
+    return Room(num_processes, resources.cpus, resources.gpus, max(spare, 0), resources.max_retries)
+
+
+def _places(node: Mapping[str, float], resources: Resources) -> int:
+    by_gpus = node.get("GPU", 0.0) // resources.gpus if resources.gpus else math.inf
+    return int(min(node.get("CPU", 0.0) // resources.cpus, by_gpus))
+
+
+def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:
+    rows = "all rows" if text.num_rows is None else f"up to {text.num_rows:,} rows"
+    gpus = f" and {room.gpus:g} GPUs" if room.gpus else ""
+    return (
+        f"text: {rows} of {text.max_seq_length} pieces from {len(plan.units):,} of {plan.corpus.num_units:,} parts of "
+        f"{len(plan.corpus.files):,} files; {room.num_actors} processes with {room.cpus:g} CPU slots{gpus} each"
+    )
+
+
+def _check_models(models: Mapping[str, str], max_seq_length: int) -> Vocabulary:
+    """Load each model once, to see whether all can be compared on such rows; return the teacher's vocabulary."""
+    teacher = next(iter(models.values()))
+    tokenizer, vocab_size = load_tokenizer(teacher), load_masked_lm(teacher).config.vocab_size
+    for name, path in models.items():
+        model = load_masked_lm(path)
+        try:
+            check_vocabulary(tokenizer, load_tokenizer(path))
+            check_vocabulary_fits(model, tokenizer)
+        except InputError as error:
+            raise InputError(f"{name}, {path}: {error}") from error
+        if model.config.vocab_size != vocab_size:
+            raise InputError(
+                f"{name}, {path}: its vocab_size is {model.config.vocab_size}, the teacher's {vocab_size}; expected "
+                "the same, since it is compared with the teacher piece by piece"
+            )
+        if max_seq_length > max_tokens(model):
+            raise InputError(
+                f"text.max_seq_length: given {max_seq_length}, but {name}, {path}, takes {max_tokens(model)} tokens "
+                "at most"
+            )
+    return Vocabulary.from_pretrained(tokenizer)
+
+
+# ------------------------------------------------------------------------------------------------- numerics
+
+
+class Totals(NamedTuple):
+    """What blocks add up to.
+
+    Attributes:
+        num_rows, num_masked, num_alone: rows, masked pieces, and pieces masked alone.
+        masked: the sums of `figure_sums` ``[M, NUM_FIGURES]``.
+        alone: -log p of the pieces masked alone ``[M]``.
+    """
+
+    num_rows: int
+    num_masked: int
+    num_alone: int
+    masked: npt.NDArray[np.float64]
+    alone: npt.NDArray[np.float64]
+
+    @classmethod
+    def zero(cls, num_models: int) -> Self:
+        """Of no block."""
+        return cls(0, 0, 0, np.zeros((num_models, NUM_FIGURES)), np.zeros(num_models))
+
+    def plus(self, part: Arrays) -> Self:
+        """With what `measure` returned for a block."""
+        num_rows, num_masked, num_alone = part["counts"].sum(axis=0).tolist()
+        return type(self)(
+            self.num_rows + num_rows,
+            self.num_masked + num_masked,
+            self.num_alone + num_alone,
+            self.masked + part["masked"].sum(axis=0),
+            self.alone + part["alone"].sum(axis=0),
+        )
+
+    def of(self, index: int) -> Intrinsic:
+        """The figures of a model; the one with index 0 is the teacher."""
+        loss, accuracy, kl, agreement = (self.masked[index] / self.num_masked).tolist()
+        return Intrinsic(
+            num_rows=self.num_rows,
+            num_masked=self.num_masked,
+            mlm_loss=loss,
+            mlm_accuracy=accuracy,
+            pseudo_perplexity=float(np.exp(self.alone[index] / self.num_alone)) if self.num_alone else None,
+            kl_to_teacher=kl if index else None,
+            teacher_agreement=agreement if index else None,
+        )
+
+
+class Evaluator:
+    """All models in a process of the cluster, on its GPU if it has one."""
+
+    def __init__(
+        self, paths: Sequence[str], mask_id: int, special_ids: Sequence[int], batch_size: int, num_threads: int
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self._device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        self._models = [load_masked_lm(path).eval() for path in paths]
+        for model in self._models:
+            nn.Module.to(model, self._device)
+        self._mask_id, self._special_ids, self._batch_size = mask_id, special_ids, batch_size
+
+    def __call__(self, rows: Arrays) -> Arrays:
+        """The sums of a block."""
+        return measure(
+            self._models,
+            rows,
+            self._mask_id,
+            self._special_ids,
+            batch_size=self._batch_size,
+            device=self._device,
+        )
+
+
+@torch.no_grad()
+def measure(
+    models: Sequence[PreTrainedModel],
+    rows: Arrays,
+    mask_id: int,
+    special_ids: Sequence[int],
+    *,
+    batch_size: int,
+    device: torch.device,
+) -> Arrays:
+    """Evaluate models, the teacher first, on a block.
+
+    Args:
+        models: in eval mode, on ``device``, of one vocabulary.
+        rows: the arrays of `batch` and `IN_SAMPLE`.
+        mask_id, special_ids: the tokenizer's.
+        batch_size: rows in a forward pass.
+        device: where to compute.
+
+    Returns:
+        Arrays of one row: ``masked [1, M, NUM_FIGURES]`` and ``alone [1, M]`` float64, ``counts [1, 3]`` and ``place
+        [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see `TextPlan.share_behind`.
+    """
+    masked = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=device)
+    alone = torch.zeros(len(models), dtype=torch.float64, device=device)
+    num_alone = 0
+    is_special = torch.from_numpy(special_table(models[0].config.vocab_size, tuple(special_ids))).to(device)
+    num_rows = len(rows["row"])
+    for start in range(0, num_rows, batch_size):
+        batch = to_device(rows, start, min(start + batch_size, num_rows), device)
+        masked += figure_sums(models, batch)
+        whole = batch.input_ids.scatter(1, batch.masked_positions, batch.masked_labels)
+        for row in np.flatnonzero(rows[IN_SAMPLE][start : start + batch_size]):
+            singles = mask_each(whole[row], is_special, mask_id)
+            num_alone += len(singles.input_ids)
+            for parts in zip(*(values.split(batch_size) for values in singles), strict=True):
+                alone += figure_sums(models, Batch(*parts))[:, 0]
+    counts = [num_rows, rows["masked_labels"].size, num_alone]
+    place = [rows[name][-1] for name in ("group", "row", "group_rows")]
+    return {
+        "masked": masked.cpu().numpy()[None],
+        "alone": alone.cpu().numpy()[None],
+        "counts": np.array([counts], dtype=np.int64),
+        "place": np.array([place], dtype=np.int64),
+    }
+
+
+def mask_each(row: Tensor, is_special: Tensor, mask_id: int) -> Batch:
+    """A row ``[T]`` once for each of its P ordinary pieces, with that one masked: ``input_ids [P, T]``, K = 1.
+
+    Args:
+        row: ids int64.
+        is_special: bool table of pieces that are neither masked nor predicted.
+        mask_id: id of [MASK].
+    """
+    positions = (~is_special[row]).nonzero()
+    whole = row.expand(len(positions), -1)
+    return Batch(whole.scatter(1, positions, mask_id), positions, whole.gather(1, positions))
