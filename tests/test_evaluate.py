@@ -12,6 +12,7 @@ from small_models import small_model
 from training_parts import save_model
 
 from distil_ray import evaluate
+from distil_ray.distillation.models import load_tokenizer
 from distil_ray.errors import InputError
 from distil_ray.evaluate import name_models
 
@@ -124,9 +125,55 @@ finetuning_of: {{answers: {{max_seq_length: 24}}}}
     assert list(scores) == ["validation/exact_match", "validation/f1", "score"]
 
 
+def test_files_for_a_device(folders, ray_cluster, tmp_path, capsys):
+    given = arguments(folders, tmp_path, "--on-device=sst2", seeds=1)
+    assert evaluate.main(given) == 0
+
+    models = json.loads((tmp_path / "report.json").read_text())["models"]
+    for model in models:
+        torch_model, onnx, int8 = model["on_device"]
+        assert [torch_model["format"], onnx["format"], int8["format"]] == ["PyTorch", "ONNX", "ONNX int8"]
+        assert onnx["figures"]["max_difference"] <= 1e-4
+        assert int8["num_bytes"] < onnx["num_bytes"]
+        # The very model that was scored: fine-tuned once more, with the same seed.
+        assert torch_model["figures"]["score"] == onnx["figures"]["score"] == model["tasks"]["sst2"]["median"]
+        assert int8["figures"]["score"] > 60
+        assert (tmp_path / "on-device" / model["name"] / "model-int8.onnx").stat().st_size == int8["num_bytes"]
+    assert "### On a device" in capsys.readouterr().out
+
+    kept = (tmp_path / "on-device/half/model.onnx").stat().st_mtime_ns
+    assert evaluate.main(given) == 0
+    assert (tmp_path / "on-device/half/model.onnx").stat().st_mtime_ns == kept
+
+
+def test_text_alone(folders, corpus, tokenizer_folder, ray_cluster, tmp_path, capsys):
+    for name, layers in (("teacher", 2), ("student", 1)):
+        save_model(tmp_path / name, small_model("bert", vocab_size=300, num_hidden_layers=layers))
+        load_tokenizer(str(tokenizer_folder)).save_pretrained(tmp_path / name)
+    given = ["--teacher", str(tmp_path / "teacher"), "--student", str(tmp_path / "student"), "--text", str(corpus)]
+    given += ["--output", str(tmp_path / "out"), "--set=text.max_seq_length=24", "--set=text.num_rows=32"]
+    assert evaluate.main([*given, "--set=text.pseudo_perplexity_rows=2"]) == 0
+
+    out = capsys.readouterr().out
+    assert "fine-tunings" not in out
+    assert "### Held-out text" in out
+    teacher, student = json.loads((tmp_path / "out/report.json").read_text())["models"]
+    assert teacher["text"]["kl_to_teacher"] is None
+    assert student["text"]["kl_to_teacher"] > 0
+    assert student["text"]["num_rows"] == 32
+    with pytest.MonkeyPatch.context() as patch:  # what is known is not measured again
+        patch.setattr("distil_ray.evaluation.standings.connect", None)
+        assert evaluate.main([*given, "--set=text.pseudo_perplexity_rows=2"]) == 0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (
+            ["--on-device", "answers", "--set=tasks.answers={kind: span, hub: x}"],
+            "--on-device: given answers, expected a",
+        ),
+        (["--text", "{path: a, colum: b}"], "{path: a, colum: b}"),
         (["--tasks", "sst-2"], "--tasks: given sst-2, expected some of cola"),
         (["--tasks", "rte"], "has no rte/train-*.parquet"),
         (["--seeds", "0"], "--seeds: given 0, expected at least 1"),

@@ -166,7 +166,7 @@ def test_another_model_than_the_files_is_refused(tuned, exported):
         logits_of(run, small_tokenizer(), rows, T) for run in (as_function(model, CPU), OnnxModel(path, 1))
     )
     assert check(path, reference, logits, TOLERANCE) == exported[0]
-    other = as_function(disturbed(copy.deepcopy(model)))
+    other = as_function(disturbed(copy.deepcopy(model)), CPU)
     with pytest.raises(RunError, match=r"model.onnx is not the model it was made from: a logit differs by \d"):
         check(path, logits_of(other, small_tokenizer(), rows, T), logits, TOLERANCE)
 

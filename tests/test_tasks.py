@@ -11,7 +11,7 @@ from glue_rows import write_glue, write_split
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.glue import TASKS, chosen_tasks
-from distil_ray.evaluation.protocol import OwnTask, Protocol, load_protocol
+from distil_ray.evaluation.protocol import Finetuning, OwnTask, Protocol, load_protocol
 from distil_ray.evaluation.tables import Origin, read_table
 from distil_ray.evaluation.tasks import Answers, own_task, read_tasks
 
@@ -211,3 +211,13 @@ def test_a_tasks_own_values_and_the_general_ones():
     assert protocol.finetuning_on("sst2") == protocol.finetuning
     with pytest.raises(InputError, match=r"finetuning_of.squad.epochs.*num_epochs"):
         load_protocol([], ["finetuning_of.squad.epochs=2"])
+
+
+def test_the_protocol_that_comes_with_the_project():
+    protocol = load_protocol(["configs/evaluate.yaml"], [])
+    squad = own_task("squad", protocol.tasks["squad"])
+
+    assert (squad.columns, squad.label, squad.metrics) == (("question", "context"), "answers", ("exact_match", "f1"))
+    assert protocol.finetuning_on("squad").max_seq_length == 384
+    assert own_task("imdb", protocol.tasks["imdb"]).validation == ("test",)
+    assert protocol.finetuning_on("rte") == Finetuning()

@@ -26,6 +26,7 @@ from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.speed import Contender, Run, Timing, as_function, measure_latency, using_threads
 from distil_ray.evaluation.tasks import Rows, Splits, Task
+from distil_ray.training.cluster import connect
 
 _FIGURES_FILE = "figures.json"
 FORMATS = {"PyTorch": "", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
@@ -69,11 +70,12 @@ def deploy_all(
     Raises:
         RunError: an export is not the model it was made from.
     """
+    open_cells = [cell for cell in cells if not _is_done(folder, cell, results)]
+    if open_cells:
+        tell(connect(protocol.resources.cpus))
     function: Any = _export
     remote: Any = ray.remote(function).options(num_cpus=protocol.resources.cpus, num_gpus=protocol.resources.gpus)
-    waiting = [
-        (cell, remote.remote(cell, task, splits, protocol)) for cell in cells if not _is_done(folder, cell, results)
-    ]
+    waiting = [(cell, remote.remote(cell, task, splits, protocol)) for cell in open_cells]
     for cell, reference in waiting:
         try:
             files = ray.get(reference)

@@ -27,7 +27,7 @@ from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.scoreboard import Scoreboard, Standing
 from distil_ray.evaluation.scores import Summary, summarise
 from distil_ray.evaluation.speed import Loaded, Speed, measure_speed
-from distil_ray.evaluation.tasks import Rows, Splits, Task, read_tasks
+from distil_ray.evaluation.tasks import Splits, Task, read_tasks
 from distil_ray.training.cluster import connect
 from distil_ray.training.console import Console
 
@@ -79,28 +79,18 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
         InputError: a model or a task cannot be used; said before anything is trained.
         RunError: fine-tunings failed; what succeeded is kept.
     """
+    for task in question.tasks:
+        if task.name == question.device_task:
+            check_on_device(task)
     models = {name: _load(name, path, question, protocol) for name, path in question.models.items()}
     tasks, data = read_tasks(question.tasks, protocol)
-    device_task = next((task for task in tasks if task.name == question.device_task), None)
-    if device_task is not None:
-        check_on_device(device_task)
     if question.with_second_step and any(task.kind == "span" for task in tasks):
         _check_same_pieces(models)
     results = Results(question.output, protocol)
     intrinsic = _read_text(question, protocol, results, console) if question.text else {}
     fine_tune(question.cells, tasks, data, protocol, results, console)
-    on_device: dict[str, list[Deployed]] = {}
-    if device_task is not None:
-        cells = [
-            cell for cell in question.cells if cell.task == device_task.name and cell.seed == 1 and not cell.teacher
-        ]
-        own = data[device_task.name]
-        on_device = deploy_all(cells, device_task, own, protocol, results, question.output / "on-device", console.line)
-    speeds: dict[str, list[Speed]] = {}
-    if tasks:
-        console.line("measuring on this machine")
-        task = _SPEED_TASK if _SPEED_TASK in data else tasks[0].name
-        speeds = measure_speed(models, _validation(data, task), protocol.finetuning.max_seq_length)
+    on_device = _deploy(question, tasks, data, protocol, results, console) if question.device_task else {}
+    speeds = _measure_speed(models, data, protocol, console) if data else {}
     rows = {cell.model: cell.path for cell in question.cells} or question.models
     standings = [
         Standing(
@@ -116,6 +106,30 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
         for name, path in rows.items()
     ]
     return Scoreboard(standings, protocol.model_dump(mode="json"), _footer(), question.device_task)
+
+
+def _deploy(
+    question: Question,
+    tasks: Sequence[Task],
+    data: Mapping[str, Splits],
+    protocol: Protocol,
+    results: Results,
+    console: Console,
+) -> dict[str, list[Deployed]]:
+    """Each model's files for a device, exported or there from before."""
+    task = next(task for task in tasks if task.name == question.device_task)
+    cells = [Cell(name, path, task.name, seed=1) for name, path in question.models.items()]
+    folder = question.output / "on-device"
+    return deploy_all(cells, task, data[task.name], protocol, results, folder, console.line)
+
+
+def _measure_speed(
+    models: Mapping[str, Loaded], data: Mapping[str, Splits], protocol: Protocol, console: Console
+) -> dict[str, list[Speed]]:
+    console.line("measuring on this machine")
+    task = _SPEED_TASK if _SPEED_TASK in data else next(iter(data))
+    rows = next(rows for split, rows in data[task].items() if split != "train")
+    return measure_speed(models, rows, protocol.finetuning.max_seq_length)
 
 
 def _read_text(question: Question, protocol: Protocol, results: Results, console: Console) -> dict[str, Intrinsic]:
@@ -155,10 +169,6 @@ def _summaries(name: str, question: Question, results: Results) -> dict[str, Sum
     return {
         task.name: summarise([results.score(cell) for cell in own if cell.task == task.name]) for task in question.tasks
     }
-
-
-def _validation(data: Mapping[str, Splits], task: str) -> Rows:
-    return next(rows for split, rows in data[task].items() if split != "train")
 
 
 def _load(name: str, path: str, question: Question, protocol: Protocol) -> Loaded:
