@@ -22,7 +22,7 @@ help:
 
 setup: $(INSTALLED)
 
-# Repeated only when the dependencies change.
+# Repeated only when the dependencies change. Python compiles what it imports, which is a small part of all.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
