@@ -36,7 +36,7 @@ def finetuner(folder, task, protocol=QUICK, seed=1):
 
 def tuned(folder, glue, name, protocol=QUICK, soft_targets=None, num_rows=None):
     one = finetuner(folder, TASKS[name], protocol)
-    one.train(glue[name]["train"].first(num_rows), soft_targets)
+    one.train(glue[name]["train"].sample(num_rows), soft_targets)
     return one.score({"validation": glue[name]["validation"]})
 
 
@@ -97,7 +97,7 @@ def test_weight_and_temperature_of_the_soft_targets_have_an_effect(model_folder,
     steps = SecondStep(), SecondStep(**change)
     students = [finetuner(model_folder, TASKS["sst2"]) for _ in steps]
     for student, step in zip(students, steps, strict=True):
-        student.train(glue["sst2"]["train"].first(48), SoftTargets(logits, step))
+        student.train(glue["sst2"]["train"].sample(48), SoftTargets(logits, step))
     first, second = (np.stack(student.logits(glue["sst2"]["validation"])) for student in students)
     assert not np.allclose(first, second)
 

@@ -97,12 +97,17 @@ def test_a_folder_in_the_hubs_layout(tmp_path):
     assert list(splits) == ["train", "test"]
 
 
-def test_the_first_rows_alone(tmp_path):
+def test_a_part_of_the_training_rows(tmp_path):
     write_glue(tmp_path)
     protocol = load_protocol([], ["finetuning.max_train_rows=7", "finetuning_of.stsb.max_train_rows=5"])
     _, data = read_tasks(chosen_tasks(["sst2", "stsb"], str(tmp_path), {}), protocol)
     assert [len(data[name]["train"].texts) for name in ("sst2", "stsb")] == [7, 5]
     assert len(data["sst2"]["validation"].texts) == 96
+    _, whole = read_tasks(chosen_tasks(["sst2"], str(tmp_path), {}), Protocol())
+    train = whole["sst2"]["train"]
+    assert data["sst2"]["train"].texts == [train.texts[i * 96 // 7] for i in range(7)]
+    assert data["sst2"]["train"].labels.tolist() == [train.labels[i * 96 // 7] for i in range(7)]
+    assert train.sample(96) is train
 
 
 def test_answers(tmp_path):

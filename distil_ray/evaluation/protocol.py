@@ -34,7 +34,7 @@ class Finetuning(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products; the weights stay in fp32."""
     max_train_rows: Count | None = None
-    """Training rows used, the first ones; null takes all (the paper's way)."""
+    """Training rows used, evenly from among all; null takes all (the paper's way)."""
 
 
 class SecondStep(Section):

@@ -66,9 +66,13 @@ class Rows:
     texts: list[tuple[str, ...]]
     labels: npt.NDArray[Any] | list[Answers]
 
-    def first(self, count: int | None) -> "Rows":
-        """The first rows; None takes all."""
-        return Rows(self.texts[:count], self.labels[:count])
+    def sample(self, count: int | None) -> "Rows":
+        """So many rows at equal distances (a data set may be sorted by label), or all if there are not more."""
+        if count is None or count >= len(self.texts):
+            return self
+        chosen = np.arange(count) * len(self.texts) // count
+        labels = [self.labels[i] for i in chosen]
+        return Rows([self.texts[i] for i in chosen], labels if isinstance(self.labels, list) else np.array(labels))
 
 
 Splits = dict[str, Rows]  # "train" and the validation splits
@@ -103,7 +107,7 @@ def read_tasks(tasks: Iterable[Task], protocol: Protocol) -> tuple[list[Task], d
         if task.kind == "classification" and task.num_labels is None:
             task, tables = _with_classes(task, tables)
         train = _rows(task, task.train, tables[task.train])
-        data[task.name] = {"train": train.first(protocol.finetuning_on(task.name).max_train_rows)}
+        data[task.name] = {"train": train.sample(protocol.finetuning_on(task.name).max_train_rows)}
         for split in task.validation:
             name = split if task.origin.hub else "validation"
             data[task.name][name] = _rows(task, split, tables[split])
