@@ -1,12 +1,13 @@
 """An ablation's settings are checked, its table says what changed, and its runs go on where they stopped."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import tiny_settings
 from glue_rows import write_glue
+from runs import changed
 
 from distil_ray import ablate
 from distil_ray.ablation.report import Comparison, findings, remarks, table, to_html, to_json, to_markdown
@@ -132,28 +133,30 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, capsys, more, m
     assert not (tmp_path / "runs").exists()
 
 
-def test_variants_are_run_scored_and_not_repeated(corpus, tokenizer_folder, ray_cluster, tmp_path, capsys):
-    settings = tiny_settings(corpus, tokenizer_folder, tmp_path)
-    settings["runtime"]["num_workers"], settings["optim"]["num_steps"] = 1, 4
-    settings["eval"]["every_steps"] = 4
-    variants = {"full": {}, "slow": {"optim.learning_rate": 1e-6}}
-    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings | {"ablation": {"variants": variants, "seeds": [5]}}))
+def test_variants_are_run_scored_and_not_repeated(distilled, ray_cluster, tmp_path, capsys):
+    settings, done = distilled
+    folder = tmp_path / "run"
+    shutil.copytree(done, folder / "runs/full-seed-56")  # one that is finished
+    settings = changed(settings, run__name="run", run__storage_path=str(tmp_path), runtime__num_workers=1)
+    variants = {"full": {}, "without-ce": {"distill.alpha_ce": 0.0}}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings | {"ablation": {"variants": variants, "seeds": [56]}}))
     given = [f"--config={tmp_path}/a.yaml", "--tasks=sst2", f"--glue={write_glue(tmp_path / 'glue')}"]
     given += ["--set=finetuning.max_seq_length=12", "--set=finetuning.num_epochs=1"]
     assert ablate.main(given) == 0
 
-    folder = tmp_path / "run"
     out = capsys.readouterr().out
-    assert "slow, seed 5: run 2 of 2" in out
+    assert "full-seed-56 is finished" in out
+    assert "without-ce, seed 56: run 2 of 2" in out
     report = json.loads((folder / "report.json").read_text())
-    full, slow = report["runs"]
-    assert slow["eval/mlm_loss"] > full["eval/mlm_loss"]
-    assert set(slow["tasks"]) == {"sst2"}
-    assert report["changes"]["slow"]["eval/mlm_loss"]["median"] == slow["eval/mlm_loss"] - full["eval/mlm_loss"]
+    full, without = report["runs"]
+    assert without["eval/kl_to_teacher"] > full["eval/kl_to_teacher"]
+    assert set(without["tasks"]) == {"sst2"}
+    change = report["changes"]["without-ce"]["eval/kl_to_teacher"]["median"]
+    assert change == without["eval/kl_to_teacher"] - full["eval/kl_to_teacher"]
     assert "All variants of a seed trained on the same batches" in out
     assert {"report.html", "report.md", "report.json", "results", "runs"} == {path.name for path in folder.iterdir()}
 
     assert ablate.main(given) == 0
     out = capsys.readouterr().out
-    assert "slow-seed-5 is finished" in out
+    assert "without-ce-seed-56 is finished" in out
     assert "2 of 2 fine-tunings are done already" in out

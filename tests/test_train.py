@@ -213,6 +213,7 @@ def test_damaged_pages_end_the_run_or_are_left_out(settings, words, tmp_path, ca
 def test_text_for_less_than_a_step_is_an_input_error(settings, words, tmp_path):
     write_text(tmp_path / "text" / "a.parquet", words, num_documents=30, seed=3)
     settings = changed(settings, data__sources=str(tmp_path / "text"), optim__num_steps=None, optim__num_epochs=1)
+    settings["runtime"]["num_workers"] = 1
 
     with pytest.raises(InputError, match=r"no further step of optim.global_batch_size = 4096"):
         run(settings, optim__global_batch_size=4096)
