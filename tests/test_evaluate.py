@@ -1,13 +1,16 @@
 """`python -m distil_ray.evaluate` on a real Ray: it compares, it goes on, and it names mistakes before any training."""
 
 import json
+import threading
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from glue_rows import write_glue
+from runs import wait_for
 from small_models import small_model
 from training_parts import save_model
 
@@ -37,6 +40,11 @@ def folders(tmp_path_factory):
 def arguments(root, output, *more, tasks=("sst2",), seeds=2):
     given = ["--teacher", str(root / "teacher"), "--student", f"half={root / 'student'}", "--glue", str(root / "glue")]
     return [*given, "--tasks", *tasks, "--seeds", str(seeds), "--output", str(output), *QUICK, *more]
+
+
+def fine_tuning():
+    """Processes of this one's Ray that are at it."""
+    return [one for one in psutil.Process().children(recursive=True) if "fine_tune" in " ".join(one.cmdline())]
 
 
 def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_path, monkeypatch, capsys):
@@ -123,6 +131,27 @@ finetuning_of: {{answers: {{max_seq_length: 24}}}}
     assert half["tasks"]["reviews"]["median"] > 80
     scores = json.loads((tmp_path / "out/results/half/answers/seed-1.json").read_text())["scores"]
     assert list(scores) == ["validation/exact_match", "validation/f1", "score"]
+
+
+def test_a_process_that_is_killed_is_replaced_as_often_as_allowed(folders, ray_cluster, tmp_path, capsys):
+    def evaluate_and_kill(*more):
+        def kill():
+            wait_for(fine_tuning)
+            fine_tuning()[0].kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        status = evaluate.main(arguments(folders, tmp_path, "--set=finetuning.num_epochs=40", *more, seeds=1))
+        killer.join()
+        return status
+
+    assert evaluate_and_kill("--set=resources.max_retries=0") == 1
+    errors = capsys.readouterr().err
+    assert "1 of 2 fine-tunings failed:\n  " in errors
+    assert "Traceback" not in errors
+    assert len(list(tmp_path.glob("results/*/sst2/seed-1.json"))) == 1
+    assert evaluate_and_kill() == 0
+    assert "1 of 2 fine-tunings are done already" in capsys.readouterr().out
 
 
 def test_files_for_a_device(folders, ray_cluster, tmp_path, capsys):
