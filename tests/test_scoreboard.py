@@ -5,12 +5,16 @@ from dataclasses import replace
 
 import pytest
 
+from distil_ray.evaluation.deployment import Deployed, Figures
+from distil_ray.evaluation.intrinsic import Intrinsic
 from distil_ray.evaluation.scoreboard import (
     Scoreboard,
     Standing,
     cost_table,
+    device_table,
     findings,
     score_table,
+    text_table,
     to_html,
     to_json,
     to_markdown,
@@ -71,6 +75,32 @@ def test_markdown_json_and_page_agree(board):
     models = json.loads(to_json(board))["models"]
     assert models[1]["retained_percent"] == pytest.approx(95.0)
     assert models[1]["tasks"]["cola"] == {"median": 45.0, "low": 44.0, "high": 47.0, "num_seeds": 3}
+
+
+def test_held_out_text(board):
+    teacher = replace(board.teacher, intrinsic=Intrinsic(100, 1900, 2.9, 0.468, 31.2, None, None))
+    student = replace(board.standings[1], intrinsic=Intrinsic(100, 1900, 3.1, 0.437, None, 0.27, 0.693))
+    both = replace(board, standings=[teacher, student])
+    assert text_table(both) == [
+        ["model", "MLM loss", "accuracy", "pseudo-perplexity", "KL to teacher", "agrees with teacher"],
+        ["teacher", "2.900", "46.8%", "31.2", "–", "–"],
+        ["distilled", "3.100", "43.7%", "–", "0.270", "69.3%"],
+    ]
+    assert "1,900 masked pieces of 100 rows" in to_html(both)
+    assert "Held-out text" not in to_html(board)
+
+
+def test_files_for_a_device(board):
+    files = [
+        Deployed("PyTorch", 14_900_000, Timing(2.0, 1.0, 3.0), Figures(81.25, 0.0, 1.0)),
+        Deployed("ONNX int8", 3_800_000, Timing(0.5, 0.4, 0.6), Figures(80.5, 0.27, 0.985)),
+    ]
+    found = replace(board, standings=[replace(board.teacher, on_device=files)], device_task="sst2")
+    assert device_table(found)[1:] == [
+        ["teacher", "PyTorch", "14.9", "2 (1–3)", "81.2", "100.0%", "0"],
+        ["teacher", "ONNX int8", "3.8", "0.5 (0.4–0.6)", "80.5", "98.5%", "0.27"],
+    ]
+    assert "Fine-tuned for sst2 with seed 1; ONNX logits are within 0.0001 of PyTorch's." in to_html(found)
 
 
 def test_one_seed_has_no_spread():
