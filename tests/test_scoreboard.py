@@ -100,7 +100,7 @@ def test_files_for_a_device(board):
         ["teacher", "PyTorch", "14.9", "2 (1–3)", "81.2", "100.0%", "0"],
         ["teacher", "ONNX int8", "3.8", "0.5 (0.4–0.6)", "80.5", "98.5%", "0.27"],
     ]
-    assert "Fine-tuned for sst2 with seed 1; ONNX logits are within 0.0001 of PyTorch's." in to_html(found)
+    assert "Fine-tuned for sst2 with seed 1; ONNX logits are within 0.0001 of PyTorch's." in to_markdown(found)
 
 
 def test_one_seed_has_no_spread():
