@@ -17,6 +17,7 @@ from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.finetuning import Finetuner
 from distil_ray.evaluation.glue import chosen_tasks
 from distil_ray.evaluation.on_device import (
+    LOW_AGREEMENT,
     TOLERANCE,
     OnnxModel,
     check,
@@ -118,7 +119,7 @@ def test_a_fine_tuned_student_as_onnx_and_as_int8(tuned, exported):
     assert int8.num_bytes == int8.path.stat().st_size < 0.7 * whole.num_bytes
     assert TOLERANCE < int8.max_difference < 1
     assert int8.agreement > 0.95
-    assert whole.warning is int8.warning is None
+    assert min(whole.agreement, int8.agreement) >= LOW_AGREEMENT
 
 
 def test_int8_holds_embeddings_and_matrices_in_a_byte(tuned, exported):
@@ -186,14 +187,6 @@ def test_figures_of_a_comparison(file):
     assert check(file, reference, logits) == (file, 5, 0.5, 0.75)
     numbers = np.array([[1.0], [2.0], [5.0], [4.0]])
     assert check(file, numbers, numbers + np.array([[0.0], [0.25], [-0.5], [0.125]])) == (file, 5, 0.5, 0.75)
-
-
-def test_a_low_agreement_is_told_and_no_error(file):
-    reference, logits = np.zeros((100, 2)), np.zeros((100, 2))
-    reference[:, 0], logits[:, 0], logits[:11, 1] = 0.1, 0.1, 0.2
-    assert check(file, reference, logits).warning == f"{file} agrees with the original model on 89% of the rows only"
-    logits[0, 1] = 0.0
-    assert check(file, reference, logits).warning is None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from distil_ray.evaluation.finetuning import Finetuner
 from distil_ray.evaluation.labelling import Labelling
 from distil_ray.evaluation.on_device import (
     INT8_FILE,
+    LOW_AGREEMENT,
     MODEL_FILE,
     OnnxModel,
     check_packages,
@@ -79,13 +80,19 @@ def deploy_all(
     for cell, reference in waiting:
         try:
             files = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise RunError(f"{cell.model} for a device: {str(error.cause).strip().splitlines()[-1]}") from error
+        except ray.exceptions.RayError as error:
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+            raise RunError(f"{cell.model} for a device: {str(cause).strip().splitlines()[-1]}") from error
         _keep(folder / cell.model, files, results.made_with(cell))
         tell(f"{cell.model}: {task.name} for a device, in {folder / cell.model}")
     rows = _validation(splits)
     latency = _latency(cells, task, folder, rows, protocol)
-    return {cell.model: _deployed(cell, folder, latency) for cell in cells}
+    found = {cell.model: _deployed(cell, folder, latency) for cell in cells}
+    for model, files in found.items():
+        for one in files:
+            if one.figures.agreement < LOW_AGREEMENT:
+                tell(f"{model}: {one.format} agrees with PyTorch on {one.figures.agreement:.0%} of the rows only")
+    return found
 
 
 def _validation(splits: Splits) -> Rows:
@@ -154,20 +161,16 @@ def _latency(
         own = folder / cell.model
         tokenizer = load_tokenizer(str(own))
         for kind, file in FORMATS.items():
-            run = (
-                OnnxModel(own / file, 1)
-                if file
-                else as_function(Labelling(task).load(str(own), 0), torch.device("cpu"))
-            )
-            contenders[cell.model, kind] = Contender(run, tokenizer)
-    names = {f"{model}\n{kind}": (model, kind) for model, kind in contenders}
+            contenders[cell.model, kind] = Contender(_run(own, file, task), tokenizer)
     with using_threads(1):
-        found = measure_latency(
-            {name: contenders[key] for name, key in names.items()},
-            rows,
-            protocol.finetuning_on(task.name).max_seq_length,
-        )
-    return {names[name]: timing for name, timing in found.items()}
+        return measure_latency(contenders, rows, protocol.finetuning_on(task.name).max_seq_length)
+
+
+def _run(folder: Path, file: str, task: Task) -> Run:
+    """A file as a function; without its name, the original."""
+    if file:
+        return OnnxModel(folder / file, num_threads=1)
+    return as_function(Labelling(task).load(str(folder), seed=0), torch.device("cpu"))
 
 
 def _deployed(cell: Cell, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:

@@ -56,13 +56,6 @@ class Exported(NamedTuple):
     max_difference: float
     agreement: float
 
-    @property
-    def warning(self) -> str | None:
-        """A line for the user if the file predicts something else than the original too often."""
-        if self.agreement >= LOW_AGREEMENT:
-            return None
-        return f"{self.path} agrees with the original model on {self.agreement:.0%} of the rows only"
-
 
 class OnnxModel:
     """An ONNX file as a function on this machine's CPU, its weights loaded once."""
@@ -195,7 +188,7 @@ def check(path: Path, reference: Array, logits: Array, tolerance: float | None =
     Args:
         tolerance: largest absolute difference that is allowed; None for int8, which rounds as much as it must. Its
             difference and agreement are figures to report, not errors: a model that has learned nothing has near
-            ties, which any rounding breaks. See `Exported.warning`.
+            ties, which any rounding breaks.
 
     Raises:
         RunError: another shape, values that are not finite, or a difference above ``tolerance``.

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from distil_ray.evaluation.tasks import Rows
 
 _NUM_SINGLE_ROWS, _NUM_BATCHES, _BATCH_SIZE, _NUM_WARMUPS = 40, 7, 32, 2
 
+Key = TypeVar("Key")
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """A model as a function of the tokenizer's arrays [B, T] int64 by name; it returns its outputs by name."""
@@ -78,7 +79,7 @@ def _measure(
         model.cpu()
 
 
-def measure_latency(contenders: Mapping[str, Contender], rows: Rows, max_seq_length: int) -> dict[str, Timing]:
+def measure_latency(contenders: Mapping[Key, Contender], rows: Rows, max_seq_length: int) -> dict[Key, Timing]:
     """Milliseconds of one row at a time."""
     seconds = _times(contenders, rows, max_seq_length, 1, _NUM_SINGLE_ROWS)
     return {name: _timing([1e3 * value for value in values]) for name, values in seconds.items()}
@@ -98,14 +99,14 @@ def as_function(model: PreTrainedModel, device: torch.device) -> Run:
 
 
 def _times(
-    contenders: Mapping[str, Contender], rows: Rows, max_seq_length: int, batch_size: int, count: int
-) -> dict[str, list[float]]:
+    contenders: Mapping[Key, Contender], rows: Rows, max_seq_length: int, batch_size: int, count: int
+) -> dict[Key, list[float]]:
     """Seconds of ``count`` forward passes of each contender, after some that do not count."""
     batches = {
         name: list(_batches(contender.tokenizer, rows, max_seq_length, batch_size, count + _NUM_WARMUPS))
         for name, contender in contenders.items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    seconds: dict[Key, list[float]] = {name: [] for name in contenders}
     for turn in range(count + _NUM_WARMUPS):
         for name, contender in contenders.items():
             began = time.perf_counter()
