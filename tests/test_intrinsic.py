@@ -27,7 +27,15 @@ from distil_ray.data.plan import IN_SAMPLE, MAX_HELDOUT_UNITS, make_plan
 from distil_ray.data.rows import make_rows
 from distil_ray.distillation import figures
 from distil_ray.errors import InputError
-from distil_ray.evaluation.intrinsic import mask_each, measure_intrinsic, room_on, rows_per_block, text_plan
+from distil_ray.evaluation.intrinsic import (
+    Totals,
+    figures_of,
+    mask_each,
+    measure_intrinsic,
+    room_on,
+    rows_per_block,
+    text_plan,
+)
 from distil_ray.evaluation.protocol import Resources, load_protocol
 
 
@@ -51,7 +59,7 @@ def rows(sources):
 # ------------------------------------------------------------------------------------------------ numerics
 
 
-def figures_of(models, rows, text=TEXT):
+def found_by(models, rows, text=TEXT):
     totals = totals_of(models, rows, text)
     return [totals.of(index)._asdict() for index in range(len(models))]
 
@@ -68,7 +76,7 @@ def with_hits(rows, model):
 
 def test_figures_are_those_of_a_plain_evaluation(models, rows):
     rows = with_hits(rows, models[1])
-    teacher, half, other = figures_of(models, rows)
+    teacher, half, other = found_by(models, rows)
 
     assert [teacher, half, other] == [close(plain, rel=1e-5) for plain in plain_figures(models, rows)]
     assert 0 < half["mlm_accuracy"] < 1
@@ -78,19 +86,19 @@ def test_figures_are_those_of_a_plain_evaluation(models, rows):
 
 
 def test_a_teacher_agrees_with_itself(models, rows):
-    teacher, itself = figures_of([models[0], models[0]], rows)
+    teacher, itself = found_by([models[0], models[0]], rows)
     assert (itself["kl_to_teacher"], itself["teacher_agreement"]) == (0.0, 1.0)
     assert teacher == itself | {"kl_to_teacher": None, "teacher_agreement": None}
 
 
 def test_without_a_sample_there_is_no_pseudo_perplexity(models, rows):
-    found = figures_of(models, rows | {IN_SAMPLE: np.zeros(len(rows["row"]), dtype=bool)})
+    found = found_by(models, rows | {IN_SAMPLE: np.zeros(len(rows["row"]), dtype=bool)})
     assert [figures["pseudo_perplexity"] for figures in found] == [None] * 3
-    assert found == [figures | {"pseudo_perplexity": None} for figures in figures_of(models, rows)]
+    assert found == [figures | {"pseudo_perplexity": None} for figures in found_by(models, rows)]
 
 
 def test_few_logits_are_alive_at_once(models, rows, monkeypatch):
-    sizes, expected = [], figures_of(models, rows)
+    sizes, expected = [], found_by(models, rows)
 
     def predict(model, hidden):
         logits = original(model, hidden)
@@ -100,7 +108,7 @@ def test_few_logits_are_alive_at_once(models, rows, monkeypatch):
     original = figures.predict
     monkeypatch.setattr(figures, "predict", predict)
     monkeypatch.setattr(figures, "MAX_LOGITS", 200)
-    assert figures_of(models, rows) == [close(figures, rel=1e-6) for figures in expected]
+    assert found_by(models, rows) == [close(figures, rel=1e-6) for figures in expected]
     assert max(sizes) <= 200
 
 
@@ -143,7 +151,7 @@ def test_each_key_changes_the_rows(sources, rows, change, names):
 
 def test_the_batch_size_changes_rounding_only(models, sources, rows):
     text = changed(batch_size=7)
-    assert figures_of(models, rows, text) == [close(expected, rel=1e-6) for expected in figures_of(models, rows)]
+    assert found_by(models, rows, text) == [close(expected, rel=1e-6) for expected in found_by(models, rows)]
     assert rows_per_block(text) == 7
     # More rows make larger blocks, as long as there are enough blocks for many processes.
     assert rows_per_block(changed(num_rows=64 * 7 * 2, batch_size=7)) == 14
@@ -169,6 +177,7 @@ def test_all_rows_are_taken(sources):
     rows = all_rows(sources, changed(num_rows=None, pseudo_perplexity_rows=4))
     assert len(rows["row"]) == len(all_rows(sources, changed(num_rows=10_000))["row"]) == 150
     assert rows[IN_SAMPLE].sum() == 4
+    assert not all_rows(sources, changed(pseudo_perplexity_rows=0))[IN_SAMPLE].any()
     pieces = set(rows["input_ids"].flatten().tolist()) | set(rows["masked_labels"].flatten().tolist())
     assert len(pieces - set(VOCABULARY.special_ids)) == VOCABULARY.size - len(VOCABULARY.special_ids)
 
@@ -232,6 +241,12 @@ def refused(models, sources, text=TEXT):
 
 def test_a_text_that_is_not_there(paths):
     assert "no such file or folder: /no/such/text" in refused(paths, [Source(path="/no/such/text")])
+
+
+def test_a_text_without_a_row(sources):
+    named = rf"{sources[0]}: gave no row with 2 ordinary pieces to mask; expected text"
+    with pytest.raises(InputError, match=named):
+        figures_of(Totals.zero(2), ["teacher", "half"], sources, TEXT)
 
 
 def test_models_that_cannot_be_compared(paths, sources, tmp_path):

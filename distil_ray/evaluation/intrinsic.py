@@ -105,13 +105,7 @@ def measure_intrinsic(
             told, share = now, plan.share_behind(*map(int, part["place"][-1]))
             left = tqdm.format_interval((now - began) / share * (1 - share))
             tell(f"text: {totals.num_rows:,} rows, {share:.0%}, {left} left")
-    if not totals.num_rows:
-        named = ", ".join(map(str, sources))
-        raise InputError(
-            f"{named}: gave no row with {text.num_masked} ordinary pieces to mask; expected text, under the column "
-            "that the source names, in a language that the tokenizer knows"
-        )
-    return {name: totals.of(index) for index, name in enumerate(models)}
+    return figures_of(totals, list(models), sources, text)
 
 
 def text_plan(sources: Sequence[config.Source], vocabulary: Vocabulary, text: HeldOutText) -> TextPlan:
@@ -133,6 +127,22 @@ def text_plan(sources: Sequence[config.Source], vocabulary: Vocabulary, text: He
         num_rows=text.num_rows,
         num_sampled=text.pseudo_perplexity_rows,
     )
+
+
+def figures_of(
+    totals: "Totals", names: Sequence[str], sources: Sequence[config.Source], text: HeldOutText
+) -> dict[str, Intrinsic]:
+    """The figures of each model, by its name.
+
+    Raises:
+        InputError: there was no row to evaluate.
+    """
+    if not totals.num_rows:
+        raise InputError(
+            f"{', '.join(map(str, sources))}: gave no row with {text.num_masked} ordinary pieces to mask; expected "
+            "text, under the column that the source names, in a language that the tokenizer knows"
+        )
+    return {name: totals.of(index) for index, name in enumerate(names)}
 
 
 def rows_per_block(text: HeldOutText) -> int:
@@ -173,19 +183,20 @@ def _places(node: Mapping[str, float], resources: Resources) -> int:
 
 def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:
     rows = "all rows" if text.num_rows is None else f"up to {text.num_rows:,} rows"
-    gpus = f" and {room.gpus:g} GPUs" if room.gpus else ""
+    gpus = f" and {room.gpus:g} GPU" if room.gpus else ""
     return (
-        f"text: {rows} of {text.max_seq_length} pieces from {len(plan.units):,} of {plan.corpus.num_units:,} parts of "
-        f"{len(plan.corpus.files):,} files; {room.num_actors} processes with {room.cpus:g} CPU slots{gpus} each"
+        f"text: {rows} of {text.max_seq_length} pieces from {len(plan.units):,} of {plan.corpus.num_units:,} units; "
+        f"processes: {room.num_actors} × {room.cpus:g} CPU{gpus}"
     )
 
 
 def _check_models(models: Mapping[str, str], max_seq_length: int) -> Vocabulary:
     """Load each model once, to see whether all can be compared on such rows; return the teacher's vocabulary."""
-    teacher = next(iter(models.values()))
-    tokenizer, vocab_size = load_tokenizer(teacher), load_masked_lm(teacher).config.vocab_size
+    tokenizer = load_tokenizer(next(iter(models.values())))
+    vocab_size = None
     for name, path in models.items():
         model = load_masked_lm(path)
+        vocab_size = vocab_size or model.config.vocab_size
         try:
             check_vocabulary(tokenizer, load_tokenizer(path))
             check_vocabulary_fits(model, tokenizer)

@@ -92,7 +92,7 @@ class HeldOutText(Section):
     num_rows: Count | None = 1024
     """Rows used, from all over the text; null takes all of it."""
     pseudo_perplexity_rows: Annotated[int, Field(ge=0)] = 16
-    """Rows of these whose pieces are also masked one at a time, each costing as many rows as it has pieces."""
+    """Rows of these for the pseudo-perplexity, each at the cost of as many as it has pieces; 0 leaves it out."""
     batch_size: Count = 32
     """Rows in a forward pass; changes speed and rounding only."""
 
