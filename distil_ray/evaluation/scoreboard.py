@@ -11,7 +11,7 @@ from distil_ray.evaluation.intrinsic import Intrinsic
 from distil_ray.evaluation.on_device import TOLERANCE
 from distil_ray.evaluation.plots import scatter_chart
 from distil_ray.evaluation.scores import Summary, macro
-from distil_ray.evaluation.speed import Speed
+from distil_ray.evaluation.speed import Speed, Timing
 
 _NOTHING = "–"
 
@@ -105,7 +105,7 @@ def cost_table(board: Scoreboard) -> list[list[str]]:
         row = [standing.name, f"{standing.num_parameters / 1e6:.1f} M", f"{standing.num_bytes / 1e6:.1f}"]
         for speed in standing.speeds:
             for timing in (speed.latency_ms, speed.rows_per_second):
-                row.append(f"{timing.median:.3g} ({timing.low:.3g}–{timing.high:.3g})")
+                row.append(_timing(timing))
         table.append(row)
     return table
 
@@ -214,13 +214,12 @@ def device_table(board: Scoreboard) -> list[list[str]]:
     ]
     for standing in board.standings:
         for one in standing.on_device:
-            timing = one.latency_ms
             table.append(
                 [
                     standing.name,
                     one.format,
                     f"{one.num_bytes / 1e6:.1f}",
-                    f"{timing.median:.3g} ({timing.low:.3g}–{timing.high:.3g})",
+                    _timing(one.latency_ms),
                     f"{one.figures.score:.1f}",
                     f"{one.figures.agreement:.1%}",
                     f"{one.figures.max_difference:.2g}",
@@ -250,6 +249,11 @@ def to_markdown_table(table: list[list[str]]) -> list[str]:
 
 def _shown(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.1f}"
+
+
+def _timing(timing: Timing) -> str:
+    median, low, high = (f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in timing)
+    return f"{median} ({low}–{high})"
 
 
 def _summary(summary: Summary | None) -> str:
