@@ -679,3 +679,10 @@ def test_a_file_may_lie_elsewhere(tmp_path):
         load_config(["memory://configs/here/none.yaml"], [])
     with pytest.raises(InputError, match=r"nosuch://a\.yaml: cannot be opened: Protocol not known: nosuch"):
         load_config(["nosuch://a.yaml"], [])
+
+
+@pytest.mark.parametrize("name", ["small-teacher", "small-student"])
+def test_the_recipes_of_the_results_are_valid(name):
+    assert (
+        load_config([str(CONFIGS.parent / "benchmarks" / f"{name}.yaml")], ["data.sources=a"]).optim.num_steps >= 1000
+    )
