@@ -26,10 +26,6 @@ class Origin(NamedTuple):
     name: str | None = None
     option: str = ""
 
-    def __str__(self) -> str:
-        """What stands for it in a sentence."""
-        return self.hub or "files"
-
 
 def read_table(origin: Origin, split: str) -> pa.Table:
     """Read a split.

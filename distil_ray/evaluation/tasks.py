@@ -115,8 +115,12 @@ def read_tasks(tasks: Iterable[Task], protocol: Protocol) -> tuple[list[Task], d
     return complete, data
 
 
+def _where(task: Task, split: str) -> str:
+    return f"{task.name}/{split} of {task.origin.hub}" if task.origin.hub else f"{task.name}: {split}"
+
+
 def _rows(task: Task, split: str, table: pa.Table) -> Rows:
-    where = f"{task.name}/{split} of {task.origin}"
+    where = _where(task, split)
     expected = (*task.columns, task.label)
     if missing := [name for name in expected if name not in table.column_names]:
         raise InputError(
@@ -172,9 +176,7 @@ def _with_classes(task: Task, tables: dict[str, pa.Table]) -> tuple[Task, dict[s
             (int(value) for value in values if isinstance(value, int | float) and value >= 0), default=0
         )
     if num_labels < 2:
-        raise InputError(
-            f"{task.name}/{task.train} of {task.origin}: all rows have one label, expected two classes or more"
-        )
+        raise InputError(f"{_where(task, task.train)}: all rows have one label, expected two classes or more")
     return replace(task, num_labels=num_labels), tables
 
 
@@ -186,8 +188,7 @@ def _numbered(task: Task, split: str, table: pa.Table, numbers: dict[str, int]) 
         index, name = unknown[0]
         known = ", ".join(list(numbers)[:5]) + (", …" if len(numbers) > 5 else "")
         raise InputError(
-            f"{task.name}/{split} of {task.origin}: row {index} has label {name!r}, expected one of those of "
-            f"{task.train}: {known}"
+            f"{_where(task, split)}: row {index} has label {name!r}, expected one of those of {task.train}: {known}"
         )
     place = table.column_names.index(task.label)
     return table.set_column(place, task.label, pa.array([numbers[name] for name in names]))
