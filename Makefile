@@ -22,10 +22,10 @@ help:
 
 setup: $(INSTALLED)
 
-# Repeated only when the dependencies change. Python compiles what it imports, which is a small part of all.
+# Repeated only when the dependencies change.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # The student three times, on the same batches: distilled, without the teacher's losses, and from random weights, too.
