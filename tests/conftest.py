@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# The files with tests that use `ray_cluster`, or what rests on it, but for two that shall run beside them.
+# The files with tests that use `ray_cluster`, or what rests on it, but for those that shall run beside them.
 SHARING_RAY = {
-    *("test_ablation", "test_cluster", "test_doctor", "test_drain", "test_evaluate", "test_intrinsic_ray", "test_jobs"),
+    *("test_ablation", "test_cluster", "test_doctor", "test_drain", "test_jobs"),
     *("test_node_loss", "test_report", "test_train", "test_tune"),
 }
 
