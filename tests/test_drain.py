@@ -14,7 +14,10 @@ import pytest
 from distil_ray import drain
 from distil_ray.errors import RunError
 
-NOTICE = {"action": "terminate", "time": (datetime.now(UTC) + timedelta(seconds=120)).strftime("%Y-%m-%dT%H:%M:%SZ")}
+
+def notice() -> dict[str, str]:
+    """Of an end in two minutes."""
+    return {"action": "terminate", "time": f"{datetime.now(UTC) + timedelta(seconds=120):%Y-%m-%dT%H:%M:%SZ}"}
 
 
 @contextmanager
@@ -49,7 +52,8 @@ def metadata(*answers):
 
 
 def test_a_notice_is_heard_after_quiet_failures_and_a_token_that_ran_out(capsys):
-    answers = [(404, ""), (404, ""), (500, ""), (401, ""), (200, "not JSON"), (200, "{}"), (200, json.dumps(NOTICE))]
+    found = notice()
+    answers = [(404, ""), (404, ""), (500, ""), (401, ""), (200, "not JSON"), (200, "{}"), (200, json.dumps(found))]
     with metadata(*answers) as (url, asked):
         seconds = drain.wait_for_notice(url, poll_seconds=0.0)
 
@@ -62,7 +66,7 @@ def test_a_notice_is_heard_after_quiet_failures_and_a_token_that_ran_out(capsys)
     assert tokens == ["token1"] * 4 + ["token6"] * 3
     told = capsys.readouterr().out
     assert "500" in told
-    assert told.endswith(f"notice: terminate at {NOTICE['time']}\n")
+    assert told.endswith(f"notice: terminate at {found['time']}\n")
 
 
 def test_one_watcher_a_node(tmp_path, monkeypatch, capsys):
