@@ -40,15 +40,14 @@ def _ablate(argv: list[str] | None) -> None:
     protocol = load_protocol(arguments.protocol, arguments.set)
     from distil_ray.ablation.runs import check_tasks, run_all, with_scores
     from distil_ray.evaluation.glue import chosen_tasks
-    from distil_ray.evaluation.tasks import own_task, read_tasks
+    from distil_ray.evaluation.tasks import Task, read_tasks
     from distil_ray.training.console import Console
 
-    tasks = []
+    chosen: list[Task] = []
     if arguments.tasks:
-        own = {name: own_task(name, spec) for name, spec in protocol.tasks.items()}
-        tasks = chosen_tasks(arguments.tasks, arguments.glue, own)
+        chosen = chosen_tasks(arguments.tasks, arguments.glue, protocol.tasks)
         check_tasks(plan)
-        read_tasks(tasks, protocol)  # before anything is trained
+    tasks, data = read_tasks(chosen, protocol)  # before anything is trained
     if "://" in plan.folder and not arguments.output:
         raise InputError("--output: missing; with a run.storage_path that is a URL, name a local folder for the report")
     output = Path(arguments.output or plan.folder)
@@ -60,12 +59,13 @@ def _ablate(argv: list[str] | None) -> None:
         return
     outcomes = run_all(plan, console)
     if tasks:
-        outcomes = with_scores(outcomes, tasks, output, protocol, console)
+        outcomes = with_scores(outcomes, tasks, data, output, protocol, console)
     _write(outcomes, output)
 
 
 def _write(outcomes: list[Any], output: Path) -> None:
-    from distil_ray.ablation.report import Comparison, made_by, to_html, to_json, to_markdown
+    from distil_ray.ablation.report import Comparison, to_html, to_json, to_markdown
+    from distil_ray.evaluation.html import made_by
 
     comparison, footer = Comparison(outcomes), made_by()
     output.mkdir(parents=True, exist_ok=True)

@@ -58,13 +58,11 @@ def _evaluate(argv: list[str] | None) -> None:
 def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
     """Those that are named; GLUE's and the protocol's if none is, and it is not about text alone."""
     from distil_ray.evaluation.glue import chosen_tasks
-    from distil_ray.evaluation.tasks import own_task
 
     names = [*arguments.tasks, *filter(None, [arguments.on_device])]
     if arguments.text and not names:
         return []
-    own = {name: own_task(name, spec) for name, spec in protocol.tasks.items()}
-    return chosen_tasks(names, arguments.glue, own)
+    return chosen_tasks(names, arguments.glue, protocol.tasks)
 
 
 def _write(board: "Scoreboard", output: Path) -> None:

@@ -31,7 +31,7 @@ def read_own(**keys):
 
 def test_tasks_are_those_of_the_paper_in_its_order():
     assert list(TASKS) == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
-    own = {"imdb": own_task("imdb", OwnTask(hub="stanfordnlp/imdb"))}
+    own = {"imdb": OwnTask(hub="stanfordnlp/imdb")}
     assert [task.name for task in chosen_tasks(["imdb", "wnli", "cola"], "glue", own)] == ["cola", "wnli", "imdb"]
     assert len(chosen_tasks([], "glue", {})) == 9
     with pytest.raises(InputError, match=r"--tasks: given sst-2, expected some of cola, mnli.*a protocol file can"):

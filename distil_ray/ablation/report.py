@@ -3,10 +3,8 @@
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
-from distil_ray import __version__
 from distil_ray.ablation.runs import Outcome
 from distil_ray.evaluation.html import render
 from distil_ray.evaluation.plots import line_chart
@@ -156,8 +154,3 @@ def to_html(comparison: Comparison, footer: str) -> str:
         table=table(comparison),
         remarks=remarks(comparison),
     )
-
-
-def made_by() -> str:
-    """What made a report, and when."""
-    return f"distil_ray {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"

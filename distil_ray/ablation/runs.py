@@ -1,6 +1,6 @@
 """The runs of an ablation -> what each came to: held-out figures and, if asked for, scores on tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.standings import fine_tune
-from distil_ray.evaluation.tasks import Task, read_tasks
+from distil_ray.evaluation.tasks import Splits, Task
 from distil_ray.training.console import Console
 from distil_ray.training.history import History, read_history
 from distil_ray.training.launcher import launch
@@ -70,15 +70,19 @@ def check_tasks(plan: Plan) -> None:
 
 
 def with_scores(
-    outcomes: Sequence[Outcome], tasks: Sequence[Task], folder: Path, protocol: Protocol, console: Console
+    outcomes: Sequence[Outcome],
+    tasks: Sequence[Task],
+    data: Mapping[str, Splits],
+    folder: Path,
+    protocol: Protocol,
+    console: Console,
 ) -> list[Outcome]:
     """Fine-tune the student of each run on each task, with the run's own seed.
 
     Raises:
-        InputError: a task cannot be used.
+        InputError: scores of another protocol are there.
         RunError: fine-tunings failed; what succeeded is kept.
     """
-    tasks, data = read_tasks(tasks, protocol)
     results = Results(folder, protocol)
     cells = {
         (number, task.name): Cell(one.variant, one.history.export_path, task.name, one.seed)

@@ -1,12 +1,10 @@
 """Runs -> a page: their students and teachers evaluated on this machine, side by side."""
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray import __version__
 from distil_ray.config import Teacher
 from distil_ray.data.corpus import read_unit
 from distil_ray.distillation.models import load_masked_lm, max_tokens
@@ -14,6 +12,7 @@ from distil_ray.errors import InputError
 from distil_ray.evaluation.cost import NUM_TOKENS, Cost, measure
 from distil_ray.evaluation.findings import Contender, Kind, findings
 from distil_ray.evaluation.guesses import Gap, Guess, fill_gaps, make_gaps
+from distil_ray.evaluation.html import made_by
 from distil_ray.evaluation.page import Page, Row
 from distil_ray.evaluation.plots import line_chart
 from distil_ray.training.assembly import build_plan, build_tokenizer
@@ -57,7 +56,7 @@ def compare(histories: list[History]) -> Page:
         gaps=gaps,
         charts=list(_charts(histories, teacher_rows)),
         students=[(history.name, history.export_path) for history in histories if history.is_finished],
-        footer=f"distil_ray {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        footer=made_by(),
     )
 
 

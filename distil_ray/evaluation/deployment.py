@@ -12,6 +12,7 @@ import torch
 
 from distil_ray.distillation.models import load_tokenizer, load_tokenizer_of
 from distil_ray.errors import InputError, RunError
+from distil_ray.evaluation.downstream import reason_of
 from distil_ray.evaluation.finetuning import Finetuner
 from distil_ray.evaluation.labelling import Labelling
 from distil_ray.evaluation.on_device import (
@@ -26,8 +27,8 @@ from distil_ray.evaluation.on_device import (
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.speed import Contender, Run, Timing, as_function, measure_latency, using_threads
-from distil_ray.evaluation.tasks import Rows, Splits, Task
-from distil_ray.training.cluster import connect
+from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
+from distil_ray.training.cluster import assigned_device, connect
 
 _FIGURES_FILE = "figures.json"
 FORMATS = {"PyTorch": "", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
@@ -81,11 +82,10 @@ def deploy_all(
         try:
             files = ray.get(reference)
         except ray.exceptions.RayError as error:
-            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-            raise RunError(f"{cell.model} for a device: {str(cause).strip().splitlines()[-1]}") from error
+            raise RunError(f"{cell.model} for a device: {reason_of(error)}") from error
         _keep(folder / cell.model, files, results.made_with(cell))
         tell(f"{cell.model}: {task.name} for a device, in {folder / cell.model}")
-    rows = _validation(splits)
+    rows = first_validation(splits)
     latency = _latency(cells, task, folder, rows, protocol)
     found = {cell.model: _deployed(cell, folder, latency) for cell in cells}
     for model, files in found.items():
@@ -95,30 +95,21 @@ def deploy_all(
     return found
 
 
-def _validation(splits: Splits) -> Rows:
-    return next(rows for split, rows in splits.items() if split != "train")
-
-
 def _is_done(folder: Path, cell: Cell, results: Results) -> bool:
     file = folder / cell.model / _FIGURES_FILE
     if not file.exists():
         return False
-    if json.loads(file.read_text(encoding="utf-8"))["made_with"] != results.made_with(cell):
-        raise InputError(
-            f"{file} was made with another protocol or another model of that name; give another --output, or remove "
-            f"{folder} to begin again"
-        )
+    results.check_made_with(file, json.loads(file.read_text(encoding="utf-8")), cell)
     return True
 
 
 def _export(cell: Cell, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
     """The files of a fine-tuned model, by name. Runs on a node of the cluster."""
     torch.set_num_threads(protocol.resources.cpus)
-    finetuning, adapter, rows = protocol.finetuning_on(task.name), Labelling(task), _validation(splits)
+    finetuning, adapter, rows = protocol.finetuning_on(task.name), Labelling(task), first_validation(splits)
     model = adapter.load(cell.path, cell.seed)
     tokenizer = load_tokenizer_of(model, cell.path)
-    device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
-    Finetuner(model, tokenizer, task, finetuning, seed=cell.seed, device=device).train(splits["train"])
+    Finetuner(model, tokenizer, task, finetuning, seed=cell.seed, device=assigned_device()).train(splits["train"])
     length = finetuning.max_seq_length
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

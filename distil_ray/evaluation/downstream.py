@@ -16,6 +16,7 @@ from distil_ray.evaluation.finetuning import Finetuner, SoftTargets, adapter_of
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.tasks import Splits, Task
+from distil_ray.training.cluster import assigned_device
 
 
 class Tuned(NamedTuple):
@@ -49,8 +50,7 @@ def fine_tune_all(
         try:
             tuned: Tuned = ray.get(done)
         except ray.exceptions.RayError as error:
-            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-            failures.append(f"{cell.model} on {cell.task}, seed {cell.seed}: {str(cause).strip().splitlines()[-1]}")
+            failures.append(f"{cell.model} on {cell.task}, seed {cell.seed}: {reason_of(error)}")
             continue
         if tuned.soft_targets is not None:
             results.put_soft_targets(cell, tuned.soft_targets)
@@ -60,6 +60,12 @@ def fine_tune_all(
         tell(f"{cell.task:5} {cell.model}, seed {cell.seed}: {tuned.scores['score']:.1f}{ending}")
     if failures:
         raise RunError(f"{len(failures)} of {len(cells)} fine-tunings failed:\n  " + "\n  ".join(failures))
+
+
+def reason_of(error: ray.exceptions.RayError) -> str:
+    """The last line of what went wrong in a task."""
+    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    return str(cause).strip().splitlines()[-1]
 
 
 def _start(
@@ -94,7 +100,7 @@ def _fine_tune(cell: Cell, task: Task, splits: Splits, protocol: Protocol, teach
         task,
         protocol.finetuning_on(task.name),
         seed=cell.seed,
-        device=torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu"),
+        device=assigned_device(),
     )
     targets = teacher.soft_targets if teacher else None
     finetuner.train(splits["train"], None if targets is None else SoftTargets(targets, protocol.second_step))

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from distil_ray.errors import InputError
-from distil_ray.evaluation.protocol import Metric
+from distil_ray.evaluation.protocol import Metric, OwnTask
 from distil_ray.evaluation.tables import Origin
-from distil_ray.evaluation.tasks import Task
+from distil_ray.evaluation.tasks import Task, own_task
 
 _PAIR = ("sentence1", "sentence2")
 _ACCURACY: tuple[Metric, ...] = ("accuracy",)
@@ -28,17 +28,18 @@ TASKS = {
 }
 
 
-def chosen_tasks(names: Sequence[str], source: str, own: Mapping[str, Task]) -> list[Task]:
+def chosen_tasks(names: Sequence[str], source: str, own: Mapping[str, OwnTask]) -> list[Task]:
     """The tasks of these names, GLUE's first, in the paper's order; all of them if there is none.
 
     Args:
         source: of GLUE's rows: a folder laid out like the Hub's data set, or its id.
-        own: tasks that a protocol describes.
+        own: tasks as a protocol describes them, by name.
 
     Raises:
         InputError: a name is not one of a task.
     """
-    known = {name: replace(task, origin=Origin(source, name, "--glue")) for name, task in TASKS.items()} | dict(own)
+    known = {name: replace(task, origin=Origin(source, name, "--glue")) for name, task in TASKS.items()}
+    known |= {name: own_task(name, spec) for name, spec in own.items()}
     if unknown := [name for name in names if name not in known]:
         raise InputError(
             f"--tasks: given {', '.join(unknown)}, expected some of {', '.join(known)}"

@@ -1,11 +1,14 @@
 """Templates -> pages: self-contained HTML files, which load nothing from elsewhere."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
+
+from distil_ray import __version__
 
 Chart = tuple[str, str]  # title and SVG element
 
@@ -21,3 +24,8 @@ def render(
 
 def _read(name: str) -> str:
     return resources.files("distil_ray").joinpath(name).read_text(encoding="utf-8")
+
+
+def made_by() -> str:
+    """What made a page, and when."""
+    return f"distil_ray {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"

@@ -34,7 +34,7 @@ from distil_ray.distillation.models import (
 )
 from distil_ray.errors import InputError
 from distil_ray.evaluation.protocol import HeldOutText, Resources
-from distil_ray.training.cluster import has_autoscaler
+from distil_ray.training.cluster import assigned_device, has_autoscaler
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -270,7 +270,7 @@ class Evaluator:
         self, paths: Sequence[str], mask_id: int, special_ids: Sequence[int], batch_size: int, num_threads: int
     ) -> None:
         torch.set_num_threads(num_threads)
-        self._device = torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+        self._device = assigned_device()
         self._models = [load_masked_lm(path).eval() for path in paths]
         for model in self._models:
             nn.Module.to(model, self._device)

@@ -53,13 +53,17 @@ class Results:
         if not file.exists() or (cell.teaches and not self._soft_target_file(cell).exists()):
             return None
         found = json.loads(file.read_text(encoding="utf-8"))
-        if found["made_with"] != self.made_with(cell):
-            raise InputError(
-                f"{file} was made with another protocol or another model of that name; give another --output, or "
-                f"remove {self._folder} to begin again"
-            )
+        self.check_made_with(file, found, cell)
         scores: dict[str, float] = found["scores"]
         return scores
+
+    def check_made_with(self, file: Path, content: Mapping[str, Any], cell: Cell) -> None:
+        """Raise InputError unless a file's content was made by this protocol and the cell's model."""
+        if content["made_with"] != self.made_with(cell):
+            raise InputError(
+                f"{file} was made with another protocol or another model of that name; give another --output, or "
+                f"remove {self._folder.parent} to begin again"
+            )
 
     def score(self, cell: Cell) -> float:
         """The score of a cell that is done."""

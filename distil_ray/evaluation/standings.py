@@ -27,7 +27,7 @@ from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.scoreboard import Scoreboard, Standing
 from distil_ray.evaluation.scores import Summary, summarise
 from distil_ray.evaluation.speed import Loaded, Speed, measure_speed
-from distil_ray.evaluation.tasks import Splits, Task, read_tasks
+from distil_ray.evaluation.tasks import Splits, Task, first_validation, read_tasks
 from distil_ray.training.cluster import connect
 from distil_ray.training.console import Console
 
@@ -128,8 +128,7 @@ def _measure_speed(
 ) -> dict[str, list[Speed]]:
     console.line("measuring on this machine")
     task = _SPEED_TASK if _SPEED_TASK in data else next(iter(data))
-    rows = next(rows for split, rows in data[task].items() if split != "train")
-    return measure_speed(models, rows, protocol.finetuning.max_seq_length)
+    return measure_speed(models, first_validation(data[task]), protocol.finetuning.max_seq_length)
 
 
 def _read_text(question: Question, protocol: Protocol, results: Results, console: Console) -> dict[str, Intrinsic]:

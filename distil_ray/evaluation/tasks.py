@@ -78,6 +78,11 @@ class Rows:
 Splits = dict[str, Rows]  # "train" and the validation splits
 
 
+def first_validation(splits: Splits) -> Rows:
+    """The rows of the first validation split."""
+    return next(rows for split, rows in splits.items() if split != "train")
+
+
 def own_task(name: str, spec: OwnTask) -> Task:
     """The task that a protocol describes."""
     return Task(

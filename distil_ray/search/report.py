@@ -1,12 +1,10 @@
 """Trials -> a page: the best setting, every trial, and how much each setting mattered."""
 
 from collections.abc import Iterator
-from datetime import datetime
 
-from distil_ray import __version__
 from distil_ray.config import parse_mapping
 from distil_ray.errors import InputError
-from distil_ray.evaluation.html import Chart, render
+from distil_ray.evaluation.html import Chart, made_by, render
 from distil_ray.evaluation.page import aligned
 from distil_ray.evaluation.plots import line_chart, scatter_chart, ternary_chart
 from distil_ray.search.board import brief, short
@@ -55,7 +53,7 @@ def to_html(plan: Plan, trials: Trials) -> str:
         title=f"Search {plan.config.run.name}",
         findings=findings(plan, listed),
         charts=list(_charts(plan, listed, step)),
-        footer=f"distil_ray {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        footer=made_by(),
         table=table(plan, listed),
         remarks=remarks(plan, trials),
         importances=[(key, f"{share:.0%}", f"{100 * share:.0f}%") for key, share in shares.items()],

@@ -154,3 +154,10 @@ def _carries(node: Mapping[str, Any], label: Mapping[str, str]) -> bool:
 def has_label(labels: Mapping[str, str], label: Mapping[str, str] | None) -> bool:
     """Whether a node with these labels may run what asks for a label; without one, every node may."""
     return not label or label.items() <= labels.items()
+
+
+def assigned_device() -> Any:
+    """The GPU that Ray has given to this task or actor, else the CPU."""
+    import torch  # not by the driver, which only asks for room
+
+    return torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
