@@ -128,6 +128,7 @@ def distilled(reference: tuple[dict[str, Any], Path]) -> tuple[dict[str, Any], P
     settings, teacher = reference
     settings = changed(settings, teacher__path=str(teacher / "export"), optim__num_epochs=1, eval__every_steps=100)
     del settings["student"], settings["distill"], settings["optim"]["num_steps"]
+    settings["runtime"]["num_workers"] = 1
     return settings, run(settings, run__name="distilled")
 
 

@@ -202,7 +202,8 @@ def test_a_job_gets_its_nodes_is_stopped_and_goes_on_and_the_nodes_leave(referen
     tasks = [task for task in listed(head, "tasks") if re.search("make_group|make_unit|Repartition", task["name"])]
     assert {ever[task["node_id"]] for task in tasks if task["node_id"]} == {"data"}
 
-    submit(head, "second", "--config", str(tmp_path / "job.yaml"), "runtime.num_workers=1")
+    other = ("num_workers=1", "micro_batch_size=8", "data_cpus=1")
+    submit(head, "second", "--config", str(tmp_path / "job.yaml"), *(f"runtime.{setting}" for setting in other))
 
     assert end_of(head, "second") == "SUCCEEDED"
     assert json.loads((folder / "export" / "config.json").read_text())["n_layers"] == 1
