@@ -8,8 +8,6 @@ from distil_ray.cli import main_of, parser_of
 from distil_ray.config import describe_keys
 from distil_ray.errors import InputError
 
-REPORT = "report"
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 runs failed, 2 bad configuration or input."""
@@ -41,6 +39,7 @@ def _ablate(argv: list[str] | None) -> None:
     from distil_ray.ablation.runs import check_tasks, run_all, with_scores
     from distil_ray.evaluation.glue import chosen_tasks
     from distil_ray.evaluation.tasks import Task, read_tasks
+    from distil_ray.reporting.files import make_folder
     from distil_ray.training.console import Console
 
     chosen: list[Task] = []
@@ -57,6 +56,7 @@ def _ablate(argv: list[str] | None) -> None:
             changes = ", ".join(f"{key}={value}" for key, value in plan.variants[variant].items())
             console.line(f"{variant}, seed {seed}: {changes or 'as it stands'}")
         return
+    make_folder(output)
     outcomes = run_all(plan, console)
     if tasks:
         outcomes = with_scores(outcomes, tasks, data, output, protocol, console)
@@ -65,13 +65,12 @@ def _ablate(argv: list[str] | None) -> None:
 
 def _write(outcomes: list[Any], output: Path) -> None:
     from distil_ray.ablation.report import Comparison, to_html, to_json, to_markdown
-    from distil_ray.evaluation.html import made_by
+    from distil_ray.reporting.files import write_report
+    from distil_ray.reporting.html import made_by
 
     comparison, footer = Comparison(outcomes), made_by()
-    output.mkdir(parents=True, exist_ok=True)
-    for suffix, make in (("json", to_json), ("html", to_html), ("md", to_markdown)):
-        (output / f"{REPORT}.{suffix}").write_text(make(comparison, footer), encoding="utf-8")
-    print(f"\n{to_markdown(comparison, footer)}\nreport: {(output / REPORT).absolute()}.html, .md, .json")
+    json, html, markdown = (make(comparison, footer) for make in (to_json, to_html, to_markdown))
+    write_report(output, json=json, html=html, markdown=markdown)
 
 
 if __name__ == "__main__":

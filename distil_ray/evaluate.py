@@ -10,11 +10,9 @@ from distil_ray.errors import InputError
 
 if TYPE_CHECKING:
     from distil_ray.evaluation.protocol import Protocol
-    from distil_ray.evaluation.scoreboard import Scoreboard
     from distil_ray.evaluation.tasks import Task
 
 _TEACHER = "teacher"
-REPORT = "report"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +31,9 @@ def _evaluate(argv: list[str] | None) -> None:
         raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
     from distil_ray.config import parse_sources
     from distil_ray.evaluation.card import add_to_card, check_card
+    from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
     from distil_ray.evaluation.standings import Question, answer
+    from distil_ray.reporting.files import write_report
     from distil_ray.training.console import Console
 
     students = {name: path for name, path in models.items() if name != _TEACHER and arguments.card}
@@ -50,7 +50,7 @@ def _evaluate(argv: list[str] | None) -> None:
         device_task=arguments.on_device,
     )
     board = answer(question, protocol, Console())
-    _write(board, output)
+    write_report(output, json=to_json(board), html=to_html(board), markdown=to_markdown(board))
     for path in students.values():
         add_to_card(path, board)
 
@@ -63,15 +63,6 @@ def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
     if arguments.text and not names:
         return []
     return chosen_tasks(names, arguments.glue, protocol.tasks)
-
-
-def _write(board: "Scoreboard", output: Path) -> None:
-    from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
-
-    output.mkdir(parents=True, exist_ok=True)
-    for suffix, text in (("json", to_json(board)), ("html", to_html(board)), ("md", to_markdown(board))):
-        (output / f"{REPORT}.{suffix}").write_text(text, encoding="utf-8")
-    print(f"\n{to_markdown(board)}\nreport: {(output / REPORT).absolute()}.html, .md, .json")
 
 
 def name_models(teacher: str, students: list[str]) -> dict[str, str]:

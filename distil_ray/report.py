@@ -22,8 +22,8 @@ def _report(argv: list[str] | None) -> None:
     if any(map(is_search, arguments.runs)):
         _report_search(arguments.runs, output)
         return
-    from distil_ray.evaluation.comparison import compare
-    from distil_ray.evaluation.page import to_html, to_text
+    from distil_ray.comparison.comparison import compare
+    from distil_ray.comparison.page import to_html, to_text
     from distil_ray.training.history import read_history
 
     page = compare([read_history(path) for path in arguments.runs])

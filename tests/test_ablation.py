@@ -121,6 +121,7 @@ def test_there_is_nothing_to_compare(given):
         (["--tasks", "sst2", "--glue", "{tmp}/none"], "--glue"),
         (["--tasks", "sst2", "--glue", "{glue}", "run.storage_path=s3://bucket/runs"], "expected a folder that"),
         (["run.storage_path=s3://bucket/runs"], "--output: missing"),
+        (["--output", "{glue}/sst2/train-00000-of-00001.parquet"], "--output: cannot write into"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, capsys, more, message):

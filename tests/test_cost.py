@@ -2,7 +2,7 @@
 
 from small_models import small_model
 
-from distil_ray.evaluation.cost import measure
+from distil_ray.comparison.cost import measure
 
 
 def test_counts_parameters_and_tells_large_from_small():

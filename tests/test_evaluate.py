@@ -224,6 +224,12 @@ def test_mistakes_are_named_before_anything_is_trained(folders, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_trained(folders, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert evaluate.main(arguments(folders, tmp_path / "file/out")) == 2
+    assert f"--output: cannot write into {tmp_path}/file/out: Not a directory" in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_does_not_fit_the_model(folders, tmp_path, capsys):
     save_model(tmp_path / "small", small_model("bert", vocab_size=20))
     assert evaluate.main(arguments(folders, tmp_path / "out", "--student", str(tmp_path / "small"))) == 2

@@ -1,8 +1,8 @@
 """Sentences on comparisons: they say what the figures say, also when that is not what one hopes for."""
 
-from distil_ray.evaluation.cost import Cost
-from distil_ray.evaluation.findings import Contender, findings
-from distil_ray.evaluation.page import Row
+from distil_ray.comparison.cost import Cost
+from distil_ray.comparison.findings import Contender, findings
+from distil_ray.comparison.page import Row
 
 
 def row(name: str, loss: float | None, accuracy: float | None = None, cost: Cost | None = None) -> Row:

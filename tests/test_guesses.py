@@ -8,7 +8,7 @@ from small_models import small_model
 from training_parts import set_weights
 from transformers import BertTokenizer
 
-from distil_ray.evaluation.guesses import fill_gaps, make_gaps
+from distil_ray.comparison.guesses import fill_gaps, make_gaps
 
 PIECES = re.findall(r"\S+", "this function returns the number of elements in array when called with short list a . ,")
 PROSE = "This function returns the number of elements in the array."

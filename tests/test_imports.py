@@ -9,7 +9,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "distil_ray"
 
 # Each layer imports its own and those below. The commands are the modules that are named nowhere here.
-LAYERS = ("errors", "data", "distillation", "training evaluation", "search checkup ablation", "commands")
+LAYERS = (
+    "errors",
+    "reporting",
+    "data",
+    "distillation",
+    "training",
+    "evaluation comparison",
+    "search checkup ablation",
+    "commands",
+)
 
 # Ray's parts, and the only modules that may import them.
 HOME_OF = {
@@ -17,7 +26,8 @@ HOME_OF = {
     "ray.train": {"training.departures", "training.loop", "training.launcher"},
     "ray.tune": {"search.tuner"},
 }
-PLAIN = ("errors", "config", "data", "distillation")  # import nothing of Ray at all, but for data.pipeline
+# These import nothing of Ray at all, but for data.pipeline.
+PLAIN = ("errors", "config", "reporting", "data", "distillation", "comparison")
 
 
 def layer_of(module: str) -> int:
@@ -100,8 +110,9 @@ def test_modules_are_found():
         ("training.loop", "import ray.data"),
         ("training.launcher", "from ray.tune import Tuner"),
         ("train", "from ray.train.torch import TorchTrainer"),
-        ("evaluation.cost", "from distil_ray.tune import main"),
-        ("evaluation.cost", "from distil_ray.search.trials import best"),
+        ("comparison.cost", "from distil_ray.tune import main"),
+        ("evaluation.speed", "from distil_ray.search.trials import best"),
+        ("reporting.html", "from distil_ray.data import corpus"),
         ("tune", "from ray.tune import Tuner"),
         ("config", "from distil_ray.data.corpus import Source"),
         ("errors", "from distil_ray.data.hashing import mix"),

@@ -3,10 +3,10 @@
 import re
 from html.parser import HTMLParser
 
-from distil_ray.evaluation.cost import Cost
-from distil_ray.evaluation.guesses import Gap, Guess
-from distil_ray.evaluation.page import HEADER, Page, Row, to_html, to_text
-from distil_ray.evaluation.plots import line_chart
+from distil_ray.comparison.cost import Cost
+from distil_ray.comparison.guesses import Gap, Guess
+from distil_ray.comparison.page import HEADER, Page, Row, to_html, to_text
+from distil_ray.reporting.plots import line_chart
 
 PAGE = Page(
     title="Report on <a> & b",

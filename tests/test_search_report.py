@@ -10,7 +10,7 @@ from test_trials import leave_behind
 
 from distil_ray.config import load_config
 from distil_ray.errors import InputError
-from distil_ray.evaluation.plots import scatter_chart, ternary_chart
+from distil_ray.reporting.plots import scatter_chart, ternary_chart
 from distil_ray.search.importance import MIN_TRIALS, importances
 from distil_ray.search.report import findings, read_search, remarks, table, to_html, to_text
 from distil_ray.search.results import write_results

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distil_ray.ablation.runs import Outcome
-from distil_ray.evaluation.html import render
-from distil_ray.evaluation.plots import line_chart
-from distil_ray.evaluation.scoreboard import to_markdown_table
 from distil_ray.evaluation.scores import Summary, macro, summarise
+from distil_ray.reporting.html import render
+from distil_ray.reporting.plots import line_chart
+from distil_ray.reporting.text import to_markdown_table
 
 _NAMES = {
     "score": ("score", 1, 1.0),

@@ -1,1 +1,1 @@
-"""Students -> evidence: what they cost, what they guess, and how that compares."""
+"""Teacher and students -> evidence: scores on tasks and on text, size, speed, files for a device."""

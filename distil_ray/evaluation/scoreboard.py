@@ -6,12 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distil_ray.evaluation.deployment import Deployed
-from distil_ray.evaluation.html import render
 from distil_ray.evaluation.intrinsic import Intrinsic
 from distil_ray.evaluation.on_device import TOLERANCE
-from distil_ray.evaluation.plots import scatter_chart
 from distil_ray.evaluation.scores import Summary, macro
 from distil_ray.evaluation.speed import Speed, Timing
+from distil_ray.reporting.html import render
+from distil_ray.reporting.plots import scatter_chart
+from distil_ray.reporting.text import to_markdown_table
 
 _NOTHING = "–"
 
@@ -239,12 +240,6 @@ def _note(board: Scoreboard) -> str:
     count = next(iter(board.teacher.tasks.values())).num_seeds
     seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
     return f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."
-
-
-def to_markdown_table(table: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table, the first row being its head."""
-    rows = [f"| {' | '.join(row)} |" for row in table]
-    return [rows[0], f"|{'---|' * len(table[0])}", *rows[1:]]
 
 
 def _shown(value: float | None) -> str:

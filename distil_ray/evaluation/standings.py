@@ -28,6 +28,7 @@ from distil_ray.evaluation.scoreboard import Scoreboard, Standing
 from distil_ray.evaluation.scores import Summary, summarise
 from distil_ray.evaluation.speed import Loaded, Speed, measure_speed
 from distil_ray.evaluation.tasks import Splits, Task, first_validation, read_tasks
+from distil_ray.reporting.files import make_folder
 from distil_ray.training.cluster import connect
 from distil_ray.training.console import Console
 
@@ -86,6 +87,7 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
     tasks, data = read_tasks(question.tasks, protocol)
     if question.with_second_step and any(task.kind == "span" for task in tasks):
         _check_same_pieces(models)
+    make_folder(question.output)
     results = Results(question.output, protocol)
     intrinsic = _read_text(question, protocol, results, console) if question.text else {}
     fine_tune(question.cells, tasks, data, protocol, results, console)

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from distil_ray.config import parse_mapping
 from distil_ray.errors import InputError
-from distil_ray.evaluation.html import Chart, made_by, render
-from distil_ray.evaluation.page import aligned
-from distil_ray.evaluation.plots import line_chart, scatter_chart, ternary_chart
+from distil_ray.reporting.html import Chart, made_by, render
+from distil_ray.reporting.plots import line_chart, scatter_chart, ternary_chart
+from distil_ray.reporting.text import aligned
 from distil_ray.search.board import brief, short
 from distil_ray.search.importance import MIN_TRIALS, importances
 from distil_ray.search.settings import SEARCH_FILE, TRIALS_FOLDER, Plan, plan_of

@@ -1,11 +1,11 @@
 """Figures -> a page: one self-contained HTML file, and the same table as text for the terminal."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from distil_ray.evaluation.cost import Cost
-from distil_ray.evaluation.guesses import Gap, Guess
-from distil_ray.evaluation.html import Chart, render
+from distil_ray.comparison.cost import Cost
+from distil_ray.comparison.guesses import Gap, Guess
+from distil_ray.reporting.html import Chart, render
+from distil_ray.reporting.text import aligned
 
 _NOTHING = "–"
 
@@ -87,22 +87,10 @@ def to_text(page: Page) -> str:
     return "\n".join([*aligned(table), *page.findings, *page.remarks])
 
 
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of text with the cells of each column below each other: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in table
-    ]
-
-
 def to_html(page: Page) -> str:
     """The whole page, which loads nothing from elsewhere."""
     return render(
-        "evaluation/page.html.j2",
+        "comparison/page.html.j2",
         title=page.title,
         findings=page.findings,
         footer=page.footer,

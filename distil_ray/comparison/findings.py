@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from distil_ray.evaluation.page import Row
+from distil_ray.comparison.page import Row
 
 Kind = Literal["distilled", "teacher's layers, MLM only", "random weights, MLM only", "MLM only"]
 

@@ -5,16 +5,16 @@ from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distil_ray.comparison.cost import NUM_TOKENS, Cost, measure
+from distil_ray.comparison.findings import Contender, Kind, findings
+from distil_ray.comparison.guesses import Gap, Guess, fill_gaps, make_gaps
+from distil_ray.comparison.page import Page, Row
 from distil_ray.config import Teacher
 from distil_ray.data.corpus import read_unit
 from distil_ray.distillation.models import load_masked_lm, max_tokens
 from distil_ray.errors import InputError
-from distil_ray.evaluation.cost import NUM_TOKENS, Cost, measure
-from distil_ray.evaluation.findings import Contender, Kind, findings
-from distil_ray.evaluation.guesses import Gap, Guess, fill_gaps, make_gaps
-from distil_ray.evaluation.html import made_by
-from distil_ray.evaluation.page import Page, Row
-from distil_ray.evaluation.plots import line_chart
+from distil_ray.reporting.html import made_by
+from distil_ray.reporting.plots import line_chart
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.history import History

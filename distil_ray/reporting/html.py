@@ -16,7 +16,7 @@ Chart = tuple[str, str]  # title and SVG element
 def render(
     template: str, *, title: str, findings: Sequence[str], footer: str, charts: Sequence[Chart], **rest: Any
 ) -> str:
-    """Fill a template, named by its path in the package, which extends ``evaluation/base.html.j2``."""
+    """Fill a template, named by its path in the package, which extends ``reporting/base.html.j2``."""
     environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     safe = [(name, Markup(svg)) for name, svg in charts]  # ours, and already escaped
     return environment.get_template(template).render(title=title, findings=findings, footer=footer, charts=safe, **rest)
