@@ -58,6 +58,17 @@ def write_text(path: Path, words: list[str], *, num_documents: int, seed: int, r
     pq.write_table(pa.table({"text": documents}), path, row_group_size=rows_per_group)
 
 
+def write_damaged(path: Path, words: list[str], *, num_documents: int, rows_per_group: int) -> Path:
+    """Write a Parquet file, one of whose row groups has no readable page."""
+    write_text(path, words, num_documents=num_documents, seed=3, rows_per_group=rows_per_group)
+    chunk = pq.ParquetFile(path).metadata.row_group(4).column(0)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    return path
+
+
 @pytest.fixture(scope="session")
 def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two Parquet files with 30 row groups in all."""
@@ -136,3 +147,4 @@ def distilled(reference: tuple[dict[str, Any], Path]) -> tuple[dict[str, Any], P
 def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less a run; test_node_loss.py has it

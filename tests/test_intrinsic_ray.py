@@ -30,7 +30,7 @@ def test_figures_are_those_of_one_process(ray_cluster, paths, tmp_path, monkeypa
     expected = totals_of(models, rows, TEXT)
     assert len(rows["row"]) == 19  # in blocks of 4; the empty document gives none
 
-    for cpus, num_processes in ((4, 1), (2, 3)):  # the three leave no slot for the text
+    for cpus, num_processes in ((4, 1), (3, 2)):  # the two leave no slot for the text
         lines: list[str] = []
         found = measure_intrinsic(paths, sources, TEXT, Resources(cpus=cpus), lines.append)
         assert list(found) == ["teacher", "half"]

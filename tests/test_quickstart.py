@@ -17,7 +17,7 @@ from distil_ray.distillation.models import load_masked_lm, load_tokenizer
 ROOT = Path(__file__).parent.parent
 RUNS = ("quickstart", "quickstart-mlm-only", "quickstart-from-scratch")
 SHORTER = (
-    "optim.num_steps=24 optim.global_batch_size=8 runtime.micro_batch_size=4 eval.num_rows=16 eval.every_steps=12 "
+    "optim.num_steps=12 optim.global_batch_size=8 runtime.micro_batch_size=4 eval.num_rows=16 eval.every_steps=6 "
     "checkpoint.every_steps=2 metrics.every_steps=1 runtime.num_workers=1"
 )
 
@@ -62,7 +62,7 @@ def test_interrupted_and_typed_again(clone, ray_cluster):
     assert again.returncode == 0, errors
     assert "Traceback" not in errors
     assert "resuming from checkpoint_" in output
-    assert "All runs trained on the same batches in the same order: 24 steps of equal digests." in output
+    assert "All runs trained on the same batches in the same order: 12 steps of equal digests." in output
     assert len({(runs / name / "digests.csv").read_text() for name in RUNS}) == 1
     assert [records(runs / name)[0]["eval/mlm_loss"] for name in RUNS[:2]] == pytest.approx(
         [records(runs / RUNS[0])[0]["eval/mlm_loss"]] * 2

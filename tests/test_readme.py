@@ -1,5 +1,6 @@
 """Every command of the README runs, and a stranger gets from raw text on S3 to a student on S3."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import tiny_settings
+from conftest import tiny_settings, write_damaged
 
 from distil_ray.config import load_config
 from distil_ray.search.settings import load_search
@@ -94,14 +95,14 @@ def test_the_configurations_of_the_readme_are_valid(text, tmp_path):
         assert load_config([str(tmp_path / "config.yaml")], []).run.name == "my-student"
 
 
-def test_text_and_runs_on_s3(bucket: Any, corpus, tokenizer_folder, tmp_path):
-    for file in corpus.iterdir():
-        bucket.upload_file(str(file), f"text/{file.name}")
+def test_text_and_runs_on_s3_and_damaged_text_is_left_out(bucket: Any, words, corpus, tokenizer_folder, tmp_path):
+    damaged = write_damaged(tmp_path / "damaged.parquet", words, num_documents=260, rows_per_group=2)
+    bucket.upload_file(str(damaged), "text/damaged.parquet")
     settings = tiny_settings(corpus, tokenizer_folder, tmp_path)
-    settings["data"]["sources"] = "s3://runs/text/*.parquet"
+    settings["data"] |= {"sources": "s3://runs/text/*.parquet", "eval_fraction": 0.0, "on_bad_file": "skip"}
     settings["run"]["storage_path"] = "s3://runs/results"
     settings["runtime"]["num_workers"] = 1
-    settings["optim"]["num_steps"] = 4
+    settings["optim"] = {"global_batch_size": 64, "num_epochs": 1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
 
     result = subprocess.run(
@@ -121,7 +122,10 @@ def test_text_and_runs_on_s3(bucket: Any, corpus, tokenizer_folder, tmp_path):
         "finished.json",
         "export/model.safetensors",
         "export/tokenizer.json",
-        "checkpoint_000000004/complete.json",
     }
     assert expected <= names
-    assert any(name.startswith("tensorboard/") for name in names)
+    for folder, last in (("tensorboard/", ""), ("checkpoint_", "/complete.json")):
+        assert any(name.startswith(folder) and name.endswith(last) for name in names)
+    last = bucket.Object("results/run/metrics.jsonl").get()["Body"].read().splitlines()[-1]
+    assert json.loads(last)["data/skipped_units"] == 1
+    assert re.search(r"left out: s3://runs/text/damaged.parquet: row group 4: damaged", result.stdout)

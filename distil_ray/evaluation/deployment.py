@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
-from distil_ray.distillation.models import load_tokenizer, load_tokenizer_of
+from distil_ray.distillation.models import load_tokenizer
 from distil_ray.errors import InputError, RunError
-from distil_ray.evaluation.downstream import reason_of
-from distil_ray.evaluation.finetuning import Finetuner
+from distil_ray.evaluation.downstream import finetuner_of, reason_of
 from distil_ray.evaluation.labelling import Labelling
 from distil_ray.evaluation.on_device import (
     INT8_FILE,
@@ -28,7 +27,7 @@ from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.speed import Contender, Run, Timing, as_function, measure_latency, using_threads
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
-from distil_ray.training.cluster import assigned_device, connect
+from distil_ray.training.cluster import connect
 
 _FIGURES_FILE = "figures.json"
 FORMATS = {"PyTorch": "", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
@@ -105,12 +104,10 @@ def _is_done(folder: Path, cell: Cell, results: Results) -> bool:
 
 def _export(cell: Cell, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
     """The files of a fine-tuned model, by name. Runs on a node of the cluster."""
-    torch.set_num_threads(protocol.resources.cpus)
-    finetuning, adapter, rows = protocol.finetuning_on(task.name), Labelling(task), first_validation(splits)
-    model = adapter.load(cell.path, cell.seed)
-    tokenizer = load_tokenizer_of(model, cell.path)
-    Finetuner(model, tokenizer, task, finetuning, seed=cell.seed, device=assigned_device()).train(splits["train"])
-    length = finetuning.max_seq_length
+    finetuner = finetuner_of(cell, task, protocol)
+    finetuner.train(splits["train"])
+    model, tokenizer = finetuner.model, finetuner.tokenizer
+    adapter, rows, length = Labelling(task), first_validation(splits), protocol.finetuning_on(task.name).max_seq_length
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         original = as_function(model.cpu(), torch.device("cpu"))

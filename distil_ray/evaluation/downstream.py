@@ -89,19 +89,18 @@ def _start(
         yield tuned[cell], cell
 
 
+def finetuner_of(cell: Cell, task: Task, protocol: Protocol) -> Finetuner:
+    """A cell's model on the device and the threads that a Ray task of the protocol has."""
+    torch.set_num_threads(protocol.resources.cpus)
+    model = adapter_of(task).load(cell.path, cell.seed)
+    tokenizer, finetuning = load_tokenizer_of(model, cell.path), protocol.finetuning_on(task.name)
+    return Finetuner(model, tokenizer, task, finetuning, seed=cell.seed, device=assigned_device())
+
+
 def _fine_tune(cell: Cell, task: Task, splits: Splits, protocol: Protocol, teacher: Tuned | None) -> Tuned:
     """Fine-tune a cell. Runs on a node of the cluster."""
-    torch.set_num_threads(protocol.resources.cpus)
     began = time.monotonic()
-    model = adapter_of(task).load(cell.path, cell.seed)
-    finetuner = Finetuner(
-        model,
-        load_tokenizer_of(model, cell.path),
-        task,
-        protocol.finetuning_on(task.name),
-        seed=cell.seed,
-        device=assigned_device(),
-    )
+    finetuner = finetuner_of(cell, task, protocol)
     targets = teacher.soft_targets if teacher else None
     finetuner.train(splits["train"], None if targets is None else SoftTargets(targets, protocol.second_step))
     scores = finetuner.score({name: rows for name, rows in splits.items() if name != "train"})

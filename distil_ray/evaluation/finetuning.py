@@ -55,8 +55,8 @@ class Finetuner:
         seed: int,
         device: torch.device,
     ) -> None:
-        self._model = model.to(device)  # type: ignore[arg-type]
-        self._tokenizer, self._task, self._protocol = tokenizer, task, protocol
+        self.model = model.to(device)  # type: ignore[arg-type]
+        self.tokenizer, self._task, self._protocol = tokenizer, task, protocol
         self._adapter = adapter_of(task)
         self._seed, self._device = seed, device
 
@@ -73,15 +73,15 @@ class Finetuner:
         _check_fit(features, soft_targets)
         num_steps = -(-len(features.inputs) // protocol.batch_size) * protocol.num_epochs
         optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay
+            self.model.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay
         )
         schedule = get_linear_schedule_with_warmup(optimizer, round(protocol.warmup_fraction * num_steps), num_steps)
         generator = np.random.default_rng(self._seed)
-        self._model.train()
+        self.model.train()
         for _ in range(protocol.num_epochs):
             for indices in batches(features.lengths, protocol.batch_size, generator):
                 self._loss(features, indices, soft_targets).backward()
-                torch.nn.utils.clip_grad_norm_(self._model.parameters(), _MAX_GRAD_NORM)
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_GRAD_NORM)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
@@ -100,7 +100,7 @@ class Finetuner:
         return found | {"score": float(np.mean(list(found.values())))}
 
     def _encode(self, rows: Rows) -> Features:
-        return self._adapter.encode(self._tokenizer, rows, self._protocol.max_seq_length)
+        return self._adapter.encode(self.tokenizer, rows, self._protocol.max_seq_length)
 
     def _loss(self, features: Features, indices: npt.NDArray[np.int64], soft_targets: SoftTargets | None) -> Tensor:
         logits = self._forward(features, indices)
@@ -117,7 +117,7 @@ class Finetuner:
 
     @torch.inference_mode()
     def _outputs(self, features: Features) -> Logits:
-        self._model.eval()
+        self.model.eval()
         order = np.argsort(features.lengths, kind="stable")
         outputs: list[Any] = [None] * len(order)
         for start in range(0, len(order), _EVALUATION_ROWS):
@@ -127,9 +127,9 @@ class Finetuner:
         return outputs
 
     def _forward(self, features: Features, indices: npt.NDArray[np.int64]) -> Tensor:
-        batch: Any = self._tokenizer.pad([features.inputs[i] for i in indices], return_tensors="pt").to(self._device)
+        batch: Any = self.tokenizer.pad([features.inputs[i] for i in indices], return_tensors="pt").to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._protocol.precision == "bf16"):
-            outputs = self._model(**batch)
+            outputs = self.model(**batch)
         return self._adapter.logits(outputs, batch["attention_mask"])
 
 
