@@ -16,6 +16,7 @@ from runs import changed, command, digests, has_got_to, losses, records, run, tr
 
 from distil_ray.config import parse_config
 from distil_ray.errors import InputError
+from distil_ray.training import launcher
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.console import Console
 from distil_ray.training.dry_run import dry_run
@@ -120,7 +121,9 @@ def test_other_text_under_the_same_name_is_refused(reference, words, tmp_path):
         run(settings, run__name="copy", run__storage_path=str(tmp_path), data__sources=str(tmp_path / "text"))
 
 
-def test_a_pipeline_that_ends_early_goes_on_in_another(settings, tmp_path):
+def test_a_pipeline_that_ends_early_goes_on_in_another(settings, tmp_path, monkeypatch):
+    pipelines, fit = [], launcher._fit
+    monkeypatch.setattr(launcher, "_fit", lambda *given: pipelines.append(given) or fit(*given))
     # Words of 30 letters that are one piece each: the number of groups ahead is underestimated.
     words = [letter * 30 for letter in "abcdefghij"]
     write_text(tmp_path / "text" / "a.parquet", words, num_documents=160, seed=1, rows_per_group=1)
@@ -134,11 +137,12 @@ def test_a_pipeline_that_ends_early_goes_on_in_another(settings, tmp_path):
         data__sources=str(tmp_path / "text"),
         student__tokenizer=str(tmp_path / "tokenizer"),
         runtime__num_workers=1,
-        optim__num_steps=4,
+        optim__num_steps=3,
     )
     folder = run(settings)
 
-    assert records(folder)[-1]["step"] == 4
+    assert len(pipelines) == 2
+    assert records(folder)[-1]["step"] == 3
     assert records(folder)[-1]["run/restarts"] == 0
     positions = [tuple(map(int, line.split(",")[2:])) for line in digests(folder).splitlines()[1:]]
     assert positions == sorted(set(positions))
