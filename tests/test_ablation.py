@@ -10,7 +10,7 @@ from glue_rows import write_glue
 from runs import changed
 
 from distil_ray import ablate
-from distil_ray.ablation.report import Comparison, findings, remarks, table, to_html, to_json, to_markdown
+from distil_ray.ablation.report import Comparison, findings, remarks, table, task_table, to_html, to_json, to_markdown
 from distil_ray.ablation.runs import Outcome
 from distil_ray.ablation.settings import load_ablation
 from distil_ray.errors import InputError
@@ -46,6 +46,18 @@ def test_changes_are_against_the_first_with_the_same_seed(comparison):
     ]
 
 
+def test_changes_on_each_task(comparison):
+    comparison.outcomes[0].tasks["rte"] = 73.0  # of full with seed 0, instead of 70
+    assert task_table(comparison) == [
+        ["variant", "cola", "rte"],
+        ["full", "71.0", "72.5"],
+        ["without-ce", "-3.5 (-4.0 to -3.0)", "-5.0 (-7.0 to -3.0)"],
+        ["without-cos", "+0.0 (-1.0 to +1.0)", "-1.5 (-2.0 to -1.0)"],
+        ["random", "-21.5 (-23.0 to -20.0)", "-23.0 (-23.0 to -23.0)"],
+    ]
+    assert task_table(Comparison([outcome("full", 1, 3.0), outcome("other", 1, 2.5)])) == []
+
+
 def test_what_matters_most_comes_first_and_seeds_that_disagree_are_named(comparison):
     assert findings(comparison) == [
         "random: score -21.5 (-23.0 to -20.0), worse with every seed.",
@@ -72,6 +84,9 @@ def test_page_text_and_json_agree(comparison):
     page, text = to_html(comparison, "made here"), to_markdown(comparison, "made here")
     assert "<td>-3.5 (-4.0 to -3.0)</td>" in page
     assert page.count("<svg") == 1
+    assert "<h2>Tasks</h2>" in page
+    assert "<h2>Tasks</h2>" not in to_html(Comparison([outcome("full", 1, 3.0), outcome("other", 1, 2.5)]), "")
+    assert "| variant | cola | rte |" in text
     assert "| without-ce | 67.5 | -3.5 (-4.0 to -3.0) |" in text
     found = json.loads(to_json(comparison, "made here"))
     assert found["changes"]["random"]["score"] == {"median": -21.5, "low": -23.0, "high": -20.0, "num_seeds": 2}

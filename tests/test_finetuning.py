@@ -36,8 +36,9 @@ def finetuner(folder, task, protocol=QUICK, seed=1):
 
 def tuned(folder, glue, name, protocol=QUICK, soft_targets=None, num_rows=None):
     one = finetuner(folder, TASKS[name], protocol)
-    one.train(glue[name]["train"].sample(num_rows), soft_targets)
-    return one.score({"validation": glue[name]["validation"]})
+    splits = glue[name] | {"train": glue[name]["train"].sample(num_rows)}
+    one.train(splits, soft_targets)
+    return one.score(splits)
 
 
 @pytest.mark.parametrize(("name", "metrics"), [("sst2", ["accuracy"]), ("stsb", ["pearson", "spearman"])])
@@ -82,13 +83,13 @@ def test_another_seed_is_another_head_and_order(model_folder):
 def test_a_teacher_alone_can_be_learned_from(model_folder, glue, name):
     """With alpha 1 the labels have no part in it, not even wrong ones."""
     teacher, rows = finetuner(model_folder, TASKS[name]), glue[name]["train"]
-    teacher.train(rows)
+    teacher.train({"train": rows})
     misleading = Rows(rows.texts, rows.labels[::-1].copy())
     soft_targets = SoftTargets(teacher.logits(rows), SecondStep(alpha=1.0))
     student = finetuner(model_folder, TASKS[name], seed=2)
-    student.train(misleading, soft_targets)
+    student.train({"train": misleading}, soft_targets)
 
-    assert student.score({"validation": glue[name]["validation"]})["score"] > 50
+    assert student.score(glue[name])["score"] > 50
 
 
 @pytest.mark.parametrize("change", [{"alpha": 0.9}, {"temperature": 4.0}])
@@ -97,7 +98,7 @@ def test_weight_and_temperature_of_the_soft_targets_have_an_effect(model_folder,
     steps = SecondStep(), SecondStep(**change)
     students = [finetuner(model_folder, TASKS["sst2"]) for _ in steps]
     for student, step in zip(students, steps, strict=True):
-        student.train(glue["sst2"]["train"].sample(48), SoftTargets(logits, step))
+        student.train({"train": glue["sst2"]["train"].sample(48)}, SoftTargets(logits, step))
     first, second = (np.stack(student.logits(glue["sst2"]["validation"])) for student in students)
     assert not np.allclose(first, second)
 
@@ -111,6 +112,37 @@ def test_without_weight_the_soft_targets_change_nothing(model_folder, glue):
 def test_soft_targets_of_other_rows_are_refused(model_folder, glue):
     with pytest.raises(InputError, match="the teacher cuts the rows into other pieces than the student"):
         tuned(model_folder, glue, "sst2", soft_targets=SoftTargets([np.zeros(2, np.float32)] * 95, SecondStep()))
+
+
+def test_early_stopping_goes_back_to_the_best_epoch(model_folder, glue):
+    """Against wrong labels, whatever is learned makes the score worse."""
+    rows = glue["sst2"]["validation"]
+    splits = glue["sst2"] | {"validation": Rows(rows.texts, 1 - rows.labels)}
+    scores = []
+    for patience in (None, 1, 12):
+        one = finetuner(model_folder, TASKS["sst2"], QUICK.model_copy(update={"early_stopping_patience": patience}))
+        one.train(splits)
+        scores.append(one.score(splits)["score"])
+
+    assert scores[0] < 20
+    assert scores[2] >= scores[1] > scores[0]
+
+
+def test_early_stopping_ends_training(model_folder, glue, monkeypatch):
+    scores = iter([50.0, 60.0, 60.0, 55.0, 99.0])
+    one = finetuner(model_folder, TASKS["sst2"], QUICK.model_copy(update={"early_stopping_patience": 2}))
+    weights = []
+
+    def score(splits):
+        weights.append(one.model.classifier.weight.detach().clone())
+        return {"score": next(scores)}
+
+    monkeypatch.setattr(one, "score", score)
+    one.train(glue["sst2"])
+
+    assert len(weights) == 4
+    assert torch.equal(one.model.classifier.weight, weights[1])
+    assert not torch.equal(weights[1], weights[3])
 
 
 def test_batches_hold_all_rows_once_and_little_padding():

@@ -96,7 +96,7 @@ def tuned(tmp_path_factory):
     model = load_classifier(save_model(folder / "model", small_model("distilbert", n_layers=1)), 2, 0)
     protocol = Finetuning(learning_rate=3e-3, num_epochs=8, batch_size=16, max_seq_length=T)
     finetuner = Finetuner(model, small_tokenizer(), task, protocol, seed=1, device=CPU)
-    finetuner.train(data["sst2"]["train"])
+    finetuner.train(data["sst2"])
     validation = data["sst2"]["validation"]
     assert finetuner.score({"validation": validation})["score"] > 80
     return model, validation

@@ -103,14 +103,14 @@ def test_a_model_learns_to_answer_and_another_from_it(folder):
 
     teacher = finetuner(1)
     untrained = teacher.score({"validation": validation})["score"]
-    teacher.train(train)
+    teacher.train({"train": train})
     learned = teacher.score({"validation": validation})
     assert list(learned) == ["validation/exact_match", "validation/f1", "score"]
     assert learned["score"] > untrained + 25
 
     misleading = Rows(train.texts, [Answers((), ())] * len(train.texts))
     student = finetuner(2)
-    student.train(misleading, SoftTargets(teacher.logits(train), SecondStep(alpha=1.0)))
+    student.train({"train": misleading}, SoftTargets(teacher.logits(train), SecondStep(alpha=1.0)))
     assert student.score({"validation": validation})["score"] > untrained + 20
 
 

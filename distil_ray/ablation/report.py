@@ -18,6 +18,7 @@ _NAMES = {
     "eval/kl_to_teacher": ("KL to teacher", 3, 1.0),
     "eval/teacher_agreement": ("agreement", 1, 100.0),
 }  # of a figure: its name, decimals, and what it is multiplied with
+_TASK = "tasks/"
 
 
 class Comparison:
@@ -48,6 +49,9 @@ class Comparison:
 
 
 def _value_of(figure: str) -> Callable[[Outcome], float | None]:
+    """Of an outcome: its macro score, its score on a task, "tasks/<name>", or a held-out figure."""
+    if figure.startswith(_TASK):
+        return lambda one: one.tasks.get(figure.removeprefix(_TASK))
     if figure == "score":
         return lambda one: macro(one.tasks.values()) if one.tasks else None
     return lambda one: one.figures.get(figure)
@@ -68,6 +72,19 @@ def table(comparison: Comparison) -> list[list[str]]:
             change = comparison.change(variant, figure) if variant != comparison.reference else None
             row.append(_shown(change, decimals, factor) if change else "–")
         rows.append(row)
+    return rows
+
+
+def task_table(comparison: Comparison) -> list[list[str]]:
+    """The reference's median score on each task, and the change of each variant; no row if there are no tasks."""
+    tasks = list(comparison.outcomes[0].tasks)
+    if not tasks:
+        return []
+    medians = [statistics.median(comparison.values(comparison.reference, _TASK + task).values()) for task in tasks]
+    rows = [["variant", *tasks], [comparison.reference, *(f"{median:.1f}" for median in medians)]]
+    for variant in comparison.variants[1:]:
+        changes = [comparison.change(variant, _TASK + task) for task in tasks]
+        rows.append([variant, *(_shown(change, 1, 1.0) if change else "–" for change in changes)])
     return rows
 
 
@@ -111,9 +128,11 @@ def remarks(comparison: Comparison) -> list[str]:
 
 
 def to_markdown(comparison: Comparison, footer: str) -> str:
-    """Findings and table."""
+    """Findings and tables."""
     lines = ["# Ablation", "", *(f"- {sentence}" for sentence in findings(comparison)), ""]
-    return "\n".join([*lines, *to_markdown_table(table(comparison)), "", *remarks(comparison), "", footer, ""])
+    for rows in filter(None, (table(comparison), task_table(comparison))):
+        lines += [*to_markdown_table(rows), ""]
+    return "\n".join([*lines, *remarks(comparison), "", footer, ""])
 
 
 def to_json(comparison: Comparison, footer: str) -> str:
@@ -151,6 +170,6 @@ def to_html(comparison: Comparison, footer: str) -> str:
         findings=findings(comparison),
         footer=footer,
         charts=[(f"Held-out MLM loss, seed {first_seed}", chart)],
-        table=table(comparison),
+        tables=[table(comparison), task_table(comparison)],
         remarks=remarks(comparison),
     )

@@ -105,7 +105,7 @@ def _is_done(folder: Path, cell: Cell, results: Results) -> bool:
 def _export(cell: Cell, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
     """The files of a fine-tuned model, by name. Runs on a node of the cluster."""
     finetuner = finetuner_of(cell, task, protocol)
-    finetuner.train(splits["train"])
+    finetuner.train(splits)
     model, tokenizer = finetuner.model, finetuner.tokenizer
     adapter, rows, length = Labelling(task), first_validation(splits), protocol.finetuning_on(task.name).max_seq_length
     with tempfile.TemporaryDirectory() as name:

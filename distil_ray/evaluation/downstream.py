@@ -102,7 +102,7 @@ def _fine_tune(cell: Cell, task: Task, splits: Splits, protocol: Protocol, teach
     began = time.monotonic()
     finetuner = finetuner_of(cell, task, protocol)
     targets = teacher.soft_targets if teacher else None
-    finetuner.train(splits["train"], None if targets is None else SoftTargets(targets, protocol.second_step))
-    scores = finetuner.score({name: rows for name, rows in splits.items() if name != "train"})
+    finetuner.train(splits, None if targets is None else SoftTargets(targets, protocol.second_step))
+    scores = finetuner.score(splits)
     soft_targets = [np.array(one) for one in finetuner.logits(splits["train"])] if cell.teaches else None
     return Tuned(scores, time.monotonic() - began, soft_targets)

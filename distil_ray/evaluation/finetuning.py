@@ -3,7 +3,8 @@
 Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from distil_ray.evaluation.features import Adapter, Features, Logits
 from distil_ray.evaluation.labelling import Labelling
 from distil_ray.evaluation.protocol import Finetuning, SecondStep
 from distil_ray.evaluation.span import Spans
-from distil_ray.evaluation.tasks import Rows, Task
+from distil_ray.evaluation.tasks import Rows, Splits, Task
 
 _MAX_GRAD_NORM = 1.0
 _BATCHES_A_POOL = 32  # whose rows are put in order of length, so that little is padded
@@ -60,16 +61,16 @@ class Finetuner:
         self._adapter = adapter_of(task)
         self._seed, self._device = seed, device
 
-    def train(self, train: Rows, soft_targets: SoftTargets | None = None) -> None:
-        """Train on all rows: AdamW with linear warm-up and decay, gradients clipped to norm 1 (as in arXiv 1810.04805);
-        no early stopping.
+    def train(self, splits: Splits, soft_targets: SoftTargets | None = None) -> None:
+        """Train on ``splits["train"]``: AdamW with linear warm-up and decay, gradients clipped to norm 1 (as in arXiv
+        1810.04805). With ``early_stopping_patience``, the weights are the best epoch's on the other splits.
 
         Raises:
             InputError: soft targets do not fit the rows.
         """
         torch.manual_seed(self._seed)
         protocol = self._protocol
-        features = self._encode(train)
+        features = self._encode(splits["train"])
         _check_fit(features, soft_targets)
         num_steps = -(-len(features.inputs) // protocol.batch_size) * protocol.num_epochs
         optimizer = torch.optim.AdamW(
@@ -77,23 +78,29 @@ class Finetuner:
         )
         schedule = get_linear_schedule_with_warmup(optimizer, round(protocol.warmup_fraction * num_steps), num_steps)
         generator = np.random.default_rng(self._seed)
-        self.model.train()
+        best, patience = _BestEpoch(self.model), protocol.early_stopping_patience
         for _ in range(protocol.num_epochs):
+            self.model.train()
             for indices in batches(features.lengths, protocol.batch_size, generator):
                 self._loss(features, indices, soft_targets).backward()
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_GRAD_NORM)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
+            if patience and best.epochs_since(self.score(splits)["score"]) >= patience:
+                break
+        best.restore()
 
     def logits(self, rows: Rows) -> Logits:
         """The outputs [C] for each feature of rows."""
         return self._outputs(self._encode(rows))
 
-    def score(self, validation: Mapping[str, Rows]) -> dict[str, float]:
-        """The official metrics in percent by "split/metric", and "score", their mean."""
+    def score(self, splits: Splits) -> dict[str, float]:
+        """The official metrics in percent by "split/metric" of all but "train", and "score", their mean."""
         found: dict[str, float] = {}
-        for split, rows in validation.items():
+        for split, rows in splits.items():
+            if split == "train":
+                continue
             features = self._encode(rows)
             scores = self._adapter.score(rows, features, self._outputs(features))
             found |= {f"{split}/{name}": value for name, value in scores.items()}
@@ -131,6 +138,29 @@ class Finetuner:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._protocol.precision == "bf16"):
             outputs = self.model(**batch)
         return self._adapter.logits(outputs, batch["attention_mask"])
+
+
+class _BestEpoch:
+    """The weights with the highest score so far."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._score = -math.inf
+        self._epochs_since = 0
+        self._weights: dict[str, Tensor] | None = None
+
+    def epochs_since(self, score: float) -> int:
+        """Take an epoch's score and weights; how many epochs have passed since the best."""
+        self._epochs_since += 1
+        if self._weights is None or score > self._score:
+            self._score, self._epochs_since = score, 0
+            self._weights = {name: weight.clone() for name, weight in self._model.state_dict().items()}
+        return self._epochs_since
+
+    def restore(self) -> None:
+        """Go back to them, if there are any."""
+        if self._weights is not None:
+            self._model.load_state_dict(self._weights)
 
 
 def task_loss(logits: Tensor, targets: Tensor) -> Tensor:
