@@ -24,7 +24,7 @@ LAYERS = (
 HOME_OF = {
     "ray.data": {"data.pipeline"},
     "ray.train": {"training.departures", "training.loop", "training.launcher"},
-    "ray.tune": {"search.tuner"},
+    "ray.tune": {"search.objective", "search.tuner"},
 }
 # These import nothing of Ray at all, but for data.pipeline.
 PLAIN = ("errors", "config", "reporting", "data", "distillation", "comparison")

@@ -11,12 +11,12 @@ from typing import Any
 
 import ray.tune
 import torch
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from distil_ray.errors import DivergedError, InputError, RunError
 from distil_ray.search.board import Board, Relay, describe
+from distil_ray.search.objective import ReportObjective
 from distil_ray.search.report import REPORT_FILE, to_html, to_text
 from distil_ray.search.results import BEST_FILE, write_results
 from distil_ray.search.settings import SEARCH_FILE, Plan, Search
@@ -182,7 +182,7 @@ def _run_trial(spec: Mapping[str, Any], *, plan: Plan, events: Line) -> None:
             relay.show("line", f"is tried again: {message}")
         try:
             config = plan.trial_config(name, json.loads(spec["settings"]))
-            launch(config, relay, [_ReportObjective(plan.search.metric)])
+            launch(config, relay, [ReportObjective(plan.search.metric)])
             return
         except (InputError, DivergedError) as error:  # it would fail again
             message = str(error)
@@ -193,18 +193,6 @@ def _run_trial(spec: Mapping[str, Any], *, plan: Plan, events: Line) -> None:
             traceback.print_exc()  # into Ray's log of this process
             message = f"{type(error).__name__}: {error}"
     RunFolder(plan.folder, name).write_json(FAILED_FILE, {"message": message})
-
-
-class _ReportObjective(TuneReportCallback):
-    """Tells Tune of every evaluation, unless its objective is not finite."""
-
-    def __init__(self, metric: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._metric = metric
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if self._metric in metrics[0]:
-            super().after_report(run_context, metrics, checkpoint)
 
 
 class _Suggestions(Searcher):

@@ -120,7 +120,10 @@ class Learner:
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         """Draws depend on the place in the run alone: there is no generator state to save, nor one a worker."""
         key = stream_key(self._config.run.seed, "dropout", step, micro_batch)
-        torch.manual_seed(int(key >> 1))
+        # torch.manual_seed would take milliseconds for accelerators that are not there.
+        torch.default_generator.manual_seed(int(key >> 1))
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(int(key >> 1))
 
     def tensors(self) -> dict[str, Tensors]:
         """Everything that a checkpoint must hold, by part. Never the teacher."""
