@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+# Tests run in two processes, and a thread of OpenMP that waits for another one, which has no core, keeps its own busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The files with tests that use `ray_cluster`, or what rests on it, but for those that shall run beside them.
 SHARING_RAY = {
     *("test_ablation", "test_cluster", "test_doctor", "test_drain", "test_jobs"),
