@@ -118,7 +118,7 @@ def tiny_settings(corpus: Path, tokenizer_folder: Path, storage_path: Path) -> d
         "eval": {"every_steps": 6, "num_rows": 32},
         "metrics": {"every_steps": 1},
         "checkpoint": {"every_steps": 4},
-        "runtime": {"num_workers": 2, "micro_batch_size": 4, "data_cpus": 2},
+        "runtime": {"num_workers": 2, "micro_batch_size": 4, "data_cpus": 1},
     }
 
 
@@ -130,7 +130,7 @@ def reference(
     from runs import changed, run  # imports Ray and torch, which most tests do without
 
     settings = tiny_settings(corpus, tokenizer_folder, tmp_path_factory.mktemp("reference"))
-    settings = changed(settings, optim__num_steps=100, eval__every_steps=50)
+    settings = changed(settings, optim__num_steps=100, eval__every_steps=50, runtime__data_cpus=2)
     return settings, run(settings, run__name="reference")
 
 
@@ -142,7 +142,7 @@ def distilled(reference: tuple[dict[str, Any], Path]) -> tuple[dict[str, Any], P
     settings, teacher = reference
     settings = changed(settings, teacher__path=str(teacher / "export"), optim__num_epochs=1, eval__every_steps=100)
     del settings["student"], settings["distill"], settings["optim"]["num_steps"]
-    settings["runtime"]["num_workers"] = 1
+    settings["runtime"] |= {"num_workers": 1, "data_cpus": 1}
     return settings, run(settings, run__name="distilled")
 
 

@@ -193,7 +193,7 @@ def test_a_dry_run_shows_what_would_happen_and_trains_nothing(settings, capsys):
 
 def test_more_workers_than_the_cluster_holds(settings):
     with pytest.raises(
-        InputError, match=r"64 workers and runtime.data_cpus = 2 need 66 CPU in all, the cluster has 6 CPU"
+        InputError, match=r"64 workers and runtime.data_cpus = 1 need 65 CPU in all, the cluster has 6 CPU"
     ):
         run(settings, runtime__num_workers=64, optim__global_batch_size=256)
     with pytest.raises(InputError, match="no node of the cluster carries the label"):

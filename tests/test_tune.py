@@ -264,7 +264,9 @@ def test_a_dry_run_shows_what_would_be_tried(search_settings, ray_cluster, tmp_p
 
 
 def test_a_trial_that_could_never_be_placed(search_settings, ray_cluster, tmp_path, capsys):
-    settings = changed(search_settings, run__storage_path=str(tmp_path / "runs"), runtime__num_workers=4)
+    settings = changed(
+        search_settings, run__storage_path=str(tmp_path / "runs"), runtime__num_workers=4, runtime__data_cpus=2
+    )
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
 
     assert tune.main(["--config", str(tmp_path / "search.yaml")]) == 2
