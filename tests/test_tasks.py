@@ -163,6 +163,7 @@ def test_rows_that_do_not_fit(tmp_path, task, columns, message):
     [
         ({"text": ["a"]}, "reviews: .*a.parquet: has no column label, but text"),
         ({"text": ["a", "b"], "label": [1.5, 0]}, "row 0 has label 1.5, expected 0 to 1"),
+        ({"text": ["a", "b"], "label": [-3, 0]}, "row 0 has label -3, expected 0 to 1"),
         ({"text": ["a", "b"], "label": [0, 0]}, "all rows have one label, expected two classes or more"),
     ],
 )

@@ -177,10 +177,8 @@ def _with_classes(task: Task, tables: dict[str, pa.Table]) -> tuple[Task, dict[s
         tables = {split: _numbered(task, split, table, numbers) for split, table in tables.items()}
         num_labels = len(numbers)
     else:
-        num_labels = 1 + max(
-            (int(value) for value in values if isinstance(value, int | float) and value >= 0), default=0
-        )
-    if num_labels < 2:
+        num_labels = max(2, 1 + max((int(value) for value in values if isinstance(value, int | float)), default=0))
+    if len(values) < 2:
         raise InputError(f"{_where(task, task.train)}: all rows have one label, expected two classes or more")
     return replace(task, num_labels=num_labels), tables
 
