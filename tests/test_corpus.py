@@ -384,6 +384,7 @@ def bad_files():
     empty = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), empty)
     text = b"a line of text\n" * 100
+    gzipped = gzip.compress(text, mtime=0)  # without the time, which would differ between the processes of tests
     return [
         ("empty.txt", b"", r"is empty \(0 bytes\)"),
         ("empty.parquet", b"", r"is empty \(0 bytes\)"),
@@ -392,13 +393,13 @@ def bad_files():
         ("footer.parquet", parquet[:-60] + b"\xff" * 50 + parquet[-10:], "not a Parquet file, or damaged"),
         ("length.parquet", parquet[:-8] + b"\xff\xff\xff\x7fPAR1", "not a Parquet file, or damaged"),
         ("text.parquet", text, "not a Parquet file, or damaged"),
-        ("a.txt", gzip.compress(text), r"its content is gzip, not text; rename it to a\.txt\.gz"),
+        ("a.txt", gzipped, r"its content is gzip, not text; rename it to a\.txt\.gz"),
         ("a.jsonl", zstd(text), r"its content is zstd, not text; rename it to a\.jsonl\.zst"),
         ("b.txt", parquet, r"its content is Parquet, not text; rename it to b\.parquet"),
-        ("twice.txt.gz", gzip.compress(gzip.compress(text)), "its content is gzip, not text"),
+        ("twice.txt.gz", gzip.compress(gzipped, mtime=0), "its content is gzip, not text"),
         ("plain.txt.gz", text, "not gzip, or damaged"),
         ("plain.jsonl.zst", text, "not zstd, or damaged"),
-        ("cut.txt.gz", gzip.compress(text)[:-10], "not gzip, or damaged"),
+        ("cut.txt.gz", gzipped[:-10], "not gzip, or damaged"),
         ("array.json", b'[\n{"text": "one"},\n{"text": "two"}\n]\n', "holds a JSON array"),
     ]
 
