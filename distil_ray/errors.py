@@ -1,5 +1,6 @@
-"""The ways in which a command ends before it is done, and the exit status of each."""
+"""The ways in which a command ends before it is done, the exit status of each, and the reason in a line."""
 
+import re
 import signal
 
 
@@ -18,9 +19,35 @@ class DivergedError(RunError):
     """A run whose numbers made it fail: done again with the same settings, it would fail again."""
 
 
+class OutageError(RunError):
+    """Storage or a Hub that did not answer for as long as was waited for it. The same command may work later."""
+
+
 class Stopped(Exception):
     """A run that a signal has ended. Ends a command with exit status 128 + the signal's number, as shells have it."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(f"{message} ({signal.Signals(signal_number).name})")
         self.signal_number = signal_number
+
+
+_REMOTE_TRACEBACK = "Traceback (most recent call last)"
+_FRAME = re.compile(r"\s|\x1b|ray::|File \"|The above exception|During handling of")
+_MAX_REASON_CHARACTERS = 1000
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, on one line: what the innermost error says of itself, or at least its type.
+
+    Errors of a remote process arrive as a traceback in one text; the message after its last frame is the reason. An
+    error that only announces a list ("…:") is followed by what it announces.
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BaseException):  # what Ray wraps an error of a task in
+        return reason_of(cause)
+    text = str(error).strip()
+    if _REMOTE_TRACEBACK in text:
+        lines = text.rpartition(_REMOTE_TRACEBACK)[2].splitlines()[1:]
+        text = "\n".join(line for line in lines if not _FRAME.match(line)) or text
+    line = " ".join(text.split())
+    return line[:_MAX_REASON_CHARACTERS] or type(error).__name__

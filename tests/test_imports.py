@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "distil_ray"
 # Each layer imports its own and those below. The commands are the modules that are named nowhere here.
 LAYERS = (
     "errors",
+    "outages",
     "reporting",
     "data",
     "distillation",
@@ -27,7 +28,7 @@ HOME_OF = {
     "ray.tune": {"search.objective", "search.tuner"},
 }
 # These import nothing of Ray at all, but for data.pipeline.
-PLAIN = ("errors", "config", "reporting", "data", "distillation", "comparison")
+PLAIN = ("errors", "outages", "config", "reporting", "data", "distillation", "comparison")
 
 
 def layer_of(module: str) -> int:

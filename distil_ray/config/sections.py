@@ -25,6 +25,7 @@ from distil_ray.config.checks import (
     shown,
     student_problems,
 )
+from distil_ray.outages import WHILE_TRAINING_SECONDS
 
 # --------------------------------------------------------------------------------------------- value types
 
@@ -293,6 +294,8 @@ class Runtime(Section):
     """Ray label {key: value} of the nodes that read and tokenize; null takes any node."""
     max_failures: Annotated[int, Field(ge=-1)] = 3
     """Failures of workers or nodes after which the run ends; -1 sets no limit."""
+    outage_seconds: Weight = WHILE_TRAINING_SECONDS
+    """Seconds that storage or a Hub may be out of reach while training before the run saves and ends."""
 
     @property
     def min_workers(self) -> int:
