@@ -10,8 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "distil_ray"
 
 # Each layer imports its own and those below. The commands are the modules that are named nowhere here.
 LAYERS = (
-    "errors",
-    "outages",
+    "errors outages",
     "reporting",
     "data",
     "distillation",
@@ -34,7 +33,7 @@ PLAIN = ("errors", "outages", "config", "reporting", "data", "distillation", "co
 def layer_of(module: str) -> int:
     folder = module.partition(".")[0]
     if folder == "config" or folder.startswith("__"):  # such as __version__
-        return LAYERS.index("errors")
+        return LAYERS.index("errors outages")
     return next((rank for rank, names in enumerate(LAYERS) if folder in names.split()), LAYERS.index("commands"))
 
 

@@ -15,7 +15,7 @@ from distil_ray.checkup.probe import NodeFacts, probe
 from distil_ray.checkup.verdicts import Node, Verdict
 from distil_ray.config import Config
 from distil_ray.data.plan import DataPlan
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, reason_of
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.cluster import check_fits, connect, has_label, slots_needed
 from distil_ray.training.console import Console
@@ -107,7 +107,7 @@ def _nodes(alive: list[Mapping[str, Any]], answers: Mapping[str, Any]) -> Iterat
             try:
                 facts = ray.get(answers[node["NodeID"]])
             except ray.exceptions.RayError as error:
-                facts = str(error).strip().splitlines()[-1]
+                facts = reason_of(error)
         yield Node(_name(node), node["Resources"], node["Labels"], facts)
 
 

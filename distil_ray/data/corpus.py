@@ -25,10 +25,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distil_ray.data.documents import TAIL_BYTES, documents_of
-from distil_ray.data.files import STREAM_BYTES, BadFileError, File, ReachableFile, first_of, one_line
+from distil_ray.data.files import STREAM_BYTES, BadFileError, File, ReachableFile, first_of
 from distil_ray.data.probing import Probed, try_probe
 from distil_ray.data.sources import Candidate, Source, find_files
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, reason_of
 
 __all__ = ["BadFileError", "Corpus", "File", "SkippedFile", "Source", "explain_difference", "list_corpus", "read_unit"]
 
@@ -140,7 +140,7 @@ def read_unit(corpus: Corpus, unit: int) -> Iterator[str | None]:
             yield from documents_of(file, stream, start, stop)
         except (OSError, pa.ArrowException) as error:
             place = f"row group {start}: " if file.format == "parquet" else ""
-            raise BadFileError(f"{file.path}: {place}damaged ({one_line(error)})") from error
+            raise BadFileError(f"{file.path}: {place}damaged ({reason_of(error)})") from error
 
 
 def explain_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, reason_of
 
 Format = Literal["parquet", "jsonl", "text"]
 Compression = Literal["gzip", "zstd"]
@@ -83,7 +83,7 @@ def reaching(path: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # OSError, and each backend's own: botocore, google.auth, aiohttp, httpx
-        raise InputError(f"{path}: cannot be reached: {type(error).__name__}: {one_line(error)}") from error
+        raise InputError(f"{path}: cannot be reached: {type(error).__name__}: {reason_of(error)}") from error
 
 
 class ReachableFile:
@@ -126,10 +126,6 @@ class ReachableFile:
 
     def decompressed(self, compression: Compression) -> pa.CompressedInputStream:
         return pa.CompressedInputStream(pa.PythonFile(self, mode="r"), compression)
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_of(items: list[str], limit: int, what: str) -> list[str]:

@@ -274,10 +274,10 @@ def evaluated_blocks(
 def _in_a_line(error: ray.exceptions.RayError) -> Exception:
     """What went wrong in a pipeline, without what Ray adds to it."""
     cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    message = str(cause).partition("\nFailed to apply UDF transform")[0].strip()
+    message = str(cause).partition("\nFailed to apply UDF transform")[0]
     if isinstance(cause, InputError):
-        return InputError(message)
-    return RunError(f"the evaluation of the text failed: {type(cause).__name__}: {message.splitlines()[-1]}")
+        return InputError(message.strip())
+    return RunError(f"the evaluation of the text failed: {type(cause).__name__}: {' '.join(message.split())}")
 
 
 def sample_piece_counts(

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distil_ray.data.documents import json_object
-from distil_ray.data.files import BadFileError, File, ReachableFile, first_of, format_of, one_line
+from distil_ray.data.files import BadFileError, File, ReachableFile, first_of, format_of
 from distil_ray.data.sources import Candidate
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, reason_of
 
 _MAGIC = {
     b"\x1f\x8b": ("gzip", ".gz"),
@@ -57,7 +57,7 @@ def _probe_parquet(file: File, stream: ReachableFile) -> Probed:
         metadata = pq.read_metadata(pa.BufferReader(_parquet_footer(stream)))
         schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
-        raise BadFileError(f"{file.path}: not a Parquet file, or damaged ({one_line(error)})") from error
+        raise BadFileError(f"{file.path}: not a Parquet file, or damaged ({reason_of(error)})") from error
     if metadata.num_rows == 0:
         raise BadFileError(f"{file.path}: holds no rows")
     types = {column.name: column.type for column in schema}
@@ -94,7 +94,7 @@ def _probe_lines(file: File, stream: ReachableFile) -> None:
         text = stream.decompressed(file.compression) if file.compression else stream
         head = text.read(_PROBE_BYTES)
     except OSError as error:
-        raise BadFileError(f"{file.path}: not {file.compression}, or damaged ({one_line(error)})") from error
+        raise BadFileError(f"{file.path}: not {file.compression}, or damaged ({reason_of(error)})") from error
     for magic, (kind, suffix) in _MAGIC.items():
         if head.startswith(magic):
             name = os.path.basename(file.path)

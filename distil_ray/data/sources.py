@@ -10,8 +10,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from distil_ray.data.docstrings import docstring_folder
-from distil_ray.data.files import SUPPORTED, file_system, first_of, format_of, one_line, reaching
-from distil_ray.errors import InputError
+from distil_ray.data.files import SUPPORTED, file_system, first_of, format_of, reaching
+from distil_ray.errors import InputError, reason_of
 
 _GLOB = re.compile(r"[*?[]")
 _MAX_NAMES_SHOWN = 5
@@ -78,7 +78,7 @@ def _find_at_path(path: str) -> list[tuple[str, str]]:
         try:
             root, found = _match(fs, inner)
         except FileNotFoundError as error:
-            raise InputError(f"no such file or folder: {path} ({one_line(error)})") from error
+            raise InputError(f"no such file or folder: {path} ({reason_of(error)})") from error
         if not found:
             raise InputError(f"no data files match or lie below {path}")
         is_local = isinstance(fs, LocalFileSystem)
@@ -124,7 +124,7 @@ def _find_on_hub(source: Source) -> list[tuple[str, str]]:
         builder = load_dataset_builder(source.hub, name=source.name, revision=source.revision)
     except Exception as error:  # ValueError, ConnectionError, HTTP and YAML errors: whatever it meets
         asked = f"{source.hub!r} (name {source.name!r}, revision {source.revision!r})"
-        raise InputError(f"Hub data set {asked} cannot be resolved: {one_line(error)}") from error
+        raise InputError(f"Hub data set {asked} cannot be resolved: {reason_of(error)}") from error
     files_of_split = {str(split): files for split, files in (builder.config.data_files or {}).items()}
     if source.split not in files_of_split:
         raise InputError(

@@ -11,8 +11,8 @@ import ray
 import torch
 
 from distil_ray.distillation.models import load_tokenizer
-from distil_ray.errors import InputError, RunError
-from distil_ray.evaluation.downstream import finetuner_of, reason_of
+from distil_ray.errors import InputError, RunError, reason_of
+from distil_ray.evaluation.downstream import finetuner_of
 from distil_ray.evaluation.labelling import Labelling
 from distil_ray.evaluation.on_device import (
     INT8_FILE,

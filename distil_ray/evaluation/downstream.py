@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from distil_ray.distillation.models import load_tokenizer_of
-from distil_ray.errors import RunError
+from distil_ray.errors import RunError, reason_of
 from distil_ray.evaluation.features import Logits
 from distil_ray.evaluation.finetuning import Finetuner, SoftTargets, adapter_of
 from distil_ray.evaluation.protocol import Protocol
@@ -60,12 +60,6 @@ def fine_tune_all(
         tell(f"{cell.task:5} {cell.model}, seed {cell.seed}: {tuned.scores['score']:.1f}{ending}")
     if failures:
         raise RunError(f"{len(failures)} of {len(cells)} fine-tunings failed:\n  " + "\n  ".join(failures))
-
-
-def reason_of(error: ray.exceptions.RayError) -> str:
-    """The last line of what went wrong in a task."""
-    cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    return str(cause).strip().splitlines()[-1]
 
 
 def _start(

@@ -21,7 +21,7 @@ from distil_ray.data.pipeline import (
     train_dataset,
 )
 from distil_ray.data.plan import DataPlan, explain_fingerprints
-from distil_ray.errors import DivergedError, InputError, RunError, Stopped
+from distil_ray.errors import DivergedError, InputError, RunError, Stopped, reason_of
 from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
 from distil_ray.training.cluster import check_fits, connect, slots_needed, worker_resources
@@ -283,13 +283,8 @@ class _Trainer(TorchTrainer):
 def _failure_message(config: Config, folder: RunFolder, error: BaseException) -> str:
     """What failed, and from where the same command goes on."""
     failures = getattr(error, "worker_failures", None) or {}
-    causes = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(failures.items())]
+    causes = [f"worker {rank}: {reason_of(cause)}" for rank, cause in sorted(failures.items())]
     checkpoint, _ = latest_checkpoint(folder)
     again = f"goes on from {checkpoint.name}" if checkpoint else "starts again: no checkpoint was complete"
-    listed = "\n".join(f"  {cause}" for cause in causes or [_last_line(error)])
+    listed = "\n".join(f"  {cause}" for cause in causes or [reason_of(error)])
     return f"the run failed (runtime.max_failures = {config.runtime.max_failures}):\n{listed}\nThe same command {again}"
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
