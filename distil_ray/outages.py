@@ -158,3 +158,7 @@ class Patience:
                 if is_told and began is not None:
                     self.tell(f"{what} answers again after {time.monotonic() - began:.0f} s")
                 return result
+
+
+AT_START = Patience()
+"""Before anything is trained."""

@@ -4,7 +4,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,6 +14,8 @@ from ray._raylet import RAY_NODE_GROUP_KEY  # type: ignore[attr-defined]
 
 from distil_ray.config import Config
 from distil_ray.errors import InputError
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 DRIVER_CPUS = 1.0  # of a run that another command starts as an actor
 
@@ -43,10 +46,30 @@ def connect(cpu_slots: float) -> str:
                 "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
             ) from error
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
-    num_cpus = math.ceil(max(os.cpu_count() or 1, cpu_slots))
+    num_cpus = math.ceil(max(usable_cpus(), cpu_slots))
     # With its dashboard, without which Ray Train cannot clean up after a killed driver.
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
     return f"started Ray on this machine with {num_cpus} CPU slots"
+
+
+def usable_cpus() -> int:
+    """CPU cores that this process may use: those of its container and its affinity, not all that the host has."""
+    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    for quota, period in _cgroup_quotas():
+        count = min(count, quota / period)
+    return max(math.ceil(count), 1)
+
+
+def _cgroup_quotas() -> Iterator[tuple[float, float]]:
+    """Microseconds of CPU time per period, of control groups version 2 and 1."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = " ".join((_CGROUP / file).read_text() for file in files).split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):  # not there, or "max"
+            continue
+        if quota > 0 and period > 0:
+            yield quota, period
 
 
 def worker_resources(config: Config) -> dict[str, float]:
