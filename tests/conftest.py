@@ -13,10 +13,14 @@ from xdist.scheduler import LoadScopeScheduling
 
 # Tests run in two processes, and a thread of OpenMP that waits for another one, which has no core, keeps its own busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read when the libraries are imported. Tests that have a Hub of their own turn the first one off.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less a run; test_node_loss.py has it
 
 # The files with tests that use `ray_cluster`, or what rests on it, but for those that shall run beside them.
 SHARING_RAY = {
-    *("test_ablation", "test_cluster", "test_doctor", "test_drain", "test_jobs"),
+    *("test_ablation", "test_cluster", "test_doctor", "test_drain", "test_identity", "test_jobs"),
     *("test_node_loss", "test_report", "test_train", "test_tune"),
 }
 
@@ -144,10 +148,3 @@ def distilled(reference: tuple[dict[str, Any], Path]) -> tuple[dict[str, Any], P
     del settings["student"], settings["distill"], settings["optim"]["num_steps"]
     settings["runtime"] |= {"num_workers": 1, "data_cpus": 1}
     return settings, run(settings, run__name="distilled")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _quiet_libraries() -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less a run; test_node_loss.py has it

@@ -9,7 +9,8 @@ import torch
 from distil_ray.data.batch import (
     END_OF_SCHEDULE,
     FILLER_GROUP,
-    MORE_BEHIND,
+    MORE_FOLLOWS,
+    READ_FAILED,
     SKIPPED,
     Batch,
     digest,
@@ -23,7 +24,7 @@ HASHED = ("input_ids", "masked_positions", "masked_labels")
 
 def random_batch(num_rows, seq_length=16, num_masked=4, id_dtype=np.uint16, seed=0):
     rng = np.random.default_rng(seed)
-    return filler_rows(num_rows, seq_length, num_masked, np.dtype(id_dtype), is_end=True) | {
+    return filler_rows(num_rows, seq_length, num_masked, np.dtype(id_dtype), kind=END_OF_SCHEDULE) | {
         "input_ids": rng.integers(0, np.iinfo(np.uint16).max, (num_rows, seq_length)).astype(id_dtype),
         "masked_positions": np.sort(rng.random((num_rows, seq_length)).argsort(axis=1)[:, :num_masked]).astype(
             np.int16
@@ -124,9 +125,9 @@ def test_rows_reach_a_gpu():
     assert batch.input_ids.cpu().tolist() == rows["input_ids"][2:6].tolist()
 
 
-@pytest.mark.parametrize(("is_end", "row"), [(True, END_OF_SCHEDULE), (False, MORE_BEHIND)])
-def test_filler_rows_are_marked_and_have_the_form_of_all_others(is_end, row):
-    filler = filler_rows(5, 16, 4, np.dtype(np.uint16), is_end=is_end)
+@pytest.mark.parametrize("row", [END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED])
+def test_filler_rows_are_marked_and_have_the_form_of_all_others(row):
+    filler = filler_rows(5, 16, 4, np.dtype(np.uint16), kind=row)
     assert (filler["group"] == FILLER_GROUP).all()
     assert (filler["row"] == row).all()
     assert (filler["group_rows"] > 0).all()  # rows are divided by it

@@ -575,7 +575,7 @@ def test_changes_nothing_that_is_learned(override):
         ("student.layers=[0, 1]", ["student.layers: was null, now [0, 1]"]),
         (
             "student.config={model_type: bert}",
-            ["student.config: was null, now not set", 'student.config.model_type: was not set, now "bert"'],
+            ['student.config.model_type: was not set, now "bert"'],
         ),
         (
             "data.sources={path: a.parquet, column: body}",
@@ -598,6 +598,22 @@ def test_changes_nothing_that_is_learned(override):
 )
 def test_changes_what_is_learned(override, lines):
     assert difference(learned(load()), learned(load(override))) == lines
+
+
+def test_a_setting_that_an_older_release_did_not_have_counts_by_its_default():
+    old = learned(load())
+    del old["data.mlm_smoothing"], old["student.init"], old["distill.shares.cos"]
+
+    assert difference(old, learned(load("distill.alpha_cos=0"))) == [
+        "distill.shares.ce: was 0.625, now 0.714285714286",
+        "distill.shares.mlm: was 0.25, now 0.285714285714",
+    ]
+    changed = learned(load("data.mlm_smoothing=0.7", "student.init=random"))
+    assert set(difference(old, changed)) == {
+        'student.init: was "teacher", now "random"',
+        "distill.shares.cos: was 0.0, now 0.125",
+        "data.mlm_smoothing: was 0.0, now 0.7",
+    }
 
 
 def test_every_setting_is_either_learned_or_known_not_to_be():

@@ -1,5 +1,7 @@
 """Blocks -> steps, with the blocks dealt out to real processes as Ray Data's equal split deals them."""
 
+import threading
+import time
 from itertools import count
 
 import numpy as np
@@ -7,9 +9,10 @@ import pytest
 from processes import run_workers
 from training_parts import K, T, blocks_of, random_rows
 
-from distil_ray.data.batch import SKIPPED, digest, filler_rows
+from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, SKIPPED, digest, filler_rows
 from distil_ray.data.schedule import START, Position
 from distil_ray.errors import InputError
+from distil_ray.training import feed as feed_module
 from distil_ray.training.feed import BlockFeed, DataError, DataPlaneError, Notice
 
 BLOCK_ROWS, BLOCKS_PER_STEP = 2, 4
@@ -26,9 +29,9 @@ def rows_of(rows, start, stop):
     return {name: values[start:stop] for name, values in rows.items()}
 
 
-def with_filler(rows, *, is_end=True):
-    """The blocks of a pipeline: the rows, and behind them some blocks of filler."""
-    filler = filler_rows(BLOCKS_PER_STEP * BLOCK_ROWS, T, K, rows["input_ids"].dtype, is_end=is_end)
+def with_filler(rows, *, kind=END_OF_SCHEDULE):
+    """The blocks of a pipeline: the rows, and after them some blocks of filler."""
+    filler = filler_rows(BLOCKS_PER_STEP * BLOCK_ROWS, T, K, rows["input_ids"].dtype, kind=kind)
     return blocks_of({name: np.concatenate([rows[name], filler[name]]) for name in rows}, BLOCK_ROWS)
 
 
@@ -37,8 +40,10 @@ def deal(blocks, rank, world_size):
     return blocks[rank : len(blocks) - len(blocks) % world_size : world_size]
 
 
-def feed_of(blocks, rank=0, world_size=1, start=START):
-    return BlockFeed(blocks, start=start, rank=rank, world_size=world_size, blocks_per_step=BLOCKS_PER_STEP, group=None)
+def feed_of(blocks, rank=0, world_size=1, start=START, **others):
+    return BlockFeed(
+        blocks, start=start, rank=rank, world_size=world_size, blocks_per_step=BLOCKS_PER_STEP, group=None, **others
+    )
 
 
 def take_all(rank, world_size, rows):
@@ -82,7 +87,7 @@ def test_an_end_at_a_whole_step_is_seen():
 
 def test_the_end_of_a_pipeline_is_told_from_that_of_the_schedule():
     for num_rows in (STEP_ROWS, STEP_ROWS + 5):
-        feed = feed_of(with_filler(sequence(num_rows), is_end=False))
+        feed = feed_of(with_filler(sequence(num_rows), kind=MORE_FOLLOWS))
         assert feed.next_step() is not None
         assert feed.next_step() is None
         assert not feed.is_at_end
@@ -114,16 +119,9 @@ def test_all_workers_agree_on_the_end():
 
 def leave(rank, world_size, rows):
     """One worker alone gets a notice, before the third step."""
-    notices = iter([Notice(), Notice(), Notice(is_node_leaving=rank == 1), Notice()])
-    feed = BlockFeed(
-        deal(with_filler(rows), rank, world_size),
-        start=START,
-        rank=rank,
-        world_size=world_size,
-        blocks_per_step=BLOCKS_PER_STEP,
-        group=None,
-        look_out=lambda: next(notices),
-    )
+    notices = iter([False, False, rank == 1, False])
+    blocks = deal(with_filler(rows), rank, world_size)
+    feed = feed_of(blocks, rank, world_size, is_node_leaving=lambda: next(notices))
     steps = [feed.next_step() for _ in range(3)]
     return [step if step is None else step.position for step in steps], feed.notice, feed.is_at_end
 
@@ -134,33 +132,107 @@ def test_all_workers_leave_before_the_same_step():
 
 
 def test_a_wish_to_stop_is_told_from_a_leaving_node():
-    feed = BlockFeed(
-        blocks_of(sequence(STEP_ROWS), BLOCK_ROWS),
-        start=START,
-        rank=0,
-        world_size=1,
-        blocks_per_step=BLOCKS_PER_STEP,
-        group=None,
-        look_out=lambda: Notice(is_stop_wanted=True),
-    )
+    feed = feed_of(blocks_of(sequence(STEP_ROWS), BLOCK_ROWS), is_stop_wanted=lambda: True)
     assert feed.next_step() is None
     assert feed.notice == Notice(is_stop_wanted=True, is_node_leaving=False)
+
+
+def wait_in_vain(rank, world_size, rows):
+    """Worker 1's blocks stay out after the first step; the driver wants the run to end while it waits."""
+    began = time.monotonic()
+
+    def blocks():
+        own = deal(blocks_of(rows, BLOCK_ROWS), rank, world_size)
+        for number, block in enumerate(own):
+            if rank == 1 and number == 2:
+                threading.Event().wait()
+            yield block
+
+    feed = feed_of(blocks(), rank, world_size, is_stop_wanted=lambda: rank == 1 and time.monotonic() - began > 0.5)
+    return feed.next_step().position, feed.next_step(), feed.notice
+
+
+def test_a_stop_needs_no_further_step():
+    expected = (Position(0, 7), None, Notice(is_stop_wanted=True))
+    assert run_workers(wait_in_vain, 2, sequence(2 * STEP_ROWS)) == [expected, expected]
+
+
+# Order
+
+
+def shuffled(rank, world_size, order):
+    """All steps of blocks that come in another order, or what is said of it."""
+    rows = sequence(3 * STEP_ROWS)
+    blocks = [blocks_of(rows, BLOCK_ROWS)[index] for index in order]
+    feed = feed_of(deal(blocks, rank, world_size), rank, world_size)
+    try:
+        return [feed.next_step().position for _ in range(2)]
+    except DataPlaneError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("order", "place"),
+    [
+        ([0, 1, 2, 3, 4, 6, 5, 7], "row 12 of group 0 came after row 9 of group 0"),  # two swapped
+        ([0, 1, 2, 3, 5, 6, 7, 8], "row 10 of group 0 came after row 7 of group 0"),  # one lost between steps
+        ([0, 1, 2, 4, 5, 6, 7, 8], "row 8 of group 0 came after row 5 of group 0"),  # one lost within a step
+        ([0, 1, 2, 3, 3, 4, 5, 6], "row 6 of group 0 came after row 7 of group 0"),  # one repeated
+    ],
+)
+def test_a_gap_and_a_repetition_are_failures_on_all_workers(world_size, order, place):
+    found = [shuffled(0, 1, order)] if world_size == 1 else run_workers(shuffled, world_size, order)
+    assert found == [f"rows are out of order: {place} (of {3 * STEP_ROWS} rows)"] * world_size
+
+
+def without(rows, keep):
+    return {name: values[keep] for name, values in rows.items()}
+
+
+@pytest.mark.parametrize("lost", [3, 8, 9, 15, 20])
+def test_a_row_that_is_missing_within_a_block_is_a_failure(lost):
+    rows = sequence(9, 20)
+    feed = feed_of(blocks_of(without(rows, np.arange(len(rows["row"])) != lost), BLOCK_ROWS))
+    with pytest.raises(DataPlaneError, match="rows are out of order: row"):
+        list(iter(feed.next_step, None))
+
+
+@pytest.mark.parametrize("num_rows", [7, 8])  # the missing group would lie within a block, or between two
+def test_a_group_may_be_missing_only_if_it_is_known_to_be_empty(num_rows, monkeypatch):
+    monkeypatch.setattr(feed_module, "_NOTE_SECONDS", 0.1)
+    rows = sequence(num_rows, 4, 21)
+    blocks = blocks_of(without(rows, rows["group"] != 1), BLOCK_ROWS)
+
+    feed = feed_of(blocks, empty_groups=lambda: {1: "two documents, both blank"})
+    assert [feed.next_step().position.group for _ in range(3)] == [2 if num_rows < 8 else 0, 2, 2]
+    feed = feed_of(blocks)
+    with pytest.raises(DataPlaneError, match=f"row 0 of group 2 came after row {num_rows - 1} of group 0"):
+        list(iter(feed.next_step, None))
+
+
+def test_text_that_could_not_be_read_ends_the_steps_before_it():
+    feed = feed_of(with_filler(sequence(STEP_ROWS + 3), kind=READ_FAILED))
+    assert feed.next_step() is not None
+    assert feed.next_step() is None
+    assert feed.has_failed
+    assert not feed.is_at_end
 
 
 # Failures
 
 
-def fail_after(num_blocks, error):
+def fail_after(blocks, error):
     """Blocks from a pipeline that fails."""
-    yield from blocks_of(sequence(num_blocks * BLOCK_ROWS), BLOCK_ROWS)
+    yield from blocks
     raise error
 
 
 def read_failing(rank, world_size):
     """Worker 1 meets, in the second step, what Ray Data raises for a damaged file."""
     error = InputError("corpus/x.parquet: not a Parquet file")
-    blocks = fail_after(3, error) if rank == 1 else blocks_of(sequence(40), BLOCK_ROWS)
-    feed = feed_of(blocks, rank, world_size)
+    blocks = deal(blocks_of(sequence(40), BLOCK_ROWS), rank, world_size)
+    feed = feed_of(fail_after(blocks[:3], error) if rank == 1 else blocks, rank, world_size)
     first = feed.next_step().position
     try:
         feed.next_step()
@@ -169,8 +241,7 @@ def read_failing(rank, world_size):
 
 
 def test_a_failure_on_one_worker_is_raised_on_all_with_its_message():
-    # Its blocks are not those of one sequence: only worker 1's block is the last of the first step.
-    expected = (Position(0, 3), "corpus/x.parquet: not a Parquet file", True)
+    expected = (Position(0, 7), "corpus/x.parquet: not a Parquet file", True)
     assert run_workers(read_failing, 2) == [expected, expected]
 
 
@@ -185,18 +256,19 @@ The above exception was the direct cause of the following exception:
 
 ray.exceptions.UserCodeException: UDF failed to process a data block."""
     with pytest.raises(DataError) as caught:
-        feed_of(fail_after(0, RuntimeError(text))).next_step()
+        feed_of(fail_after([], RuntimeError(text))).next_step()
     assert str(caught.value) == "a.parquet, row group 4: damaged,\non two lines"
 
 
 def test_any_other_failure_may_pass():
     with pytest.raises(DataPlaneError, match="OSError: disk on fire"):
-        feed_of(fail_after(2, OSError("disk on fire"))).next_step()
+        feed_of(fail_after(blocks_of(sequence(4), BLOCK_ROWS), OSError("disk on fire"))).next_step()
 
 
 # The start
 
 
+@pytest.mark.parametrize("group_rows", [0, 9])  # an older version did not note it
 @pytest.mark.parametrize(
     ("start", "cut"),
     [
@@ -205,9 +277,9 @@ def test_any_other_failure_may_pass():
         (Position(0, 8), 9),  # at a group's end
     ],
 )
-def test_a_resumed_sequence_begins_behind_the_position(start, cut):
+def test_a_resumed_sequence_begins_after_the_position(start, cut, group_rows):
     rows = sequence(9, 20)
-    feed = feed_of(blocks_of(rows_of(rows, cut, None), BLOCK_ROWS), start=start)
+    feed = feed_of(blocks_of(rows_of(rows, cut, None), BLOCK_ROWS), start=start, start_group_rows=group_rows)
     assert feed.next_step().digest == digest(rows_of(rows, cut, cut + STEP_ROWS))
 
 
@@ -215,13 +287,14 @@ def test_a_resumed_sequence_begins_behind_the_position(start, cut):
 def test_any_other_beginning_is_refused(start):
     rows = sequence(9, 20)
     for cut in set(range(12)) - {start.row + 1 + 9 * start.group, 9 if start.group == 0 else -1}:
-        feed = feed_of(blocks_of(rows_of(rows, cut, None), BLOCK_ROWS), start=start)
-        with pytest.raises(AssertionError, match="expected the row behind Position"):
+        blocks = blocks_of(rows_of(rows, cut, None), BLOCK_ROWS)
+        feed = feed_of(blocks, start=start, start_group_rows=9 if start.group == 0 else 20)
+        with pytest.raises(DataPlaneError, match="rows are out of order"):
             feed.next_step()
 
 
 def test_only_what_a_step_needs_is_taken():
-    """A block that lies behind the step must not be waited for."""
+    """A block that comes after the step must not be waited for."""
     served = count()
     blocks = iter(blocks_of(sequence(2 * STEP_ROWS), BLOCK_ROWS))
     feed = feed_of(block for block in blocks if next(served) < BLOCKS_PER_STEP or pytest.fail("took too much"))

@@ -79,7 +79,7 @@ def step_rows(config: Config, seed: int = 0, *, rank: int = 0, world_size: int =
     return StepRows(
         blocks=blocks[rank::world_size],
         position=Position(seed, config.optim.global_batch_size - 1),
-        group_share=1.0,
+        group_rows=config.optim.global_batch_size,
         digest=digest(rows),
         skipped=dict.fromkeys(SKIPPED, 0),
         wait_seconds=0.0,

@@ -1,6 +1,6 @@
 """Runs -> a page: their students and teachers evaluated on this machine, side by side."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -9,7 +9,6 @@ from distil_ray.comparison.cost import NUM_TOKENS, Cost, measure
 from distil_ray.comparison.findings import Contender, Kind, findings
 from distil_ray.comparison.guesses import Gap, Guess, fill_gaps, make_gaps
 from distil_ray.comparison.page import Page, Row
-from distil_ray.config import Teacher
 from distil_ray.data.corpus import read_unit
 from distil_ray.distillation.models import load_masked_lm, max_tokens
 from distil_ray.errors import InputError
@@ -18,6 +17,7 @@ from distil_ray.reporting.plots import line_chart
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.history import History
+from distil_ray.training.identity import WHERE_MODELS_LIE, Pin
 
 NUM_GAPS = 8
 _NUM_LOOKED_AT = 16
@@ -63,16 +63,22 @@ def compare(histories: list[History]) -> Page:
 # ------------------------------------------------------------------------------------------------- models
 
 
-def _teachers(histories: list[History]) -> dict[str, Teacher]:
+def _teachers(histories: list[History]) -> dict[str, Pin]:
     """The runs' teachers, each once, by the name of their row."""
-    teachers = list(dict.fromkeys(history.config.teacher for history in histories if history.config.teacher))
+    pins = [history.models["teacher"] for history in histories if "teacher" in history.models]
+    teachers = list({_content(pin): pin for pin in reversed(pins)}.values())[::-1]
     return {"teacher" if len(teachers) == 1 else f"teacher {i + 1}": teacher for i, teacher in enumerate(teachers)}
 
 
-def _load_models(histories: list[History], teachers: dict[str, Teacher]) -> Iterator[tuple[str, PreTrainedModel]]:
+def _content(teacher: Pin) -> Hashable:
+    """What tells teachers apart: their weights, or of a run of an older version where they lie."""
+    return teacher.digest or (teacher.path, teacher.revision)
+
+
+def _load_models(histories: list[History], teachers: dict[str, Pin]) -> Iterator[tuple[str, PreTrainedModel]]:
     """Yield the teachers and the students that are finished, by the name of their row."""
     for name, teacher in teachers.items():
-        yield name, load_masked_lm(teacher.path, teacher.revision)
+        yield name, load_masked_lm(*teacher.origin)
     for history in histories:
         if history.is_finished:
             with history.folder.local_copy(EXPORT_FOLDER) as folder:
@@ -82,7 +88,7 @@ def _load_models(histories: list[History], teachers: dict[str, Teacher]) -> Iter
 def _guess(history: History, models: dict[str, PreTrainedModel]) -> tuple[list[Gap], dict[str, list[Guess]], list[str]]:
     """Masked sentences of the run's held-out text, each model's guesses, and a remark if the text is not at hand."""
     try:
-        tokenizer = build_tokenizer(history.config)
+        tokenizer = build_tokenizer(history.config, history.models)
         gaps = make_gaps(
             tokenizer,
             _heldout_documents(history, tokenizer),
@@ -109,9 +115,13 @@ def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _teacher_row(
-    name: str, teacher: Teacher, histories: list[History], costs: dict[str, Cost], guesses: dict[str, list[Guess]]
+    name: str, teacher: Pin, histories: list[History], costs: dict[str, Cost], guesses: dict[str, list[Guess]]
 ) -> Row:
-    history = next(history for history in histories if history.config.teacher == teacher)
+    history = next(
+        history
+        for history in histories
+        if "teacher" in history.models and _content(history.models["teacher"]) == _content(teacher)
+    )
     return Row(
         name=name,
         role=teacher.path,
@@ -178,8 +188,11 @@ def _unfinished(histories: list[History]) -> list[str]:
 
 
 def _differences(histories: list[History]) -> list[tuple[str, list[str]]]:
-    """The learned settings that are not the same in all runs."""
-    keys = dict.fromkeys(key for history in histories for key in history.learned)
+    """The learned settings that are not the same in all runs; where models lie is none, if they are the same."""
+    digests = {tuple((role, pin.digest) for role, pin in sorted(history.models.items())) for history in histories}
+    are_same_models = len(digests) == 1 and all(digest for _, digest in next(iter(digests)))
+    ignored = WHERE_MODELS_LIE if are_same_models else ()
+    keys = dict.fromkeys(key for history in histories for key in history.learned if key not in ignored)
     shown = [(key, [str(history.learned.get(key, "–")) for history in histories]) for key in keys]
     return [(key, values) for key, values in shown if len(set(values)) > 1]
 

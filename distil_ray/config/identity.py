@@ -4,14 +4,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distil_ray.config.checks import shown
-from distil_ray.config.sections import Config
+from distil_ray.config.description import section_of
+from distil_ray.config.sections import Config, Section
+
+_ABSENT = object()
 
 
 def learned(config: Config) -> dict[str, Any]:
     """Return the settings that decide what is learned, by dotted key; equal ones teach the same.
 
     Loss weights stand there as shares. Where the text lies is left out: the corpus has its own fingerprint.
-    So is what decides only whether and how a run goes on: bad files, skipped updates, all of `runtime`. The
+    So is what decides only whether and how a run continues: bad files, skipped updates, all of `runtime`. The
     values survive JSON unchanged.
     """
     settings = config.model_dump(mode="json", include={"teacher", "student", "data", "distill", "optim"})
@@ -25,14 +28,37 @@ def learned(config: Config) -> dict[str, Any]:
     return dict(_flat({"run": {"seed": config.run.seed}, **settings}))
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Say what differs between two results of `learned`, one line a setting."""
+def difference(old: Mapping[str, Any], new: Mapping[str, Any], *roots: type[Section]) -> list[str]:
+    """Say what differs between two results of `learned`, one line a setting.
+
+    A setting that ``old`` does not have counts by its default: it may be newer than the run that ``old`` is of. So a
+    new setting's default must be what runs did before there was the setting.
+
+    Args:
+        roots: sections besides `Config` in which the keys' defaults are looked up.
+    """
     lines = []
     for key in dict.fromkeys([*old, *new]):
-        was, now = (shown(settings[key]) if key in settings else "not set" for settings in (old, new))
-        if was != now:
-            lines.append(f"{key}: was {was}, now {now}")
+        was, now = (settings.get(key, _default_of(key, Config, *roots)) for settings in (old, new))
+        was_shown, now_shown = ("not set" if value is _ABSENT else shown(value) for value in (was, now))
+        if was_shown != now_shown:
+            lines.append(f"{key}: was {was_shown}, now {now_shown}")
     return lines
+
+
+def _default_of(key: str, *roots: type[Section]) -> Any:
+    """What a setting is where it is not set; `_ABSENT` if that is nothing."""
+    if key.startswith("distill.shares."):
+        return 0.0
+    for root in roots:
+        section: type[Section] | None = root
+        *path, name = key.split(".")
+        for part in path:
+            field = section.model_fields.get(part) if section is not None else None
+            section = section_of(field.annotation) if field is not None else None
+        if section is not None and name in section.model_fields and not section.model_fields[name].is_required():
+            return section.model_fields[name].get_default(call_default_factory=True)
+    return _ABSENT
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # torch is imported late: the tasks that read and mask do wit
 Arrays = dict[str, npt.NDArray[np.generic]]
 
 FILLER_GROUP = -1
-END_OF_SCHEDULE, MORE_BEHIND = -1, -2
-"""The ``row`` of filler: the run's sequence ends there, or only the pipeline does."""
+END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED = -1, -2, -3
+"""The ``row`` of filler: the run's sequence ends there, or only the pipeline does, or its text could not be read."""
 
 SKIPPED = ("skipped_documents", "skipped_rows", "skipped_units")
 
@@ -41,14 +41,14 @@ class Batch(NamedTuple):
     masked_labels: "torch.Tensor"
 
 
-def filler_rows(num_rows: int, max_seq_length: int, num_masked: int, id_dtype: np.dtype, *, is_end: bool) -> Arrays:
-    """Rows that stand for nothing: they mark the end of the sequence, or of this pipeline, for every worker alike."""
+def filler_rows(num_rows: int, max_seq_length: int, num_masked: int, id_dtype: np.dtype, *, kind: int) -> Arrays:
+    """Rows that stand for nothing: they mark an end (``kind``, their ``row``) for every worker alike."""
     return {
         "input_ids": np.zeros((num_rows, max_seq_length), dtype=id_dtype),
         "masked_positions": np.zeros((num_rows, num_masked), dtype=np.int16),
         "masked_labels": np.zeros((num_rows, num_masked), dtype=id_dtype),
         "group": np.full(num_rows, FILLER_GROUP, dtype=np.int32),
-        "row": np.full(num_rows, END_OF_SCHEDULE if is_end else MORE_BEHIND, dtype=np.int32),
+        "row": np.full(num_rows, kind, dtype=np.int32),
         "group_rows": np.ones(num_rows, dtype=np.int32),
         "skipped": np.zeros((num_rows, len(SKIPPED)), dtype=np.int32),
     }

@@ -9,7 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,21 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from distil_ray.data.batch import Arrays, filler_rows
+from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Arrays, filler_rows
 from distil_ray.data.plan import DataPlan, TextPlan
 from distil_ray.data.rows import count_pieces, make_rows
 from distil_ray.data.schedule import Position
-from distil_ray.errors import InputError, RunError
+from distil_ray.errors import InputError, OutageError, RunError
 
 Result = TypeVar("Result")
 
-HORIZON_GROUPS = 4096
-"""Groups in one pipeline: Ray Data prepares its tasks beforehand, at about a millisecond and a few kB each. A longer
-run goes on with a second pipeline at the position where the first one ended."""
+MAX_TASKS = 4096
+"""Tasks in one pipeline: Ray Data prepares them beforehand, at about a millisecond and a few kB each."""
+
+HORIZON_GROUPS = 4 * MAX_TASKS
+"""Groups in one pipeline. A task makes several where there are more than tasks; not more than four, as a slot must be
+able to work ahead by a whole task, see `_BYTES_AHEAD_PER_CPU`. A longer run continues with a second pipeline at the
+position where the first one ended."""
 
 _BYTES_AHEAD_PER_CPU = 64 * 2**20
 """Rows in waiting for the workers, about ten groups a CPU slot. Without a limit the pipeline would fill the object
@@ -41,6 +45,18 @@ _SPARE_GROUPS = 2
 
 SAMPLE_GROUPS = 8
 """Groups of the first epoch from which pieces are counted for `mlm_smoothing`."""
+
+
+class Listener(Protocol):
+    """Whoever wants to hear what happens in the tasks of a pipeline."""
+
+    def line(self, text: str) -> None:
+        """Take a line for the user."""
+
+    def note(self, topic: str, group: int, content: Any) -> None:
+        """Take what is to be known of a group: that it is ``empty`` (with notes), or ``unreadable`` (whether the input
+        is at fault, and why).
+        """
 
 
 def execution_options(num_cpus: int, node_label: Mapping[str, str] | None) -> ExecutionOptions:
@@ -101,41 +117,59 @@ def train_dataset(
     block_rows: int,
     filler_blocks: int,
     num_cpus: int,
-    warn: Callable[[str], None],
+    listener: Listener,
 ) -> Dataset:
-    """Build the pipeline of training rows behind ``start``, in blocks of exactly ``block_rows`` rows.
+    """Build the pipeline of training rows after ``start``, in blocks of exactly ``block_rows`` rows.
+
+    Text that cannot be read ends the rows with a mark, so that what was read before it can be trained on.
 
     Args:
         plan: the run's data.
         start: position of the last row consumed; nothing before its group is read.
         num_groups: how many groups to cover, see `num_groups_ahead`.
         block_rows: rows of a block; one block is one worker's share of a step at the maximal number of workers.
-        filler_blocks: blocks of filler behind the last row. The equal split may drop as many blocks as there are
-            workers, less one: it shall drop these.
+        filler_blocks: blocks of filler after the last row. The equal split may drop as many blocks as there are
+            workers, less one: it must drop these.
         num_cpus: CPU slots that the pipeline will have.
-        warn: is told, in the process that reads, of each unit that is left out.
+        listener: hears, in the process that reads, of what is left out and of what cannot be read.
     """
     configure_context()
-    is_end = start.group + num_groups == plan.schedule.num_groups
+    end = start.group + num_groups
+    groups_per_task = -(-num_groups // MAX_TASKS)
+    num_tasks = -(-num_groups // groups_per_task)
 
-    def make_group(batch: Any) -> Any:
-        index = int(batch["id"][0])
-        if index == num_groups:
-            return filler_rows(
-                block_rows * filler_blocks,
-                plan.settings.max_seq_length,
-                plan.settings.num_masked,
-                plan.vocabulary.id_dtype,
-                is_end=is_end,
-            )
-        rows, notes = _make_rows(plan, "train", start.group + index)
-        for note in notes:
-            warn(note)
-        return {name: values[start.row + 1 :] for name, values in rows.items()} if index == 0 else rows
+    def filler(kind: int) -> Arrays:
+        settings = plan.settings
+        return filler_rows(
+            block_rows * filler_blocks,
+            settings.max_seq_length,
+            settings.num_masked,
+            plan.vocabulary.id_dtype,
+            kind=kind,
+        )
+
+    def make_groups(batch: Any) -> Iterator[Arrays]:
+        task = int(batch["id"][0])
+        if task == num_tasks:
+            yield filler(END_OF_SCHEDULE if end == plan.schedule.num_groups else MORE_FOLLOWS)
+            return
+        first = start.group + task * groups_per_task
+        for group in range(first, min(first + groups_per_task, end)):
+            try:
+                rows, notes = _make_rows(plan, "train", group)
+            except (InputError, OutageError) as error:
+                listener.note("unreadable", group, (isinstance(error, InputError), str(error)))
+                yield filler(READ_FAILED)
+                return
+            if not len(rows["row"]):
+                listener.note("empty", group, notes)
+            for note in notes:
+                listener.line(note)
+            yield {name: values[start.row + 1 :] for name, values in rows.items()} if group == start.group else rows
 
     dataset = (
-        ray.data.range(num_groups + 1, override_num_blocks=num_groups + 1)
-        .map_batches(make_group, batch_size=None, batch_format="numpy", zero_copy_batch=True)
+        ray.data.range(num_tasks + 1, override_num_blocks=num_tasks + 1)
+        .map_batches(make_groups, batch_size=None, batch_format="numpy", zero_copy_batch=True)
         .repartition(target_num_rows_per_block=block_rows, strict=True)
     )
     _cut_beside_the_groups(dataset, num_tasks=max(4, num_cpus // 2))
@@ -226,7 +260,7 @@ def evaluated_blocks(
     """
     configure_context()
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it logs at length what is raised here in a line
-    parts = np.array_split(np.arange(len(plan.units)), min(len(plan.units), HORIZON_GROUPS))
+    parts = np.array_split(np.arange(len(plan.units)), min(len(plan.units), MAX_TASKS))
 
     def make_part(batch: Any) -> Iterator[Any]:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task, one core
@@ -341,4 +375,4 @@ def _run(
         while waiting:
             yield ray.get(waiting.popleft())
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, InputError) else error from None
+        raise error.cause if isinstance(error.cause, InputError | RunError) else error from None

@@ -111,6 +111,19 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
     return model
 
 
+def outline_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
+    """Make the model that `load_masked_lm` would load, from its configuration alone: with weights of no meaning, or,
+    under ``torch.device("meta")``, with none.
+
+    Raises:
+        InputError: nothing there, or another family than FAMILIES.
+    """
+    with _loading("a masked language model", path, needs="config.json") as location:
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False, **_PLAIN_OUTPUTS)
+        check_config(config, path)
+        return initialise(config, seed=0)
+
+
 def load_classifier(path: str, num_labels: int, seed: int) -> PreTrainedModel:
     """Load an encoder in fp32, with a new head of ``num_labels`` outputs whose weights are drawn from ``seed``.
 
@@ -242,7 +255,7 @@ def quiet() -> Iterator[None]:
 
 
 def model_from_config(
-    config: Mapping[str, Any] | str, vocab_size: int, pad_token_id: int, seed: int
+    config: Mapping[str, Any] | str, vocab_size: int, pad_token_id: int, seed: int, revision: str | None = None
 ) -> PreTrainedModel:
     """Return an untrained model, a pure function of the arguments; the global random state is left alone.
 
@@ -251,6 +264,7 @@ def model_from_config(
             config.json or of a folder that holds one.
         vocab_size, pad_token_id: the tokenizer's; they replace whatever ``config`` says.
         seed: of the random weights.
+        revision: of a ``config`` on the Hub.
 
     Raises:
         InputError: unknown family or field, a value that does not fit, or an unreadable file.
@@ -260,7 +274,7 @@ def model_from_config(
         needs = None if Path(config).expanduser().is_file() else "config.json"
         with _loading("a model configuration", config, needs=needs) as location:
             model_config = AutoConfig.from_pretrained(
-                location, trust_remote_code=False, **_PLAIN_OUTPUTS, **from_tokenizer
+                location, revision=revision, trust_remote_code=False, **_PLAIN_OUTPUTS, **from_tokenizer
             )
         check_config(model_config, config)
         return initialise(model_config, seed)

@@ -7,10 +7,11 @@ and comparisons use that commit.
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from distil_ray.errors import InputError, reason_of
+from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START, Patience
 
 _WEIGHTS = (".safetensors", ".bin")
@@ -47,17 +48,22 @@ def resolve(path: str, revision: str | None, patience: Patience = AT_START) -> O
 
     if constants.HF_HUB_OFFLINE:
         return Origin(path, _cached_commit(path, revision))
+    return Origin(path, _ask_hub(Origin(path, revision), patience, HfApi().model_info).sha)
+
+
+def _ask_hub(origin: Origin, patience: Patience, ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Return ``ask(path, …, revision=…)``, or say that the model is not to be had."""
+    path, revision = origin
     try:
-        info = patience.wait_out(f"the Hub ({path})", lambda: HfApi().model_info(path, revision=revision))
+        return patience.wait_out(f"the Hub ({path})", lambda: ask(path, *arguments, revision=revision, **options))
+    except OutageError:
+        raise
     except Exception as error:  # of many types, and all say that there is no such model
-        if isinstance(error, RuntimeError):  # an OutageError
-            raise
         at = f" at revision {revision!r}" if revision else ""
         raise InputError(
             f"there is no local folder {path!r}, and from the Hugging Face Hub it cannot be had{at}: "
             f"{reason_of(error)} Check the name and the revision (and HF_TOKEN if it is private)"
         ) from error
-    return Origin(path, info.sha)
 
 
 def _cached_commit(path: str, revision: str | None) -> str | None:
@@ -74,43 +80,65 @@ def content_digest(origin: Origin, patience: Patience = AT_START) -> str:
     configuration is downloaded.
 
     Raises:
-        InputError: there are no weights.
+        InputError: there are no weights, or no configuration that can be read.
         OutageError: the Hub does not answer.
     """
-    weights, config = _on_disk(origin) if origin.is_local else _on_hub(origin, patience)
+    weights = _weights_on_disk(Path(origin.path)) if origin.is_local else _weights_on_hub(origin, patience)
     # A folder may have both kinds; transformers takes safetensors.
     kept = {name: digest for name, digest in weights.items() if name.endswith(_WEIGHTS[0])} or weights
     if not kept:
         raise InputError(f"{origin.path} has no weights; expected model.safetensors (or pytorch_model.bin)")
-    learned = {key: value for key, value in config.items() if key not in _NOT_LEARNED}
-    return hashlib.sha256(json.dumps([sorted(kept.items()), learned], sort_keys=True).encode()).hexdigest()
+    return _digest([sorted(kept.items()), config_digest(origin, patience)])
 
 
-def _on_disk(origin: Origin) -> tuple[dict[str, str], dict[str, Any]]:
-    folder = Path(origin.path).expanduser()
+def config_digest(origin: Origin, patience: Patience = AT_START) -> str:
+    """SHA-256 of a model's configuration: a folder's or a Hub model's config.json, or a file of that kind.
+
+    Raises:
+        InputError: there is none that can be read.
+        OutageError: the Hub does not answer.
+    """
+    path = Path(origin.path)
+    if not origin.is_local:
+        file = Path(_from_hub(origin, patience, "config.json"))
+    else:
+        file = path if path.is_file() else path / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{origin.path} has no config.json that can be read: {reason_of(error)}") from error
+    return _digest({key: value for key, value in config.items() if key not in _NOT_LEARNED})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_on_disk(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of weights."""
     weights = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         if file.name.endswith(_WEIGHTS):
             with file.open("rb") as content:
                 weights[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
-    config = folder / "config.json"
-    return weights, json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    return weights
 
 
-def _on_hub(origin: Origin, patience: Patience) -> tuple[dict[str, str], dict[str, Any]]:
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+def _weights_on_hub(origin: Origin, patience: Patience) -> dict[str, str]:
+    """SHA-256 of each file of weights, as the Hub knows it."""
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
-        folder = snapshot_download(origin.path, revision=origin.revision, local_files_only=True)
-        return _on_disk(Origin(folder))
-    where = f"the Hub ({origin.path})"
-    info = patience.wait_out(
-        where, lambda: HfApi().model_info(origin.path, revision=origin.revision, files_metadata=True)
-    )
-    weights = {
+        return _weights_on_disk(Path(_ask_hub(origin, patience, snapshot_download, local_files_only=True)))
+    info = _ask_hub(origin, patience, HfApi().model_info, files_metadata=True)
+    return {
         file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id)
         for file in info.siblings or ()
-        if "/" not in file.rfilename and file.rfilename.endswith(_WEIGHTS)
+        if file.rfilename.endswith(_WEIGHTS) and "/" not in file.rfilename
     }
-    config = patience.wait_out(where, lambda: hf_hub_download(origin.path, "config.json", revision=origin.revision))
-    return weights, json.loads(Path(config).read_text(encoding="utf-8"))
+
+
+def _from_hub(origin: Origin, patience: Patience, name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    return str(_ask_hub(origin, patience, hf_hub_download, name))

@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from distil_ray.search.board import Board, Relay, describe
 from distil_ray.search.objective import ReportObjective
 from distil_ray.search.report import REPORT_FILE, to_html, to_text
 from distil_ray.search.results import BEST_FILE, write_results
-from distil_ray.search.settings import SEARCH_FILE, Plan, Search
+from distil_ray.search.settings import SEARCH_FILE, Plan, Search, SearchConfig
 from distil_ray.search.suggest import suggest
 from distil_ray.search.tensorboard import write_hparams
 from distil_ray.search.trials import FAILED_FILE, FIRST_TRIAL, Score, Trial, Trials, best
@@ -33,7 +34,8 @@ from distil_ray.training.cluster import (
     worker_resources,
 )
 from distil_ray.training.events import Line
-from distil_ray.training.launcher import IDENTITY_FILE, check_learned_settings, examine, launch
+from distil_ray.training.identity import Identity, Pins
+from distil_ray.training.launcher import check_learned_settings, examine, launch
 from distil_ray.training.storage import RunFolder
 
 _TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to go on
@@ -48,13 +50,13 @@ def search(plan: Plan, *, retry_failed: bool = False) -> None:
         InputError: bad configuration or input, found before the start where that is possible.
         RunError: no trial reached its end.
     """
-    trials, board = _open(plan)
+    trials, board, known = _open(plan)
     if retry_failed:
         for trial in trials:
             if trial.status == "failed":
                 trials.reopen(trial.name)
     if len(trials) < plan.num_trials or any(trial.status == "open" for trial in trials):
-        _fit(plan, trials, board)
+        _fit(plan, trials, board, known)
     write_results(plan, trials)
     if best(trials, plan.direction) is None:
         messages = [f"\n  {trial.name}: {trial.message}" for trial in trials if trial.message]
@@ -73,8 +75,8 @@ def dry_run(plan: Plan) -> None:
     Raises:
         InputError: whatever a search would refuse.
     """
-    trials, board = _open(plan)
-    examine(plan.config, trials.folder, board)
+    trials, board, known = _open(plan)
+    examine(plan.config, trials.folder, board, known, {})
     board.line(connect(_own_cpu_slots(plan)))
     check_fits(plan.config, DRIVER_CPUS)
     board.line(f"{plan.num_trials} trials, {_at_once(plan, board)} at a time; the first ones:")
@@ -86,23 +88,23 @@ def dry_run(plan: Plan) -> None:
     board.line("dry run: nothing was trained")
 
 
-def _open(plan: Plan) -> tuple[Trials, Board]:
-    """What there is of the search, if the folder is not another's."""
+def _open(plan: Plan) -> tuple[Trials, Board, Identity | None]:
+    """What there is of the search, and what it was made with, if the folder is not another's."""
     run = plan.config.run
     folder = RunFolder(run.storage_path, run.name)
-    check_learned_settings(plan.identity(), folder)
+    known = check_learned_settings(plan.identity(), folder, SearchConfig)
     trials = Trials(folder, plan.folder, plan.search.metric)
-    return trials, Board(plan, trials)
+    return trials, Board(plan, trials), known
 
 
-def _fit(plan: Plan, trials: Trials, board: Board) -> None:
+def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None) -> None:
     """Run every trial that is open or still to be made."""
     config, folder = plan.config, trials.folder
-    identity = {"learned": plan.identity(), "data": examine(config, folder, board).plan.fingerprint()}
+    identity = replace(examine(config, folder, board, known, {}).identity, learned=plan.identity())
     board.line(connect(_own_cpu_slots(plan)))
     check_fits(config, DRIVER_CPUS)
     at_once = _at_once(plan, board)
-    folder.write_json(IDENTITY_FILE, identity)
+    identity.write(folder)
     folder.write_text(SEARCH_FILE, plan.to_yaml())
     folder.remove(_TUNE_FOLDER)
     num_settled = sum(trial.status != "open" for trial in trials)
@@ -116,7 +118,7 @@ def _fit(plan: Plan, trials: Trials, board: Board) -> None:
     if not num_left:  # it was killed when the last trial was to be stopped
         return
     events = Line()
-    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, events=events)
+    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, pins=identity.models, events=events)
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # the old one can be silenced
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run writes its own metrics
@@ -172,7 +174,7 @@ def _at_once(plan: Plan, board: Board) -> int:
 # ---------------------------------------------------------------------------------------------- what Ray Tune calls
 
 
-def _run_trial(spec: Mapping[str, Any], *, plan: Plan, events: Line) -> None:
+def _run_trial(spec: Mapping[str, Any], *, plan: Plan, pins: Pins, events: Line) -> None:
     """A trial, in an actor of its own. What fails is written down rather than raised, so that Tune goes on."""
     name = spec["trial"]
     relay = Relay(events, name)
@@ -182,7 +184,7 @@ def _run_trial(spec: Mapping[str, Any], *, plan: Plan, events: Line) -> None:
             relay.show("line", f"is tried again: {message}")
         try:
             config = plan.trial_config(name, json.loads(spec["settings"]))
-            launch(config, relay, [ReportObjective(plan.search.metric)])
+            launch(config, relay, [ReportObjective(plan.search.metric)], pins)
             return
         except (InputError, DivergedError) as error:  # it would fail again
             message = str(error)

@@ -3,6 +3,7 @@
 from typing import get_args
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray import config as configuration
@@ -19,40 +20,68 @@ from distil_ray.distillation.models import (
     load_tokenizer,
     max_tokens,
     model_from_config,
+    outline_masked_lm,
 )
 from distil_ray.distillation.student import build_student
 from distil_ray.errors import InputError
+from distil_ray.training.identity import Pins, unpinned
+
+Models = tuple[PreTrainedModel | None, PreTrainedModel]
+"""The teacher, if there is one, and the student."""
 
 
-def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+def build_tokenizer(config: Config, pins: Pins | None = None) -> PreTrainedTokenizerBase:
     """Load the student's tokenizer, which must have the teacher's vocabulary.
+
+    Args:
+        pins: what names on the Hub stand for; None: what they stand for now.
 
     Raises:
         InputError: it cannot be loaded, or the vocabularies differ.
     """
-    teacher = config.teacher
-    own_path = config.student.tokenizer or config.student.path
-    if teacher is None:
-        assert own_path is not None
-        return load_tokenizer(own_path)
-    tokenizer = load_tokenizer(teacher.path, teacher.revision)
-    if own_path is not None:
-        own = load_tokenizer(own_path)
-        check_vocabulary(tokenizer, own)
+    pins = unpinned(config) if pins is None else pins
+    own = next((load_tokenizer(*pins[role].origin) for role in ("tokenizer", "student") if role in pins), None)
+    if config.teacher is None:
+        assert own is not None
         return own
-    return tokenizer
+    tokenizer = load_tokenizer(*pins["teacher"].origin)
+    if own is None:
+        return tokenizer
+    check_vocabulary(tokenizer, own)
+    return own
 
 
-def build_models(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel | None, PreTrainedModel]:
+def build_models(config: Config, tokenizer: PreTrainedTokenizerBase, pins: Pins | None = None) -> Models:
     """Load the teacher (None without one) and make the student as it is before the first update, on the CPU.
+
+    Args:
+        pins: what names on the Hub stand for; None: what they stand for now.
 
     Raises:
         InputError: a model cannot be loaded, made, or used with this tokenizer, row length and the other model.
     """
-    teacher = None
-    if config.teacher is not None:
-        teacher = load_masked_lm(config.teacher.path, config.teacher.revision)
-    student = _build_student(config, teacher, tokenizer)
+    pins = unpinned(config) if pins is None else pins
+    teacher = load_masked_lm(*pins["teacher"].origin) if config.teacher is not None else None
+    student = load_masked_lm(*pins["student"].origin) if "student" in pins else None
+    return _checked(config, tokenizer, teacher, student or _make_student(config, teacher, tokenizer, pins))
+
+
+def outline_models(config: Config, tokenizer: PreTrainedTokenizerBase, pins: Pins) -> Models:
+    """`build_models` without weights (on torch's meta device): what they are is known from their configurations.
+
+    Raises:
+        InputError: as `build_models`, but for what only the weights tell.
+    """
+    with torch.device("meta"):
+        teacher = outline_masked_lm(*pins["teacher"].origin) if config.teacher is not None else None
+        student = outline_masked_lm(*pins["student"].origin) if "student" in pins else None
+        return _checked(config, tokenizer, teacher, student or _make_student(config, teacher, tokenizer, pins))
+
+
+def _checked(
+    config: Config, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel | None, student: PreTrainedModel
+) -> Models:
+    """Return the models if they can be used with this tokenizer, this row length and each other."""
     for role, model in (("teacher", teacher), ("student", student)):
         if model is not None:
             check_vocabulary_fits(model, tokenizer)
@@ -87,17 +116,16 @@ def build_distiller(config: Config, teacher: PreTrainedModel | None, student: Pr
     )
 
 
-def _build_student(
-    config: Config, teacher: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase
+def _make_student(
+    config: Config, teacher: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, pins: Pins
 ) -> PreTrainedModel:
     student = config.student
-    if student.path is not None:
-        return load_masked_lm(student.path)
     if student.config is not None:
         vocab_size = teacher.config.vocab_size if teacher is not None else len(tokenizer)
         pad_token_id = tokenizer.pad_token_id
         assert isinstance(pad_token_id, int)
-        return model_from_config(student.config, vocab_size, pad_token_id, config.run.seed)
+        revision = pins["configuration"].commit if "configuration" in pins else None
+        return model_from_config(student.config, vocab_size, pad_token_id, config.run.seed, revision)
     assert teacher is not None
     return build_student(
         teacher,

@@ -36,6 +36,7 @@ class TrainState:
         progress: share of the run's schedule that lies behind, in [0, 1].
         counters: totals since the run began, by metric name.
         saved_at: Unix time in seconds.
+        group_rows: rows of the position's group; 0 = not known.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class TrainState:
     progress: float = 0.0
     counters: dict[str, int] = field(default_factory=dict)
     saved_at: float = 0.0
+    group_rows: int = 0
 
     @classmethod
     def from_json(cls, text: bytes) -> "TrainState":

@@ -8,6 +8,7 @@ from distil_ray.config import Config, learned, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.rows import make_rows
+from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.cluster import check_fits, connect, describe_resources, slots_needed
 from distil_ray.training.console import Console
 from distil_ray.training.launcher import check_learned_settings, examine, prepare_data
@@ -24,8 +25,10 @@ def dry_run(config: Config, console: Console) -> None:
     """
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
-    check_learned_settings(learned(config), folder)
-    tokenizer, teacher, student, plan = examine(config, folder, console)
+    known = check_learned_settings(learned(config), folder)
+    identity, _, plan = examine(config, folder, console, known, {})
+    tokenizer = build_tokenizer(config, identity.models)
+    teacher, student = build_models(config, tokenizer, identity.models)  # as each worker will
     for line in describe_memory(config, teacher, student):
         console.line(line)
     console.line(connect(slots_needed(config)["CPU"]))

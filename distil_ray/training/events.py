@@ -28,6 +28,15 @@ class Line:
         """Pass on a line of text."""
         self.send("line", text)
 
+    def note(self, topic: str, key: Any, content: Any) -> None:
+        """Keep something under a topic, for `noted`; what is there under the same key is replaced."""
+        self._exchange.note.remote(topic, key, content)
+
+    def noted(self, topic: str) -> dict[Any, Any]:
+        """Return what is kept under a topic, by key."""
+        notes: dict[Any, Any] = ray.get(self._exchange.noted.remote(topic))
+        return notes
+
     def record(self, record: Mapping[str, Any]) -> None:
         """Pass on metrics."""
         self.send("record", record)
@@ -61,6 +70,7 @@ class _Exchange:
     def __init__(self) -> None:
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._is_stop_wanted = self._is_listened_to = False
+        self._notes: dict[str, dict[Any, Any]] = {}
 
     async def put(self, event: tuple[str, Any]) -> None:
         self._events.put_nowait(event)
@@ -70,6 +80,12 @@ class _Exchange:
             return await asyncio.wait_for(self._events.get(), timeout)
         except TimeoutError:
             return None
+
+    async def note(self, topic: str, key: Any, content: Any) -> None:
+        self._notes.setdefault(topic, {})[key] = content
+
+    async def noted(self, topic: str) -> dict[Any, Any]:
+        return self._notes.get(topic, {})
 
     async def is_stop_wanted(self) -> bool:
         self._is_listened_to = True

@@ -6,7 +6,8 @@ from typing import Any
 from distil_ray.config import Config, parse_yaml
 from distil_ray.errors import InputError
 from distil_ray.training.export import EXPORT_FOLDER
-from distil_ray.training.launcher import CONFIG_FILE, IDENTITY_FILE
+from distil_ray.training.identity import IDENTITY_FILE, Identity, Pins, with_commits
+from distil_ray.training.launcher import CONFIG_FILE
 from distil_ray.training.loop import FINISHED_FILE
 from distil_ray.training.metrics import DIGESTS_FILE, Record, read_records
 from distil_ray.training.storage import RunFolder
@@ -17,6 +18,7 @@ class History:
     """One run, finished or not.
 
     Attributes:
+        models: teacher, student and tokenizer, pinned.
         learned: the settings that decide what is learned, by dotted key.
         heldout_identity: what the held-out rows rest on: equal ones can be compared.
         records: one a line of `metrics.jsonl`.
@@ -26,6 +28,7 @@ class History:
 
     folder: RunFolder
     config: Config
+    models: Pins
     learned: dict[str, Any]
     heldout_identity: Any
     records: list[Record]
@@ -63,15 +66,18 @@ def read_history(path: str) -> History:
         raise InputError(
             f"{path}: is not the folder of a run (it has no {IDENTITY_FILE}); expected <run.storage_path>/<run.name>"
         )
-    identity = folder.read_json(IDENTITY_FILE)
-    learned = identity["learned"]
+    identity = Identity.read(folder)
+    assert identity is not None
+    learned = dict(identity.learned)
     heldout = {key: value for key, value in learned.items() if key.startswith(("data.", "run.seed"))}
     digests = folder.read_bytes(DIGESTS_FILE).decode().splitlines()[1:] if folder.exists(DIGESTS_FILE) else []
+    config = parse_yaml(folder.read_bytes(CONFIG_FILE).decode(), f"{path}/{CONFIG_FILE}")
     return History(
         folder=folder,
-        config=parse_yaml(folder.read_bytes(CONFIG_FILE).decode(), f"{path}/{CONFIG_FILE}"),
+        config=config,
+        models=with_commits(identity, config),
         learned=learned,
-        heldout_identity=[heldout, identity["data"]["eval_corpus"]["digest"], identity["data"]["tokenizer"]],
+        heldout_identity=[heldout, identity.data["eval_corpus"]["digest"], identity.data["tokenizer"]],
         records=read_records(folder),
         digests=[line.split(",")[1] for line in digests],
         is_finished=folder.exists(FINISHED_FILE),

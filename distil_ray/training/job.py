@@ -1,13 +1,15 @@
 """What the launcher hands to the workers, and what they hand back.
 
-Imports little: Ray Train's controller reads these, and shall not load the loop and with it transformers.
+Imports little: Ray Train's controller reads these, and need not load the loop and with it transformers.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
 from distil_ray.training.events import Line
+from distil_ray.training.identity import Pins
 
 
 @dataclass(frozen=True)
@@ -15,16 +17,21 @@ class Job:
     """What the launcher hands to every worker.
 
     Attributes:
+        models: teacher, student and tokenizer, pinned.
         heldout: held-out rows, the arrays of `data.batch`; empty = no evaluation.
         num_groups: of the whole schedule; None = endless.
-        continues_at: step at which this pass goes on, as planned, where the pipeline before it ended.
+        continues_at: step at which this pass continues, as planned, where the pipeline before it ended.
     """
 
     config: Config
+    models: Pins
     heldout: Arrays
     num_groups: int | None
     events: Line
     continues_at: int | None = None
+
+
+Kind = Literal["finished", "more", "moving", "stopped", "bad input", "outage", "diverged"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +39,13 @@ class Outcome:
     """How a pass over the pipeline ended.
 
     ``finished``; ``more`` (to do, in another pass); ``moving`` (more, but on other nodes); ``stopped`` (as the driver
-    wanted) or ``failed``.
+    wanted); or a failure, by the error that it is to be: ``bad input``, ``outage`` or ``diverged``.
+
+    Attributes:
+        message: of a failure.
+        step: updates done and saved.
     """
 
-    kind: str
+    kind: Kind
     message: str = ""
-    is_input_error: bool = False
     step: int = 0

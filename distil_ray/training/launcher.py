@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import ray.train
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from distil_ray.config import Config, difference, learned, to_yaml
+from distil_ray.config import Config, Section, learned, to_yaml
 from distil_ray.data.batch import Arrays
 from distil_ray.data.pipeline import (
     HORIZON_GROUPS,
@@ -20,14 +20,15 @@ from distil_ray.data.pipeline import (
     sample_piece_counts,
     train_dataset,
 )
-from distil_ray.data.plan import DataPlan, explain_fingerprints
-from distil_ray.errors import DivergedError, InputError, RunError, Stopped, reason_of
-from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
+from distil_ray.data.plan import DataPlan
+from distil_ray.errors import DivergedError, InputError, OutageError, RunError, Stopped, reason_of
+from distil_ray.training.assembly import Models, build_plan, build_tokenizer, outline_models, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
 from distil_ray.training.cluster import check_fits, connect, slots_needed, worker_resources
 from distil_ray.training.console import Console
 from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
+from distil_ray.training.identity import SCHEMA, Identity, Pins, pin_models
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
 from distil_ray.training.stopping import Stopping
@@ -35,109 +36,114 @@ from distil_ray.training.storage import RunFolder
 from distil_ray.training.waiting import telling_of_nodes
 
 CONFIG_FILE = "config.yaml"
-IDENTITY_FILE = "identity.json"
 
 
-def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] = ()) -> None:
+def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] = (), pins: Pins | None = None) -> None:
     """Do the whole run, or what is left of it. Ray Train's controller calls ``callbacks``.
+
+    Args:
+        pins: what names on the Hub stand for, where that is known, as to the trials of a search.
 
     Raises:
         InputError: bad configuration or input, found before the start where that is possible.
         RunError: the run started and failed; a `DivergedError` if it would do so again.
-        Stopped: a signal has ended it, behind a checkpoint if a step had been done.
+        Stopped: a signal has ended it, after a checkpoint if a step had been done.
     """
     folder = RunFolder(config.run.storage_path, config.run.name)
-    check_learned_settings(learned(config), folder)
+    known = check_learned_settings(learned(config), folder)
     if folder.exists(FINISHED_FILE):
         console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
         return
-    plan = examine(config, folder, console).plan
+    identity, _, plan = examine(config, folder, console, known, pins or {})
     console.line(connect(slots_needed(config)["CPU"]))
     for line in check_fits(config):
         console.line(line)
     folder.write_text(CONFIG_FILE, to_yaml(config))
-    folder.write_json(IDENTITY_FILE, {"learned": learned(config), "data": plan.fingerprint()})
+    identity.write(folder)
     console.line(f"run {config.run.name} in {folder.path}")
     events = Line()
     stopping = Stopping(events)
     try:
         with console.following(events), telling_of_nodes(events.line), stopping.handled():
-            outcome = _train(config, plan, folder, events, stopping, callbacks)
+            outcome = _train(config, identity.models, plan, folder, events, stopping, callbacks)
     except KeyboardInterrupt:
-        message = "stopped at once; the same command goes on from the last checkpoint"
+        message = f"stopped at once; {_how_to_resume(folder)}"
         raise Stopped(stopping.signal_number, message) from None
     finally:
         events.close()
-    _raise_unless_finished(outcome, stopping)
+    _raise_unless_finished(outcome, folder, stopping)
     console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
 
 
-def _raise_unless_finished(outcome: Outcome, stopping: Stopping) -> None:
+def _raise_unless_finished(outcome: Outcome, folder: RunFolder, stopping: Stopping) -> None:
     if outcome.kind == "stopped":
         saved = f"step {outcome.step:,} is saved" if outcome.step else "before the first step"
-        raise Stopped(stopping.signal_number, f"stopped: {saved}; the same command goes on from there")
-    if outcome.kind == "failed":
-        raise InputError(outcome.message) if outcome.is_input_error else DivergedError(outcome.message)
+        raise Stopped(stopping.signal_number, f"stopped: {saved}; {_how_to_resume(folder)}")
+    if outcome.kind in _ERRORS:
+        ending = f"\nSteps done: {outcome.step:,}; {_how_to_resume(folder)}" if outcome.step else ""
+        raise _ERRORS[outcome.kind](f"{outcome.message}{ending}")
+
+
+_ERRORS: dict[str, type[Exception]] = {"bad input": InputError, "outage": OutageError, "diverged": DivergedError}
+
+
+def _how_to_resume(folder: RunFolder) -> str:
+    """From where the same command continues."""
+    try:
+        checkpoint, _ = latest_checkpoint(folder)
+    except Exception as error:  # file systems raise errors of their own; this must not hide how the run ended
+        return f"whether a checkpoint is there could not be seen ({reason_of(error)})"
+    if checkpoint is None:
+        return "the same command starts again: no checkpoint was complete"
+    return f"the same command resumes from {checkpoint.name}"
 
 
 class Examined(NamedTuple):
-    """What a run is made of."""
+    """What a run is made of; ``models``: teacher and student without their weights."""
 
-    tokenizer: PreTrainedTokenizerBase
-    teacher: PreTrainedModel | None
-    student: PreTrainedModel
+    identity: Identity
+    models: Models
     plan: DataPlan
 
 
-def examine(config: Config, folder: RunFolder, console: Console) -> Examined:
-    """Load and list everything that can be had without Ray, and say what it is.
+def examine(config: Config, folder: RunFolder, console: Console, known: Identity | None, pins: Pins) -> Examined:
+    """List and look at everything that can be had without Ray and without models' weights, and say what it is.
+
+    Args:
+        known: what the run in the folder was made with, if it has begun.
+        pins: what names on the Hub stand for, where that is known.
 
     Raises:
         InputError: something cannot be used, or does not belong to the run that is in the folder.
     """
-    tokenizer = build_tokenizer(config)
-    teacher, student = build_models(config, tokenizer)
-    for line in describe_models(config, teacher, student):
+    models = pin_models(config, pins if known is None else known.models)
+    if known is not None:
+        known.check_models(models, folder)
+        if known.schema < SCHEMA:
+            console.line("the run was begun by an older version, which took no notice of the models' content")
+    tokenizer = build_tokenizer(config, models)
+    outlines = outline_models(config, tokenizer, models)
+    for line in describe_models(config, *outlines):
         console.line(line)
     plan = build_plan(config, tokenizer)
     for line in describe_data(config, plan):
         console.line(line)
     folder.check_writable()
-    check_corpus(plan, folder)
-    return Examined(tokenizer, teacher, student, plan)
+    if known is not None:
+        known.check_data(plan.fingerprint(), folder)
+    return Examined(Identity(learned(config), plan.fingerprint(), models), outlines, plan)
 
 
-def check_learned_settings(settings: Mapping[str, Any], folder: RunFolder) -> None:
-    """Refuse to go on with a run (or a search) under settings, by dotted key, that would teach something else.
-
-    Raises:
-        InputError: with each difference.
-    """
-    if not folder.exists(IDENTITY_FILE):
-        return
-    differences = difference(folder.read_json(IDENTITY_FILE)["learned"], settings)
-    if differences:
-        _refuse(folder, "was started with other settings", differences)
-
-
-def check_corpus(plan: DataPlan, folder: RunFolder) -> None:
-    """Refuse to go on with a run on other text.
+def check_learned_settings(settings: Mapping[str, Any], folder: RunFolder, *roots: type[Section]) -> Identity | None:
+    """Return what the run (or the search) in the folder was made with, None if there is none.
 
     Raises:
-        InputError: with what changed.
+        InputError: it was made under settings that teach something else.
     """
-    if not folder.exists(IDENTITY_FILE):
-        return
-    reasons = explain_fingerprints(folder.read_json(IDENTITY_FILE)["data"], plan.fingerprint())
-    if reasons:
-        _refuse(folder, "was started on other text", reasons)
-
-
-def _refuse(folder: RunFolder, what: str, reasons: list[str]) -> None:
-    listed = "\n".join(f"  {reason}" for reason in reasons)
-    raise InputError(
-        f"the run in {folder.path} {what}:\n{listed}\nGive it a new run.name, or set back what changed to go on"
-    )
+    known = Identity.read(folder)
+    if known is not None:
+        known.check_settings(settings, folder, *roots)
+    return known
 
 
 def describe_models(config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel) -> list[str]:
@@ -186,6 +192,7 @@ def prepare_data(config: Config, plan: DataPlan, warn: Callable[[str], None]) ->
 
 def _train(
     config: Config,
+    models: Pins,
     plan: DataPlan,
     folder: RunFolder,
     events: Line,
@@ -194,7 +201,7 @@ def _train(
 ) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     plan, heldout = prepare_data(config, plan, events.line)
-    job = Job(config, heldout, plan.schedule.num_groups, events)
+    job = Job(config, models, heldout, plan.schedule.num_groups, events)
     generosity = 1
     try:
         while (outcome := _fit(job, plan, folder, generosity, stopping, callbacks)).kind in ("more", "moving"):
@@ -233,7 +240,7 @@ def _fit(
             block_rows=config.block_rows,
             filler_blocks=config.runtime.max_workers,
             num_cpus=config.runtime.data_cpus,
-            warn=job.events.line,
+            listener=job.events,
         )
 
     # How often Ray Train's controller looks at the workers, seconds: it takes one report, and sees the end, per look.
@@ -281,10 +288,11 @@ class _Trainer(TorchTrainer):
 
 
 def _failure_message(config: Config, folder: RunFolder, error: BaseException) -> str:
-    """What failed, and from where the same command goes on."""
+    """What failed, and from where the same command continues."""
     failures = getattr(error, "worker_failures", None) or {}
     causes = [f"worker {rank}: {reason_of(cause)}" for rank, cause in sorted(failures.items())]
-    checkpoint, _ = latest_checkpoint(folder)
-    again = f"goes on from {checkpoint.name}" if checkpoint else "starts again: no checkpoint was complete"
     listed = "\n".join(f"  {cause}" for cause in causes or [reason_of(error)])
-    return f"the run failed (runtime.max_failures = {config.runtime.max_failures}):\n{listed}\nThe same command {again}"
+    return (
+        f"the run failed (runtime.max_failures = {config.runtime.max_failures}):\n{listed}\n"
+        f"{_how_to_resume(folder).capitalize()}"
+    )

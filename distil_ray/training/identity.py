@@ -1,0 +1,186 @@
+"""What a run was made with, known by content, and kept in its folder: settings, text, tokenizer, models.
+
+A run is resumed only with the same. Where models and text lie does not matter; names on the Hub are pinned to commits
+when the run begins, and resumes use those commits.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Self
+
+from distil_ray.config import Config, Section, difference
+from distil_ray.data.plan import explain_fingerprints
+from distil_ray.distillation.origin import Origin, config_digest, content_digest, resolve
+from distil_ray.errors import InputError
+from distil_ray.outages import AT_START, Patience
+from distil_ray.training.storage import RunFolder
+
+IDENTITY_FILE = "identity.json"
+SCHEMA = 2
+"""Version 1 knew models by their paths alone."""
+
+WHERE_MODELS_LIE = ("teacher.path", "teacher.revision", "student.path", "student.tokenizer", "student.config")
+"""Settings that say where models are and not what they are."""
+
+
+class Pin(NamedTuple):
+    """A model as it was given, and what that was when the run began.
+
+    Attributes:
+        path, revision: as given.
+        commit: of a model on the Hub.
+        digest: of its content; None for a tokenizer, which counts as a part of the data.
+    """
+
+    path: str
+    revision: str | None
+    commit: str | None
+    digest: str | None
+
+    @property
+    def origin(self) -> Origin:
+        """Where to load it from."""
+        return Origin(self.path, self.commit)
+
+
+Pins = Mapping[str, Pin]
+"""By role: teacher, student, configuration (of the student) or tokenizer."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run (or a search) was made with.
+
+    Attributes:
+        learned: settings by dotted key, see `config.learned`.
+        data: fingerprint of text and tokenizer.
+    """
+
+    learned: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    models: Pins = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> Self | None:
+        """Return what is in the folder, None if it has no run yet.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if not folder.exists(IDENTITY_FILE):
+            return None
+        try:
+            content = folder.read_json(IDENTITY_FILE)
+            models = {role: Pin(**pin) for role, pin in content.get("models", {}).items()}
+            return cls(content["learned"], content["data"], models, content.get("schema", 1))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{folder.join(IDENTITY_FILE)} is damaged ({error}), so it cannot be told what the run was made with; "
+                "restore it from a copy, or give the run another run.name"
+            ) from error
+
+    def write(self, folder: RunFolder) -> None:
+        """Keep it in the folder."""
+        content = asdict(self) | {"models": {role: pin._asdict() for role, pin in self.models.items()}}
+        folder.write_text(IDENTITY_FILE, json.dumps({"schema": self.schema} | content, indent=2) + "\n")
+
+    def check_settings(self, learned: Mapping[str, Any], folder: RunFolder, *roots: type[Section]) -> None:
+        """Refuse to resume under settings that would teach something else.
+
+        Args:
+            learned: the settings of today, by dotted key.
+            roots: sections besides a run's own in which their defaults are looked up.
+
+        Raises:
+            InputError: with each difference.
+        """
+        old, new = dict(self.learned), dict(learned)
+        for key in WHERE_MODELS_LIE if self.schema > 1 else ():  # models are known by content
+            both_are_places = all(isinstance(settings.get(key), str | None) for settings in (old, new))
+            if both_are_places and bool(old.get(key)) == bool(new.get(key)):
+                old.pop(key, None), new.pop(key, None)
+        if differences := difference(old, new, *roots):
+            _refuse(folder, "was started with other settings", differences)
+
+    def check_models(self, models: Pins, folder: RunFolder) -> None:
+        """Refuse to resume with models of other content.
+
+        Raises:
+            InputError: with each difference.
+        """
+        changed = [
+            f"{role}: {known.path} had other weights or another configuration than {models[role].path} has now"
+            for role, known in self.models.items()
+            if role in models and known.digest and known.digest != models[role].digest
+        ]
+        if changed:
+            _refuse(folder, "was started with other models", changed)
+
+    def check_data(self, data: Mapping[str, Any], folder: RunFolder) -> None:
+        """Refuse to resume on other text, or with a tokenizer that makes other ids of it.
+
+        Raises:
+            InputError: with what changed.
+        """
+        if reasons := explain_fingerprints(dict(self.data), dict(data)):
+            _refuse(folder, "was started on other text", reasons)
+
+
+def _refuse(folder: RunFolder, what: str, reasons: list[str]) -> None:
+    listed = "\n".join(f"  {reason}" for reason in reasons)
+    raise InputError(
+        f"the run in {folder.path} {what}:\n{listed}\nGive it a new run.name, or set back what changed to resume it"
+    )
+
+
+def pin_models(config: Config, known: Pins, patience: Patience = AT_START) -> Pins:
+    """Resolve the models and tokenizer of a configuration, each once.
+
+    Args:
+        known: pins of an earlier start: what is given as it was then is what it was then.
+
+    Raises:
+        InputError: one cannot be had.
+        OutageError: the Hub does not answer.
+    """
+    return {role: _pin(role, *given, known.get(role), patience) for role, given in _given(config).items()}
+
+
+def _given(config: Config) -> dict[str, tuple[str, str | None]]:
+    """Path and revision by role, of what the configuration names."""
+    student = config.student
+    given: dict[str, tuple[str | None, str | None]] = {
+        "teacher": (None, None) if config.teacher is None else (config.teacher.path, config.teacher.revision),
+        "student": (student.path, None),
+        "configuration": (student.config if isinstance(student.config, str) else None, None),
+        "tokenizer": (student.tokenizer, None),
+    }
+    return {role: (path, revision) for role, (path, revision) in given.items() if path is not None}
+
+
+def _pin(role: str, path: str, revision: str | None, known: Pin | None, patience: Patience) -> Pin:
+    if known is not None and known.commit is not None and (known.path, known.revision) == (path, revision):
+        return known  # a commit does not change
+    try:
+        origin = resolve(path, revision, patience)
+    except InputError as error:
+        raise InputError(f"{role}: {error}") from error
+    digest = None
+    if role == "configuration":
+        digest = config_digest(origin, patience)
+    elif role != "tokenizer":
+        digest = content_digest(origin, patience)
+    return Pin(path, revision, origin.revision, digest)
+
+
+def unpinned(config: Config) -> Pins:
+    """The models and tokenizer as the configuration names them."""
+    return {role: Pin(path, revision, revision, None) for role, (path, revision) in _given(config).items()}
+
+
+def with_commits(identity: Identity | None, config: Config) -> Pins:
+    """What a run that has begun was made with; where that is not known, what its configuration names."""
+    known = {} if identity is None else identity.models
+    return {role: known.get(role, pin) for role, pin in unpinned(config).items()}
