@@ -189,7 +189,7 @@ def test_a_job_gets_its_nodes_is_stopped_and_goes_on_and_the_nodes_leave(referen
     assert 10 <= stopped_at < 150
     assert (checkpoint / "complete.json").exists()
     log = log_of(head, "first")
-    assert f"stopped: step {stopped_at} is saved; the same command goes on from there (SIGTERM)" in log
+    assert f"stopped: step {stopped_at} is saved; the same command resumes from {checkpoint.name} (SIGTERM)" in log
     assert (
         "waits for an autoscaler: runtime.num_workers: 2 workers and runtime.data_cpus = 2 need 4 CPU, 2 trainer" in log
     )

@@ -52,7 +52,7 @@ def test_interrupted_and_typed_again(clone, ray_cluster):
     _, errors = first.communicate(timeout=60)
 
     assert first.returncode != 0
-    assert re.search(r"stopped: step \d+ is saved; the same command goes on from there \(SIGINT\)", errors)
+    assert re.search(r"stopped: step \d+ is saved; the same command resumes from checkpoint_\d+ \(SIGINT\)", errors)
     assert "Traceback" not in errors
     assert not (runs / "quickstart" / "finished.json").exists()
 

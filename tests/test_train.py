@@ -15,6 +15,8 @@ from conftest import write_damaged, write_text
 from runs import changed, command, digests, has_got_to, losses, records, run, train_workers, wait_for, weights
 
 from distil_ray.config import parse_config
+from distil_ray.data.batch import digest
+from distil_ray.data.rows import make_rows
 from distil_ray.errors import InputError
 from distil_ray.training import launcher
 from distil_ray.training.assembly import build_plan, build_tokenizer
@@ -162,14 +164,40 @@ def test_damaged_heldout_text_is_an_input_error_or_left_out(settings, words, tmp
     assert [note for note in notes if "left out: " in note and "row group 4" in note]
 
 
-def test_damaged_pages_end_the_run(settings, words, tmp_path):
+def expected_digests(config):
+    """The digest of each step, from the plan alone."""
+    plan = build_plan(config, build_tokenizer(config))
+    groups = [
+        make_rows(
+            plan.corpus, plan.schedule.units_of(group), plan.vocabulary, plan.settings, split="train", group=group
+        )
+        for group in range(plan.schedule.num_groups)
+    ]
+    rows = {name: np.concatenate([group[name] for group, _ in groups]) for name in groups[0][0]}
+    size = config.optim.global_batch_size
+    steps = range(0, len(rows["row"]) - size + 1, size)
+    return [f"{digest({name: values[at : at + size] for name, values in rows.items()}):016x}" for at in steps]
+
+
+def test_damaged_pages_end_the_run_after_what_could_be_read(settings, words, tmp_path):
     """`test_readme.py` leaves them out."""
     damaged = write_damaged(tmp_path / "a.parquet", words, num_documents=260, rows_per_group=2)
     settings["optim"] = {"global_batch_size": 16, "num_epochs": 1}
-    settings = changed(settings, data__sources=str(damaged), data__eval_fraction=0.0, runtime__num_workers=1)
+    settings = changed(settings, data__sources=str(damaged), data__eval_fraction=0.0, checkpoint__every_steps=1000)
 
-    with pytest.raises(InputError, match=r"a\.parquet"):
+    with pytest.raises(
+        InputError, match=r"(?s)a\.parquet: row group 4: damaged.*Steps done: \d+; .* resumes from"
+    ) as end:
         run(settings)
+    folder = Path(settings["run"]["storage_path"]) / "run"
+    (checkpoint,) = folder.glob("checkpoint_*")
+    assert int(checkpoint.name[-9:]) > 0
+    assert checkpoint.name in str(end.value)
+
+    write_text(damaged, words, num_documents=260, seed=3, rows_per_group=2)  # the same bytes, undamaged
+    assert run(settings) == folder
+    done = [line.split(",")[1] for line in digests(folder).splitlines()[1:]]
+    assert done == expected_digests(parse_config(settings))
 
 
 def test_text_for_less_than_a_step_is_an_input_error(settings, words, tmp_path):

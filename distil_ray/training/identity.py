@@ -165,14 +165,13 @@ def _pin(role: str, path: str, revision: str | None, known: Pin | None, patience
         return known  # a commit does not change
     try:
         origin = resolve(path, revision, patience)
+        digest = _DIGESTS[role](origin, patience) if role in _DIGESTS else None
     except InputError as error:
         raise InputError(f"{role}: {error}") from error
-    digest = None
-    if role == "configuration":
-        digest = config_digest(origin, patience)
-    elif role != "tokenizer":
-        digest = content_digest(origin, patience)
     return Pin(path, revision, origin.revision, digest)
+
+
+_DIGESTS = {"teacher": content_digest, "student": content_digest, "configuration": config_digest}
 
 
 def unpinned(config: Config) -> Pins:

@@ -35,6 +35,7 @@ class Learner:
         self, config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel, device: torch.device
     ) -> None:
         self._config = config
+        self._block_rows, self._micro_batch_size = config.block_rows, config.micro_batch_size
         self.device = device
         self.teacher, self.student = teacher, student
         distiller = build_distiller(config, teacher, student).to(device).train()
@@ -100,10 +101,10 @@ class Learner:
         )
         self._gradients.zero()
         for block in rows.blocks:
-            for start in range(0, config.block_rows, config.micro_batch_size):
-                micro_batch = (block.index * config.block_rows + start) // config.micro_batch_size
+            for start in range(0, self._block_rows, self._micro_batch_size):
+                micro_batch = (block.index * self._block_rows + start) // self._micro_batch_size
                 self._seed_dropout(step, micro_batch)
-                batch = to_device(block.rows, start, start + config.micro_batch_size, self.device)
+                batch = to_device(block.rows, start, start + self._micro_batch_size, self.device)
                 with self.autocast():
                     sums = self._losses(*batch)
                 weighted = [sums[name] * (self.shares[name] / self.counts[name]) for name in self.counts]
