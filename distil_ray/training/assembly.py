@@ -10,7 +10,7 @@ from distil_ray.config import Config
 from distil_ray.data.corpus import Source
 from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings
-from distil_ray.data.tokenization import Vocabulary
+from distil_ray.data.tokenization import Vocabulary, id_space
 from distil_ray.distillation.distiller import Distiller, Term
 from distil_ray.distillation.models import (
     check_vocabulary,
@@ -94,7 +94,7 @@ def _build_student(
     if student.path is not None:
         return load_masked_lm(student.path)
     if student.config is not None:
-        vocab_size = teacher.config.vocab_size if teacher is not None else len(tokenizer)
+        vocab_size = teacher.config.vocab_size if teacher is not None else id_space(tokenizer)
         pad_token_id = tokenizer.pad_token_id
         assert isinstance(pad_token_id, int)
         return model_from_config(student.config, vocab_size, pad_token_id, config.run.seed)
