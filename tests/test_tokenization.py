@@ -1,7 +1,6 @@
 """Text to ids: what `tokenizers` itself says, whatever the length of the document."""
 
 import dataclasses
-import json
 import pickle
 import random
 import subprocess
@@ -9,54 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+from tokenizer_zoo import BERT_TOKENS, TEXTS, byte_level, unigram, wordpiece
 from tokenizers import Tokenizer
-from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
-from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Metaspace, Sequence, WhitespaceSplit
-from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
-from transformers import BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import BertTokenizer
 
 from distil_ray.data import tokenization
 from distil_ray.data.tokenization import MAX_SLICE_CHARS, Vocabulary, text_slices, token_stream
-
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog, isn't it? I'd say so; they'll see.",
-    "Bücher über Müller: 1,234.5 + 67 = ¾ … naïve café — «quoted»\tand tabbed\nand on a new line.",
-    "Ключ от двери лежит под ковром. 東京の天気は晴れです。",
-    "function(x) { return x_1 * 2.0; }  # comment  with   blanks",
-] * 20
-BERT_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-ROBERTA_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-
-
-def wordpiece():
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = BertPreTokenizer()
-    trainer = WordPieceTrainer(vocab_size=300, special_tokens=BERT_TOKENS, show_progress=False)
-    tokenizer.train_from_iterator(map(str.lower, TEXTS), trainer)
-    return BertTokenizer(vocab=tokenizer.get_vocab())
-
-
-def byte_level():
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    alphabet = ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=400, special_tokens=ROBERTA_TOKENS, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    merges = [tuple(merge) for merge in tokenizer_state(tokenizer)["model"]["merges"]]
-    return RobertaTokenizer(vocab=tokenizer.get_vocab(), merges=merges)
-
-
-def unigram():
-    tokenizer = Tokenizer(Unigram())
-    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Metaspace()])
-    trainer = UnigramTrainer(vocab_size=150, special_tokens=ROBERTA_TOKENS[:4], unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    pieces = [tuple(piece) for piece in tokenizer_state(tokenizer)["model"]["vocab"]]
-    return XLMRobertaTokenizer(vocab=pieces)
-
-
-def tokenizer_state(tokenizer):
-    return json.loads(tokenizer.to_str())
 
 
 @pytest.fixture(scope="module", params=[wordpiece, byte_level, unigram], ids=lambda make: make.__name__)
@@ -159,6 +118,15 @@ def test_a_vocabulary_is_taken_over_whole(tokenizer, vocabulary):
     special = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
     assert (vocabulary.cls_id, vocabulary.sep_id, vocabulary.mask_id) == special
     assert vocabulary.size == len(tokenizer)
+    assert vocabulary.special_ids == tuple(sorted(tokenizer.all_special_ids))
+
+
+@pytest.mark.parametrize("make", [wordpiece, byte_level])
+def test_an_ordinary_tokenizer_is_taken_over_as_it_is(make):
+    """Runs that were started earlier resume only with the same digest."""
+    tokenizer = make()
+    vocabulary = Vocabulary.from_pretrained(tokenizer)
+    assert vocabulary.tokenizer_json == tokenizer.backend_tokenizer.to_str()
     assert vocabulary.special_ids == tuple(sorted(tokenizer.all_special_ids))
 
 

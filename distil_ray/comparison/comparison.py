@@ -10,6 +10,7 @@ from distil_ray.comparison.findings import Contender, Kind, findings
 from distil_ray.comparison.guesses import Gap, Guess, fill_gaps, make_gaps
 from distil_ray.comparison.page import Page, Row
 from distil_ray.data.corpus import read_unit
+from distil_ray.data.tokenization import id_space
 from distil_ray.distillation.models import load_masked_lm, max_tokens
 from distil_ray.errors import InputError
 from distil_ray.reporting.html import made_by
@@ -98,7 +99,7 @@ def _guess(history: History, models: dict[str, PreTrainedModel]) -> tuple[list[G
         )
     except InputError as error:
         return [], {}, [f"No sentences are shown: {error}"]
-    fitting = {name: model for name, model in models.items() if model.config.vocab_size >= len(tokenizer)}
+    fitting = {name: model for name, model in models.items() if model.config.vocab_size >= id_space(tokenizer)}
     return gaps, {name: fill_gaps(model, tokenizer, gaps) for name, model in fitting.items()}, []
 
 

@@ -3,13 +3,15 @@
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+
+from distil_ray.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,14 +22,21 @@ MAX_SLICE_CHARS = 32_768
 _MAX_CHARS_PER_CALL = 262_144
 
 
+_CONTROL_PIECES = ("cls", "sep", "mask", "pad", "bos", "eos", "unk")
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """What the data plane needs to know of a tokenizer. Cheap to send to another process.
 
+    A text becomes the ids that transformers gives for it, except that a control piece written in it ("[SEP]", "<s>")
+    stays text: a corpus must not be able to write those. Other special or added pieces are encoded as usual.
+
     Attributes:
-        tokenizer_json: the serialised `tokenizers.Tokenizer`.
-        size: number of pieces V, added ones included.
-        special_ids: ids of all special pieces (never masked, never a random replacement).
+        tokenizer_json: the serialised `tokenizers.Tokenizer`, in which control pieces alone are special.
+        size: V, the largest id + 1, added pieces included.
+        special_ids: ids that are never masked and never a random replacement: those of all special pieces, and those
+            below V that no piece has.
     """
 
     tokenizer_json: str
@@ -39,17 +48,29 @@ class Vocabulary:
 
     @classmethod
     def from_pretrained(cls, tokenizer: "PreTrainedTokenizerBase") -> "Vocabulary":
-        """Take over a fast Hugging Face tokenizer that has [CLS], [SEP] and [MASK] (or their like)."""
+        """Take over a fast Hugging Face tokenizer that has [CLS], [SEP] and [MASK] (or their like).
+
+        Raises:
+            InputError: the tokenizer gives its pieces other ids when it is loaded again.
+        """
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         backend.no_truncation()
         backend.no_padding()
+        control = control_pieces(tokenizer)
+        # A tokenizer set up with `split_special_tokens` takes every special piece in a text for text.
+        keeps_special = bool(getattr(tokenizer, "split_special_tokens", False))
+        tokenizer_json = _with_control_pieces_as_text(backend.to_str(), control, keeps_special=keeps_special)
+        ids = tokenizer.get_vocab()
+        _check_ids(ids, _load(tokenizer_json).get_vocab())
+        size = id_space(tokenizer)
+        holes = set(range(size)).difference(ids.values())
         return cls(
-            tokenizer_json=_without_control_pieces(backend.to_str()),
-            size=len(tokenizer),
+            tokenizer_json=tokenizer_json,
+            size=size,
             cls_id=int(tokenizer.cls_token_id),
             sep_id=int(tokenizer.sep_token_id),
             mask_id=int(tokenizer.mask_token_id),
-            special_ids=tuple(sorted(int(i) for i in tokenizer.all_special_ids)),
+            special_ids=tuple(sorted({*holes, *(int(i) for i in tokenizer.all_special_ids)})),
         )
 
     @property
@@ -63,44 +84,106 @@ class Vocabulary:
         return hashlib.blake2b(repr(astuple(self)).encode(), digest_size=16).hexdigest()
 
 
-def _without_control_pieces(tokenizer_json: str) -> str:
-    """Make it impossible for a Unigram model to find the text "</s>" among its pieces; others cannot anyway."""
+def id_space(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The largest id of a tokenizer + 1. `len(tokenizer)` counts pieces: that is less where ids were left out."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def control_pieces(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    """The pieces that structure a row, and the unknown piece."""
+    pieces = (getattr(tokenizer, f"{name}_token", None) for name in _CONTROL_PIECES)
+    return {str(piece) for piece in pieces if piece is not None}
+
+
+def _with_control_pieces_as_text(tokenizer_json: str, control: set[str], *, keeps_special: bool) -> str:
+    """Make it impossible for the text "</s>" to become that piece. Every piece keeps its id.
+
+    Control pieces are marked as special; others are no more, so that a text may hold them, unless ``keeps_special``.
+    """
     tokenizer = json.loads(tokenizer_json)
-    model = tokenizer["model"]
-    if model["type"] != "Unigram":
+    model, added = tokenizer["model"], tokenizer["added_tokens"]
+    marks = [token["content"] in control or (keeps_special and token["special"]) for token in added]
+    is_marked_so = marks == [token["special"] for token in added]
+    for token, is_special in zip(added, marks, strict=True):
+        token["special"] = is_special
+    special = {token["content"] for token in added if token["special"]}
+    # Pieces that the model itself would find get a name that begins with a blank: none is left in what reaches it.
+    if model["type"] == "Unigram":
+        hidden = special.intersection(piece for piece, _ in model["vocab"])
+        model["vocab"] = [[f" {piece}" if piece in hidden else piece, score] for piece, score in model["vocab"]]
+    elif hidden := _found_by_model(tokenizer_json, special - {model.get("unk_token")}):
+        model["vocab"] = {f" {piece}" if piece in hidden else piece: i for piece, i in model["vocab"].items()}
+        if "merges" in model:
+            model["merges"] = [pair for pair in model["merges"] if hidden.isdisjoint([*pair, "".join(pair)])]
+    elif is_marked_so:
         return tokenizer_json
-    control = {token["content"] for token in tokenizer["added_tokens"] if token["special"]}
-    # The pieces keep their ids under a name that begins with a blank: no blank is left in what reaches the model.
-    model["vocab"] = [[f" {piece}" if piece in control else piece, score] for piece, score in model["vocab"]]
-    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if not token["special"]]
+    # An added piece that the model lacks is numbered by its place: those that others follow have to stay.
+    last = max((token["id"] for token in added if not token["special"]), default=-1)
+    tokenizer["added_tokens"] = [
+        token for token in added if not token["special"] or (token["content"] not in hidden and token["id"] < last)
+    ]
     return json.dumps(tokenizer, ensure_ascii=False)
+
+
+def _found_by_model(tokenizer_json: str, special: set[str]) -> set[str]:
+    """The special pieces that a text still becomes if they are not searched for, as the model knows them as words."""
+    tokenizer = _load(tokenizer_json)
+    contexts = ("{}", "a {} b", "a{}b")
+    return {
+        piece
+        for piece in special
+        if tokenizer.model.token_to_id(piece) is not None
+        and any(piece in tokenizer.encode(c.format(piece), add_special_tokens=False).tokens for c in contexts)
+    }
+
+
+def _check_ids(expected: dict[str, int], ids: dict[str, int]) -> None:
+    """Raise InputError if a piece has another id than expected (control pieces perhaps under another name)."""
+    for piece, index in ids.items():
+        if index != (right := expected.get(piece, expected.get(piece.removeprefix(" ")))):
+            raise InputError(
+                f"the tokenizer numbers its pieces in a way that does not survive loading it again: {piece!r} has the "
+                f"id {right}, then {index}; give its added pieces the ids that follow those of its vocabulary"
+            )
 
 
 @functools.lru_cache(maxsize=2)
 def _load(tokenizer_json: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer_json)
-    # The text "[SEP]" in a document is text: a corpus must not be able to write control pieces.
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = True  # what is special, control pieces, is not searched for in a text
     return tokenizer
 
 
-def text_slices(text: str, max_chars: int = MAX_SLICE_CHARS) -> Iterator[str]:
+def _pieces_over_blanks(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Added pieces that hold a blank, or take one that follows them, in lower case."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    return tuple(
+        token.content.casefold() for token in added if not token.special and (token.rstrip or " " in token.content)
+    )
+
+
+def text_slices(text: str, max_chars: int = MAX_SLICE_CHARS, *, uncut: Sequence[str] = ()) -> Iterator[str]:
     """Cut a long text before a single blank between two words, where no tokenizer joins pieces.
 
     The blank starts the next slice, as byte-level vocabularies expect. A word longer than ``max_chars`` is cut hard.
+    No cut is made within or right after one of the strings ``uncut``, which are in lower case.
     """
     start = 0
     while len(text) - start > max_chars:
         stop = start + max_chars
-        cut = _last_word_boundary(text, start, stop)
+        cut = _last_word_boundary(text, start, stop, uncut)
         yield text[start:cut]
         start = cut
     yield text[start:]
 
 
-def _last_word_boundary(text: str, start: int, stop: int) -> int:
+def _last_word_boundary(text: str, start: int, stop: int, uncut: Sequence[str]) -> int:
     cut = text.rfind(" ", start + 1, stop)
-    while cut > start and (text[cut - 1].isspace() or text[cut + 1].isspace()):
+    while cut > start and (
+        text[cut - 1].isspace()
+        or text[cut + 1].isspace()
+        or any(piece in text[max(cut - len(piece), 0) : cut + len(piece) - 1].casefold() for piece in uncut)
+    ):
         cut = text.rfind(" ", start + 1, cut)
     return cut if cut > start else stop
 
@@ -116,7 +199,8 @@ def token_stream(vocabulary: Vocabulary, documents: Iterable[str]) -> npt.NDArra
         ids ``[num_tokens]`` of dtype ``vocabulary.id_dtype``. A document without pieces leaves nothing.
     """
     tokenizer = _load(vocabulary.tokenizer_json)
-    marked = ((part, is_last) for text in documents for part, is_last in _mark_last(text_slices(text)))
+    uncut = _pieces_over_blanks(tokenizer)
+    marked = ((part, is_last) for text in documents for part, is_last in _mark_last(text_slices(text, uncut=uncut)))
     pieces: list[npt.NDArray[np.integer]] = []
     sep = np.array([vocabulary.sep_id], dtype=vocabulary.id_dtype)
     document_is_empty = True

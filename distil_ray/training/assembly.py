@@ -11,7 +11,7 @@ from distil_ray.config import Config
 from distil_ray.data.corpus import Source
 from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings
-from distil_ray.data.tokenization import Vocabulary
+from distil_ray.data.tokenization import Vocabulary, id_space
 from distil_ray.distillation.distiller import Distiller, Term
 from distil_ray.distillation.models import (
     check_vocabulary,
@@ -121,7 +121,7 @@ def _make_student(
 ) -> PreTrainedModel:
     student = config.student
     if student.config is not None:
-        vocab_size = teacher.config.vocab_size if teacher is not None else len(tokenizer)
+        vocab_size = teacher.config.vocab_size if teacher is not None else id_space(tokenizer)
         pad_token_id = tokenizer.pad_token_id
         assert isinstance(pad_token_id, int)
         revision = pins["configuration"].commit if "configuration" in pins else None
