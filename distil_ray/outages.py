@@ -78,6 +78,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _http_status(error: BaseException) -> int | None:
+    if type(error).__module__ == "aiohttp.http_exceptions":  # its "400" is its own verdict on an answer that is cut off
+        return None
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -217,3 +217,11 @@ def test_reasons() -> None:
         "ValueError: the reason\nand its second line"
     )
     assert reason_of(RuntimeError(remote)) == "ValueError: the reason and its second line"
+
+
+def test_an_answer_that_is_cut_off_passes():
+    """Its parser's own "400" is no status of the server."""
+    error = botocore.exceptions.ConnectionClosedError(endpoint_url="http://127.0.0.1")
+    error.__cause__ = aiohttp.ClientPayloadError("Response payload is not completed")
+    error.__cause__.__cause__ = aiohttp.http_exceptions.ContentLengthError("Not enough data")
+    assert is_passing(error)

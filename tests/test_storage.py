@@ -1,13 +1,19 @@
 """A run's folder on a local disk and on S3."""
 
+import errno
 import json
 import os
 import threading
 from pathlib import Path
 
+import fsspec
 import pytest
+import s3fs
+from failing_proxy import FailingProxy
+from fsspec.implementations.memory import MemoryFileSystem
 
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, OutageError
+from distil_ray.outages import Patience
 from distil_ray.training.storage import RunFolder
 
 pytest_plugins = ("local_s3",)
@@ -161,3 +167,203 @@ def test_local_paths_may_be_given_as_urls(tmp_path):
     assert folder.is_local
     assert Path(folder.join("x.txt")) == tmp_path / "a" / "x.txt"
     assert (tmp_path / "a" / "x.txt").exists()
+
+
+# Damaged files
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x00", b"{", b"[]", b"{}", b"1", b"\xff", b"null", b'"learned"'])
+def test_a_damaged_json_file_is_named(folder, content):
+    folder.write_bytes("identity.json", content)
+    with pytest.raises(InputError, match=r"a/identity\.json is damaged: it .*; restore it, or remove it"):
+        folder.read_json("identity.json", "learned", "data")
+
+
+def test_damaged_lines_are_passed_over_and_named(folder):
+    lines = [b'{"step": 1}', b'{"step": 2', b"\x00\x00\x00", b"\xff\xfe", b"", b"3", b'{"step": 4}', b'{"cut": off']
+    folder.write_bytes("metrics.jsonl", b"\n".join(lines))
+    values, complaints = folder.read_json_lines("metrics.jsonl")
+    assert values == [{"step": 1}, {"step": 4}]
+    assert complaints == [
+        f"{folder.join('metrics.jsonl')}: line {number} is damaged and is passed over" for number in (2, 3, 4, 5, 6)
+    ]
+    assert folder.read_json_lines("none.jsonl") == ([], [])
+
+
+# Full disks
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 512 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.system(f"mount -t tmpfs -o size=512k none {place} 2>/dev/null"):
+        pytest.skip("this process may not mount")
+    yield place
+    os.system(f"umount {place}")
+
+
+def test_a_disk_without_room_is_not_writable(full_disk):
+    folder = RunFolder(str(full_disk), "a")
+    with pytest.raises(InputError, match=r"cannot write to .*/disk/a: .*No space left on device.*; free some space"):
+        folder.check_writable()
+    assert folder.names() == []  # what was tried is gone
+    folder.write_text("small.txt", "x")
+    with pytest.raises(InputError, match="cannot write to .*No space left on device"):
+        folder.write_bytes("large.bin", bytes(1 << 20))
+    assert folder.names() == ["small.txt"]
+
+
+class QuotaFileSystem(MemoryFileSystem):
+    """A remote file system whose quota is used up: files can be made, but hold nothing."""
+
+    protocol = "quota"
+    store: dict = {}
+    pseudo_dirs = [""]
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        if value:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", path)
+        super().pipe_file(path, value, mode, **kwargs)
+
+
+def test_a_remote_quota_that_is_used_up_is_not_writable():
+    fsspec.register_implementation("quota", QuotaFileSystem, clobber=True)
+    with pytest.raises(InputError, match=r"cannot write to quota://runs/a: .*Disk quota exceeded.*; free some space"):
+        RunFolder("quota://runs", "a").check_writable()
+
+
+# Outages
+
+
+@pytest.fixture
+def proxy(bucket, server, monkeypatch):
+    """An endpoint of S3 that fails on command."""
+    with FailingProxy(server).serving() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore tries again by itself, and takes its time,
+        monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)  # and so does s3fs
+        monkeypatch.setattr("distil_ray.outages._LONGEST_PAUSE_SECONDS", 0.2)
+        monkeypatch.setattr("distil_ray.outages._FIRST_PAUSE_SECONDS", 0.1)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
+
+
+def remote_folder(seconds, said=None):
+    return RunFolder("s3://runs/below", "a", patience=Patience(seconds, (said if said is not None else []).append))
+
+
+def upload(folder, tmp_path):
+    (tmp_path / "part.bin").write_bytes(b"part")
+    with folder.new_folder("new") as local:
+        (local / "part.bin").write_bytes(b"part")
+    return folder.read_bytes("new/part.bin")
+
+
+def download(folder):
+    with folder.local_copy("deep") as local:
+        return (local / "old.txt").read_bytes()
+
+
+OPERATIONS = {
+    "exists": (lambda folder, _: folder.exists("deep/old.txt"), True),
+    "names": (lambda folder, _: folder.names(), ["deep"]),
+    "sizes": (lambda folder, _: folder.sizes("deep"), {"old.txt": 3}),
+    "read": (lambda folder, _: folder.read_bytes("deep/old.txt"), b"old"),
+    "write": (lambda folder, _: folder.write_text("new.txt", "new") or folder.read_bytes("new.txt"), b"new"),
+    "create": (lambda folder, _: folder.create("new.txt", b"new"), True),
+    "remove": (lambda folder, _: folder.remove("deep") or folder.names(), []),
+    "new_folder": (upload, b"part"),
+    "local_copy": (lambda folder, _: download(folder), b"old"),
+    "check_writable": (lambda folder, _: folder.check_writable(), None),
+}
+
+
+@pytest.mark.parametrize(
+    ("operation", "failure"),
+    [
+        *((operation, failure) for operation in OPERATIONS for failure in ("503", "closed")),
+        *((operation, "cut off") for operation in ("names", "read", "write", "create", "local_copy")),
+    ],
+)
+def test_an_outage_is_waited_out(proxy, operation, failure, tmp_path):
+    folder = remote_folder(60)
+    folder.write_text("deep/old.txt", "old")
+    attempt, expected = OPERATIONS[operation]
+    proxy.fail(5, failure)  # s3fs itself makes two attempts
+    assert attempt(folder, tmp_path) == expected
+    assert proxy.num_failures == 0
+
+
+def test_an_outage_that_does_not_end_is_one(proxy):
+    folder = remote_folder(1)
+    proxy.fail(10**6, "503")
+    for name in ("exists", "names", "read", "write", "create", "check_writable"):
+        attempt, _ = OPERATIONS[name]
+        with pytest.raises(OutageError, match=r"^runs/below/a did not answer for \d+ s: .*Service ?Unavailable"):
+            attempt(folder, None)
+
+
+def test_wrong_credentials_are_not_waited_for(proxy):
+    said = []
+    folder = remote_folder(600, said)
+    proxy.fail(10**6, "403")
+    for name in ("exists", "names", "read", "write", "create", "check_writable"):
+        before = proxy.num_requests
+        with pytest.raises(InputError, match=r"run\.storage_path: cannot (read|write to) runs/below/a"):
+            OPERATIONS[name][0](folder, None)
+        assert proxy.num_requests - before == 1
+    assert said == []
+
+
+def test_creating_succeeds_when_the_answer_was_lost(proxy):
+    folder = remote_folder(60)
+    proxy.fail(1, "cut off")  # the object is there, the answer is not
+    assert folder.create("lease.json", b"mine")
+    assert not folder.create("lease.json", b"another's")
+    assert folder.read_bytes("lease.json") == b"mine"
+
+
+def test_one_of_many_creates_a_file(folder):
+    contents = [str(number).encode() for number in range(8)]
+    start, succeeded = threading.Barrier(len(contents)), []
+
+    def create(content):
+        start.wait()
+        if folder.create("lease.json", content):
+            succeeded.append(content)
+
+    threads = [threading.Thread(target=create, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert succeeded == [folder.read_bytes("lease.json")]
+    assert folder.names() == ["lease.json"]
+
+
+def test_age_is_told_by_the_storage(folder, monkeypatch):
+    folder.write_text("x.txt", "")
+    monkeypatch.setattr("time.time", lambda: 0.0)  # this machine's clock is wrong
+    assert -1 <= folder.age("x.txt") < 30
+    with pytest.raises(FileNotFoundError):
+        folder.age("none.txt")
+    assert folder.names() == ["x.txt"]
+
+
+def test_a_guarded_folder_asks_before_each_change(folder, tmp_path):
+    folder.write_text("deep/old.txt", "old")
+
+    def refuse():
+        raise RuntimeError("refused")
+
+    guarded = folder.guarded(refuse)
+    changes = ("write", "create", "remove", "new_folder", "check_writable")
+    for name, (attempt, _) in OPERATIONS.items():
+        if name in changes:
+            with pytest.raises((RuntimeError, InputError), match="refused"):
+                attempt(guarded, tmp_path)
+        else:
+            attempt(guarded, tmp_path)
+    assert folder.names() == ["deep"]

@@ -1,41 +1,64 @@
-"""A run's folder ``<storage_path>/<name>/``, on a local disk or any file system that fsspec reaches."""
+"""A run's folder ``<storage_path>/<name>/``, on a local disk or any file system that fsspec reaches.
 
+On a remote file system every operation waits out passing outages. What ends that waiting is an `OutageError`; what does
+not pass, such as wrong credentials or a full disk, is an `InputError` at once.
+"""
+
+import copy
+import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, TypeVar
+from uuid import uuid4
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, OutageError, reason_of
+from distil_ray.outages import AT_START, Patience
+
+Result = TypeVar("Result")
 
 _OBJECT_STORES = {"s3", "gs"}
+_CHECKED_BYTES = 1 << 20  # room that a run needs at the very least: a disk with less is full
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What a caller asks for by looking, rather than a fault of the storage.
+_ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 class RunFolder:
     """Files below one folder, named by relative paths. Opened anew in every process that needs it."""
 
-    def __init__(self, storage_path: str, name: str) -> None:
+    def __init__(self, storage_path: str, name: str, *, patience: Patience = AT_START) -> None:
+        """``patience``: how long operations on a remote file system wait out outages."""
         try:
             self.filesystem, root = fsspec.core.url_to_fs(storage_path, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InputError(f"run.storage_path: cannot open {storage_path!r}: {error}") from error
         protocol = self.filesystem.protocol
         self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
+        self._patience = patience
+        self._before_writing: Callable[[], None] | None = None
         self.storage_path = root.rstrip("/")
         self.path = f"{self.storage_path}/{name}"
 
     @classmethod
-    def at(cls, path: str) -> "RunFolder":
+    def at(cls, path: str) -> Self:
         """The folder at a path or URL, ``<storage_path>/<name>``."""
         storage_path, _, name = path.rstrip("/").rpartition("/")
         return cls(storage_path or ".", name)
+
+    def guarded(self, before_writing: Callable[[], None]) -> Self:
+        """The same folder, where ``before_writing`` is called before each change and may raise to refuse it."""
+        guarded = copy.copy(self)
+        guarded._before_writing = before_writing
+        return guarded
 
     @property
     def is_local(self) -> bool:
@@ -52,19 +75,25 @@ class RunFolder:
         return f"{self.path}/{name}"
 
     def check_writable(self) -> None:
-        """Create the folder and write to it once.
+        """Create the folder and write 1 MiB to it once.
 
         Raises:
-            InputError: that does not work.
+            InputError: that does not work, as on a full disk.
+            OutageError: a remote storage did not answer.
         """
+        name = f".writable-{uuid4().hex}"  # of its own: two commands may look at the same time
+        self._ask_before_writing()
         try:
-            self.write_text(".writable", "")
-            self.remove(".writable")
+            self._attempt(lambda: self._write(name, bytes(_CHECKED_BYTES)))
+            self.remove(name)
+        except OutageError:
+            raise
         except Exception as error:  # fsspec implementations raise errors of their own
-            raise InputError(
-                f"run.storage_path: cannot write to {self.path}: {error}; "
-                "give a path that this machine and every worker may write to"
-            ) from error
+            if getattr(error, "errno", None) in _NO_ROOM:
+                remedy = "free some space there, or give another path"
+            else:
+                remedy = "give a path that this machine and every worker may write to"
+            raise InputError(f"run.storage_path: cannot write to {self.path}: {reason_of(error)}; {remedy}") from error
 
     def exists(self, name: str) -> bool:
         """Whether the file or folder is there.
@@ -73,29 +102,79 @@ class RunFolder:
             InputError: that cannot be found out. (fsspec's own `exists` would answer no.)
         """
         try:
-            self.filesystem.info(self.join(name))
+            self._read(lambda: self.filesystem.info(self.join(name)))
         except (FileNotFoundError, NotADirectoryError):
             return False
-        except Exception as error:  # fsspec implementations raise errors of their own
-            raise InputError(f"run.storage_path: cannot read {self.path}: {error}") from error
         return True
 
     def names(self) -> list[str]:
         """Names of all files and folders directly in the folder, sorted."""
+        return sorted(self._entries(self.path))
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Bytes of all files directly in the folder ``name``, by file name; empty if it is no folder."""
+        entries = self._entries(self.join(name))
+        return {file: entry["size"] for file, entry in entries.items() if entry["type"] == "file"}
+
+    def _entries(self, path: str) -> dict[str, dict[str, Any]]:
+        """What fsspec says of each entry of a folder, by name."""
         self.filesystem.invalidate_cache()
         try:
-            return sorted(Path(entry).name for entry in self.filesystem.ls(self.path, detail=False))
-        except FileNotFoundError:
-            return []
+            entries = self._read(lambda: self.filesystem.ls(path, detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        names = ((PurePosixPath(entry["name"]), entry) for entry in entries)
+        # An object store may hold an empty object that stands for the folder itself.
+        return {name.name: entry for name, entry in names if str(name) != path}
 
     def read_bytes(self, name: str) -> bytes:
-        """Whole content of a file."""
-        content: bytes = self.filesystem.cat_file(self.join(name))
+        """Whole content of a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            InputError: it cannot be read.
+        """
+        content: bytes = self._read(lambda: self.filesystem.cat_file(self.join(name)))
         return content
 
-    def read_json(self, name: str) -> Any:
-        """Parsed content of a JSON file."""
-        return json.loads(self.read_bytes(name))
+    def read_json(self, name: str, *keys: str) -> Any:
+        """Parsed content of a JSON file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            InputError: it is damaged, or is no object that holds these ``keys``.
+        """
+        content = self.read_bytes(name)
+        try:
+            value = json.loads(content)
+            complaint = ", ".join(key for key in keys if key not in value)
+            complaint = complaint and f"it does not hold {complaint}"
+        except (ValueError, TypeError) as error:
+            complaint = f"it has {len(content):,} bytes, which are not the JSON expected ({error})"
+        if complaint:
+            raise InputError(f"{self.join(name)} is damaged: {complaint}; restore it, or remove it")
+        return value
+
+    def read_json_lines(self, name: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """The objects in the lines of a file, and a complaint for each line that is damaged and passed over.
+
+        No file is one without lines. A last line that a crash has cut off is passed over without a complaint.
+        """
+        try:
+            content = self.read_bytes(name)
+        except FileNotFoundError:
+            return [], []
+        values, complaints = [], []
+        for number, line in enumerate(content.split(b"\n")[:-1], 1):
+            try:
+                value = json.loads(line)
+            except ValueError:  # UnicodeDecodeError is one, too
+                value = None
+            if isinstance(value, dict):
+                values.append(value)
+            else:
+                complaints.append(f"{self.join(name)}: line {number:,} is damaged and is passed over")
+        return values, complaints
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file; a reader sees the old or the new content, never a part."""
@@ -103,24 +182,71 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Like `write_text`."""
-        self._make_parents(self.join(name))
-        if self.is_local:
-            replace_file(Path(self.join(name)), content)
-        else:
-            self.filesystem.pipe_file(self.join(name), content)
+        self._change(lambda: self._write(name, content))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write ``value`` as JSON."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file unless there is one; return whether this call (or one like it before) has written it.
+
+        Of several callers at most one succeeds on a local disk, on S3 and on GCS; elsewhere two may at the same moment,
+        and the content then tells which one was the last.
+        """
+
+        def attempt() -> bool:
+            path = self.join(name)
+            self._make_parents(path)
+            try:
+                if self.is_local:
+                    _create_file(Path(path), content)
+                else:
+                    self.filesystem.pipe_file(path, content, mode="create")
+            except FileExistsError:  # by this very call, perhaps, whose first answer was lost
+                return bool(self.filesystem.cat_file(path) == content)
+            except OSError as error:  # S3's answer to one of two that write at the same moment
+                if "ConditionalRequestConflict" in str(error):
+                    return False
+                raise
+            return True
+
+        return self._change(attempt)
+
+    def age(self, name: str) -> float | None:
+        """Seconds since a file was written by the storage's own clock, None if it does not tell.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        probe = f".clock-{uuid4().hex}"
+
+        def attempt() -> float | None:
+            self._write(probe, b"")
+            try:
+                now, then = (self.filesystem.modified(self.join(one)) for one in (probe, name))
+            except NotImplementedError:
+                return None
+            return float((now - then).total_seconds())
+
+        try:
+            return self._change(attempt)
+        finally:
+            self.remove(probe)
+
     def remove(self, name: str) -> None:
         """Remove a file or a whole folder if it is there."""
-        if self.exists(name):
-            self.filesystem.rm(self.join(name), recursive=True)
+
+        def attempt() -> None:
+            with suppress(FileNotFoundError, NotADirectoryError):  # it may go at the same time by another hand
+                self.filesystem.info(self.join(name))
+                self.filesystem.rm(self.join(name), recursive=True)
+
+        self._change(attempt)
 
     @contextmanager
     def new_folder(self, name: str) -> Iterator[Path]:
-        """Give a local folder to write to, whose files are at ``name`` when the block ends.
+        """Give a local folder to write to, whose files are at ``name``, and on disk, when the block ends.
 
         If the block raises, what it wrote is gone: on a full disk that leaves room for another attempt.
         """
@@ -132,10 +258,11 @@ class RunFolder:
             return
         local = Path(self.join(name))
         try:
-            local.mkdir(parents=True)
+            _make_folder(local)
             yield local
-            for file in _files_below(local):
-                _flush_to_disk(file)
+            for path in local.rglob("*"):
+                _flush_to_disk(path)
+            _flush_to_disk(local)
         except BaseException:
             shutil.rmtree(local, ignore_errors=True)
             raise
@@ -147,34 +274,113 @@ class RunFolder:
             yield Path(self.join(name))
             return
         with tempfile.TemporaryDirectory(prefix="distil_ray_") as temporary:
-            self.filesystem.get(self.join(name) + "/", temporary, recursive=True)
+            for path in self._read(lambda: self.filesystem.find(self.join(name))):
+                target = Path(temporary) / PurePosixPath(path).relative_to(self.join(name))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._read(lambda path=path, target=target: self.filesystem.get_file(path, str(target)))
             yield Path(temporary)
 
     def upload(self, local: Path, name: str) -> None:
         """Copy all files below a local folder to ``name``."""
-        for file in _files_below(local):
+
+        def copy_file(file: Path) -> None:
             target = self.join(f"{name}/{file.relative_to(local).as_posix()}")
             self._make_parents(target)
             self.filesystem.put_file(str(file), target)
 
+        for file in sorted(path for path in local.rglob("*") if path.is_file()):
+            self._change(lambda file=file: copy_file(file))
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.join(name)
+        self._make_parents(path)
+        if self.is_local:
+            replace_file(Path(path), content)
+        else:
+            self.filesystem.pipe_file(path, content)
+
     def _make_parents(self, path: str) -> None:
         """Object stores have no folders, and asked for one they would create a bucket that is missing."""
-        if _OBJECT_STORES.isdisjoint(self._protocols):
+        if self.is_local:
+            _make_folder(Path(path).parent)
+        elif _OBJECT_STORES.isdisjoint(self._protocols):
             self.filesystem.makedirs(os.path.dirname(path), exist_ok=True)
+
+    def _read(self, attempt: Callable[[], Result]) -> Result:
+        return self._named("read", lambda: self._attempt(attempt))
+
+    def _change(self, attempt: Callable[[], Result]) -> Result:
+        self._ask_before_writing()
+        return self._named("write to", lambda: self._attempt(attempt))
+
+    def _ask_before_writing(self) -> None:
+        if self._before_writing is not None:
+            self._before_writing()
+
+    def _attempt(self, attempt: Callable[[], Result]) -> Result:
+        return attempt() if self.is_local else self._patience.wait_out(self.path, attempt)
+
+    def _named(self, verb: str, attempt: Callable[[], Result]) -> Result:
+        """Make an `InputError` of whatever the storage cannot do, but for what a caller asks for by looking."""
+        try:
+            return attempt()
+        except (*_ANSWERS, OutageError):
+            raise
+        except Exception as error:  # fsspec implementations raise errors of their own
+            raise InputError(f"run.storage_path: cannot {verb} {self.path}: {reason_of(error)}") from error
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a local file; whoever reads it, even after a power cut, sees the old or the new content."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    _flush_to_disk(temporary)
-    temporary.replace(path)
+    with _written(path.with_name(f"{path.name}.tmp"), content) as temporary:
+        temporary.replace(path)
+    _flush_to_disk(path.parent)
+
+
+def _create_file(path: Path, content: bytes) -> None:
+    """Like `replace_file`, but only where there is no file.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    with _written(path.with_name(f"{path.name}.{uuid4().hex}.tmp"), content) as temporary:
+        try:
+            os.link(temporary, path)  # unlike an exclusive open, it never shows a reader an empty file
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            with path.open("xb") as file:
+                file.write(content)
+            _flush_to_disk(path)
+    _flush_to_disk(path.parent)
+
+
+@contextmanager
+def _written(temporary: Path, content: bytes) -> Iterator[Path]:
+    """Write a temporary file to disk; afterwards it is gone."""
+    try:
+        temporary.write_bytes(content)
+        _flush_to_disk(temporary)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and its parents, which a power cut does not take away."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _flush_to_disk(path.parent)
 
 
 def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _files_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Make sure that the content of a file, or the entries of a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do so for folders
+            raise
+    finally:
+        os.close(descriptor)
