@@ -12,6 +12,7 @@ the suffixes that the Hub keeps in large-file storage are redirected to another 
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -324,7 +325,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(404, "EntryNotFound", "Entry not found")
         is_large = _LARGE.search(inner) is not None
         headers = {"X-Repo-Commit": commit, "X-Linked-Size": str(_size(files[inner])), "Accept-Ranges": "bytes"}
-        headers["X-Linked-Etag" if is_large else "ETag"] = f'"{_digest(files[inner])}"'
+        digest = _digest(files[inner])
+        headers["X-Linked-Etag" if is_large else "ETag"] = f'"{digest if is_large else digest[:40]}"'
         place = f"{'large' if is_large else 'small'}/{kind}/{name}/{commit}/{quote(inner)}"
         # As on the Hub: large files lie on another host, which is not asked what a file is, and small ones on its own.
         headers["Location"] = f"{self.hub.url.replace('127.0.0.1', 'localhost')}/{place}" if is_large else f"/{place}"
@@ -335,7 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
         size = _size(content)
         start, stop, status, headers = 0, size, 200, {"ETag": f'"{_digest(content)}"', "Accept-Ranges": "bytes"}
         if with_commit:
-            headers["X-Repo-Commit"] = commit
+            headers |= {"X-Repo-Commit": commit, "ETag": f'"{_digest(content)[:40]}"'}
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
             start, stop, status = int(match[1]), min(int(match[2] or size) + 1, size), 206
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
@@ -366,7 +368,12 @@ def _digest(content: Content) -> str:
         return hashlib.sha256(
             repr((str(content), content.stat().st_size, content.stat().st_mtime_ns)).encode()
         ).hexdigest()
-    return hashlib.sha256(_bytes(content, 0, None)).hexdigest()
+    return _digest_of(_bytes(content, 0, None))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _entry(files: Mapping[str, Content], path: str) -> dict[str, Any]:
