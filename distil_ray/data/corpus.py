@@ -24,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distil_ray.data.documents import TAIL_BYTES, documents_of
-from distil_ray.data.files import STREAM_BYTES, BadFileError, File, ReachableFile, first_of
+from distil_ray.data.documents import documents_of
+from distil_ray.data.files import BadFileError, File, ReachableFile, first_of
 from distil_ray.data.probing import Probed, try_probe
 from distil_ray.data.sources import Candidate, Source, find_files
 from distil_ray.errors import InputError, reason_of
+from distil_ray.outages import AT_START, Patience
 
 __all__ = ["BadFileError", "Corpus", "File", "SkippedFile", "Source", "explain_difference", "list_corpus", "read_unit"]
 
@@ -36,6 +37,7 @@ _MIN_UNIT_BYTES, _MAX_UNIT_BYTES, _RANGES_PER_CORPUS = 16 * 2**10, 2**20, 128
 _COMPRESSION_RATIO = 3  # of English text, roughly: it sizes the groups and never decides what is read
 _NUM_PROBE_THREADS = 16
 _MAX_ERRORS_SHOWN, _MAX_NAMES_SHOWN = 10, 5
+_IDENTIFYING = ("name", "format", "compression", "column", "size_bytes", "num_rows")  # of a file, wherever it lies
 
 
 @dataclass(frozen=True)
@@ -73,28 +75,32 @@ class Corpus:
 
         It rests on names, sizes, row counts and order, not on the files' bytes.
         """
-        files = [{key: value for key, value in asdict(file).items() if key != "path"} for file in self.files]
+        files = [{key: value for key, value in asdict(file).items() if key in _IDENTIFYING} for file in self.files]
         digest = hashlib.sha256(json.dumps(files).encode())
         for array in (self.unit_file, self.unit_start, self.unit_stop, self.unit_bytes):
             digest.update(array.astype("<i8").tobytes())
         return {"digest": digest.hexdigest(), "num_units": self.num_units, "files": files}
 
 
-def list_corpus(sources: Sequence[Source], *, on_bad_file: Literal["error", "skip"] = "error") -> Corpus:
+def list_corpus(
+    sources: Sequence[Source], *, on_bad_file: Literal["error", "skip"] = "error", patience: Patience = AT_START
+) -> Corpus:
     """Find the files of `sources`, look at the beginning or the footer of each, and cut them into units.
 
     Args:
         on_bad_file: what becomes of an empty or damaged file: an error, or an entry in `skipped_files`. A
             file that cannot be reached and a missing column are errors either way.
+        patience: how long a store or a Hub that does not answer is waited for.
 
     Raises:
         InputError: with every problem found, the first 10 in words.
+        OutageError: a store or the Hub did not answer in time.
     """
     candidates: list[Candidate] = []
     errors: list[str] = []
     for source in sources:
         try:
-            candidates += find_files(source)
+            candidates += find_files(source, patience)
         except InputError as error:
             errors.append(str(error))
     num_matches = Counter(candidate.path for candidate in candidates)
@@ -103,22 +109,30 @@ def list_corpus(sources: Sequence[Source], *, on_bad_file: Literal["error", "ski
 
     probed: list[Probed] = []
     skipped: list[SkippedFile] = []
-    with ThreadPoolExecutor(_NUM_PROBE_THREADS) as pool:
-        for candidate, outcome in zip(candidates, pool.map(try_probe, candidates), strict=True):
-            if isinstance(outcome, Probed):
-                probed.append(outcome)
-            elif isinstance(outcome, BadFileError) and on_bad_file == "skip":
-                skipped.append(SkippedFile(candidate.path, str(outcome)))
-            elif isinstance(outcome, BadFileError):
-                errors.append(f"{outcome} (data.on_bad_file: skip leaves such a file out)")
-            else:
-                errors.append(str(outcome))
+    for candidate, outcome in zip(candidates, _probe_all(candidates, patience), strict=True):
+        if isinstance(outcome, Probed):
+            probed.append(outcome)
+        elif isinstance(outcome, BadFileError) and on_bad_file == "skip":
+            skipped.append(SkippedFile(candidate.path, str(outcome)))
+        elif isinstance(outcome, BadFileError):
+            errors.append(f"{outcome} (data.on_bad_file: skip leaves such a file out)")
+        else:
+            errors.append(str(outcome))
     if errors:
         raise InputError(_enumerate_errors(errors))
     return _cut_into_units(probed, tuple(skipped))
 
 
-def read_unit(corpus: Corpus, unit: int) -> Iterator[str | None]:
+def _probe_all(candidates: list[Candidate], patience: Patience) -> list[Probed | InputError]:
+    """Look at all files, several at once; an outage ends it without waiting for the others."""
+    pool = ThreadPoolExecutor(_NUM_PROBE_THREADS)
+    try:
+        return list(pool.map(lambda candidate: try_probe(candidate, patience), candidates))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_unit(corpus: Corpus, unit: int, patience: Patience = AT_START) -> Iterator[str | None]:
     """Yield the unit's documents in order; None stands for a document that was skipped.
 
     Skipped are null, empty and blank texts, text that is not UTF-8, and JSON lines that are not an object
@@ -126,16 +140,12 @@ def read_unit(corpus: Corpus, unit: int) -> Iterator[str | None]:
 
     Raises:
         BadFileError: the file is damaged; the message names the file and the row group.
-        InputError: the file cannot be reached, or has another size than when it was listed.
+        InputError: the file cannot be reached, or is another one than when it was listed.
+        OutageError: its store did not answer for as long as ``patience`` has.
     """
     file = corpus.files[corpus.unit_file[unit]]
     start, stop = int(corpus.unit_start[unit]), int(corpus.unit_stop[unit])
-    streamed = file.format == "parquet" or file.compression is not None
-    with ReachableFile(file.path, readahead_bytes=STREAM_BYTES if streamed else TAIL_BYTES) as stream:
-        if stream.size != file.size_bytes:
-            raise InputError(
-                f"{file.path}: changed while in use: {file.size_bytes} bytes when listed, {stream.size} now"
-            )
+    with ReachableFile(file, patience) as stream:
         try:
             yield from documents_of(file, stream, start, stop)
         except (OSError, pa.ArrowException) as error:

@@ -16,20 +16,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distil_ray.data.files import STREAM_BYTES, File, ReachableFile
+from distil_ray.data.footers import read_footer
 
 Line = tuple[bytes, bool]  # the bytes without the newline; False if they are a piece and the line goes on
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 
-TAIL_BYTES = 256 * 2**10
-"""Read at once beyond a range's end, for its last line."""
+_TAIL_BYTES = 256 * 2**10  # read at once beyond a range's end, for its last line
+_TAIL_SHARE = 16  # and as much of the range's size at first, together with the range
 _DECOMPRESSED_BYTES = 2**20  # at once
 _ROWS_PER_BATCH = 64  # of a Parquet file
 
 
 def documents_of(file: File, stream: ReachableFile, start: int, stop: int) -> Iterator[str | None]:
     if file.format == "parquet":
-        return _parquet_documents(stream, start, file.column)
+        return _parquet_documents(file, stream, start)
     if file.compression is not None:
         decompressed = stream.decompressed(file.compression)
         lines = _split_lines(iter(lambda: decompressed.read(_DECOMPRESSED_BYTES), b""), sys.maxsize)
@@ -38,15 +39,17 @@ def documents_of(file: File, stream: ReachableFile, start: int, stop: int) -> It
     return _text_documents(lines) if file.format == "text" else _json_documents(lines, file.column)
 
 
-def _parquet_documents(stream: ReachableFile, row_group: int, column: str) -> Iterator[str | None]:
-    # buffer_size makes Arrow stream the column's pages instead of loading the whole chunk.
+def _parquet_documents(file: File, stream: ReachableFile, row_group: int) -> Iterator[str | None]:
+    # buffer_size makes Arrow stream the column's pages instead of loading the whole chunk. It reads nothing beyond it.
     parquet = pq.ParquetFile(
         pa.PythonFile(stream, mode="r"),
+        metadata=read_footer(stream, file.footer_bytes),
         pre_buffer=False,
         buffer_size=STREAM_BYTES,
         page_checksum_verification=True,
     )
-    for batch in parquet.iter_batches(_ROWS_PER_BATCH, row_groups=[row_group], columns=[column], use_threads=False):
+    groups, columns = [row_group], [file.column]
+    for batch in parquet.iter_batches(_ROWS_PER_BATCH, row_groups=groups, columns=columns, use_threads=False):
         values = batch.column(0)
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
@@ -56,17 +59,18 @@ def _parquet_documents(stream: ReachableFile, row_group: int, column: str) -> It
 
 
 def _range_lines(stream: ReachableFile, start: int, stop: int) -> Iterator[Line]:
-    """Yield the lines that start in [start, stop); reads no more than that range if there are none."""
+    """Yield the lines that start in [start, stop); reads little more than that range if there are none."""
     begin = max(start - 1, 0)  # the byte before tells whether a line starts at `start`
     stream.seek(begin)
-    chunk = stream.read(stop - begin)
+    chunk = stream.read(stop - begin + min((stop - begin) // _TAIL_SHARE, _TAIL_BYTES))
+    chunk, beyond = chunk[: stop - begin], chunk[stop - begin :]
     if start > 0:
         newline = chunk.find(b"\n", 0, stop - start)
         if newline < 0:
             return
         chunk = chunk[newline + 1 :]
-    tail = iter(lambda: stream.read(TAIL_BYTES), b"")
-    yield from _split_lines(itertools.chain([chunk], tail), num_bytes=len(chunk))
+    tail = iter(lambda: stream.read(_TAIL_BYTES), b"")
+    yield from _split_lines(itertools.chain([chunk, beyond], tail), num_bytes=len(chunk))
 
 
 def _split_lines(chunks: Iterable[bytes], num_bytes: int) -> Iterator[Line]:

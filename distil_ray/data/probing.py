@@ -3,17 +3,17 @@
 import difflib
 import os
 import re
-import struct
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from distil_ray.data.documents import json_object
 from distil_ray.data.files import BadFileError, File, ReachableFile, first_of, format_of
+from distil_ray.data.footers import read_footer
 from distil_ray.data.sources import Candidate
 from distil_ray.errors import InputError, reason_of
+from distil_ray.outages import Patience
 
 _MAGIC = {
     b"\x1f\x8b": ("gzip", ".gz"),
@@ -30,21 +30,29 @@ class Probed:
     row_group_bytes: list[int] = field(default_factory=list)  # Parquet: of the column; 0 = no rows
 
 
-def try_probe(candidate: Candidate) -> Probed | InputError:
+def try_probe(candidate: Candidate, patience: Patience) -> Probed | InputError:
     try:
-        return _probe(candidate)
+        return _probe(candidate, patience)
     except InputError as error:
         return error
 
 
-def _probe(candidate: Candidate) -> Probed:
+def _probe(candidate: Candidate, patience: Patience) -> Probed:
     recognised = format_of(candidate.path)
     assert recognised is not None
     file_format, compression = recognised
-    with ReachableFile(candidate.path, readahead_bytes=_PROBE_BYTES) as stream:
+    with ReachableFile(candidate, patience) as stream:
         if stream.size == 0:
             raise BadFileError(f"{candidate.path}: is empty (0 bytes)")
-        file = File(candidate.name, candidate.path, file_format, compression, candidate.column, size_bytes=stream.size)
+        file = File(
+            candidate.name,
+            candidate.path,
+            file_format,
+            compression,
+            candidate.column,
+            size_bytes=stream.size,
+            version=candidate.version,
+        )
         if file_format == "parquet":
             return _probe_parquet(file, stream)
         _probe_lines(file, stream)
@@ -54,7 +62,7 @@ def _probe(candidate: Candidate) -> Probed:
 def _probe_parquet(file: File, stream: ReachableFile) -> Probed:
     """Read the footer; check the column."""
     try:
-        metadata = pq.read_metadata(pa.BufferReader(_parquet_footer(stream)))
+        metadata = read_footer(stream)
         schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
         raise BadFileError(f"{file.path}: not a Parquet file, or damaged ({reason_of(error)})") from error
@@ -72,26 +80,14 @@ def _probe_parquet(file: File, stream: ReachableFile) -> Probed:
     leaf = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(file.column)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     row_group_bytes = [g.column(leaf).total_uncompressed_size if g.num_rows else 0 for g in groups]
-    return Probed(replace(file, num_rows=metadata.num_rows), row_group_bytes)
-
-
-def _parquet_footer(stream: ReachableFile) -> bytes:
-    """Return the file's end, from the footer's beginning or before it (any bytes if it has no footer)."""
-    stream.seek(max(stream.size - _PROBE_BYTES, 0))
-    tail = stream.read(_PROBE_BYTES)
-    if not tail.endswith(b"PAR1") or len(tail) < 8:
-        return tail
-    footer_bytes = 8 + struct.unpack("<I", tail[-8:-4])[0]
-    if len(tail) < footer_bytes <= stream.size:
-        stream.seek(stream.size - footer_bytes)
-        tail = stream.read(footer_bytes)
-    return tail
+    file = replace(file, num_rows=metadata.num_rows, footer_bytes=metadata.serialized_size + 8)
+    return Probed(file, row_group_bytes)
 
 
 def _probe_lines(file: File, stream: ReachableFile) -> None:
     """Check that the first 64 KiB are text or JSON lines, and decompress if the name says so."""
     try:
-        text = stream.decompressed(file.compression) if file.compression else stream
+        text = stream.decompressed(file.compression, _PROBE_BYTES) if file.compression else stream
         head = text.read(_PROBE_BYTES)
     except OSError as error:
         raise BadFileError(f"{file.path}: not {file.compression}, or damaged ({reason_of(error)})") from error

@@ -1,20 +1,25 @@
 """Sources -> data files: a path, a glob, a folder, a Hub data set, or the documentation strings at hand."""
 
+import difflib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from distil_ray.data.docstrings import docstring_folder
-from distil_ray.data.files import SUPPORTED, file_system, first_of, format_of, reaching
-from distil_ray.errors import InputError, reason_of
+from distil_ray.data.files import SUPPORTED, file_system, first_of, format_of, reaching, version_of
+from distil_ray.data.hub import HubEntry, HubPath, advice_on, fetch, list_below, look_up
+from distil_ray.errors import InputError, OutageError, reason_of
+from distil_ray.outages import AT_START, Patience
 
 _GLOB = re.compile(r"[*?[]")
-_MAX_NAMES_SHOWN = 5
+_MAX_NAMES_SHOWN, _MAX_CONFIGURATIONS_SHOWN = 5, 10
 
 
 @dataclass(frozen=True)
@@ -52,56 +57,95 @@ class Source:
 
 @dataclass(frozen=True)
 class Candidate:
+    """A file as its listing has it; of local files that is the path alone."""
+
     name: str
     path: str
     column: str
+    size_bytes: int | None = None
+    version: str = ""
 
 
-def find_files(source: Source) -> list[Candidate]:
-    """Return the source's files sorted by name, all of supported suffixes."""
+class _Found(NamedTuple):
+    name: str
+    path: str
+    size_bytes: int | None = None
+    version: str = ""
+
+
+def find_files(source: Source, patience: Patience = AT_START) -> list[Candidate]:
+    """Return the source's files sorted by name, all of supported suffixes; those of the Hub at a commit.
+
+    Raises:
+        InputError: there is no such source, or files of other suffixes.
+        OutageError: a store or the Hub did not answer in time.
+    """
     if source.docstrings:
-        paths = _find_at_path(str(docstring_folder(source.split)))
+        found = _find_at_path(str(docstring_folder(source.split)), patience)
     else:
-        paths = _find_on_hub(source) if source.hub else _find_at_path(source.path or "")
-    unsupported = [path for _, path in sorted(paths) if format_of(path) is None]
+        found = _find_on_hub(source, patience) if source.hub else _find_at_path(source.path or "", patience)
+    unsupported = [file.path for file in sorted(found) if format_of(file.path) is None]
     if unsupported:
         shown = ", ".join(first_of(unsupported, _MAX_NAMES_SHOWN, "file(s)"))
         raise InputError(f"unsupported file(s): {shown}. Supported: {SUPPORTED}. Name only those, by a glob")
-    return [Candidate(name, path, source.column) for name, path in sorted(paths)]
+    return [Candidate(file.name, file.path, source.column, file.size_bytes, file.version) for file in sorted(found)]
 
 
-def _find_at_path(path: str) -> list[tuple[str, str]]:
-    """Return (name, path) of the file, of the glob's matches, or of all files below the folder."""
+# --- Paths
+
+
+def _find_at_path(path: str, patience: Patience) -> list[_Found]:
+    """Return the file, the glob's matches, or all files below the folder."""
     with reaching(path):
-        fs, inner = file_system(path)
-        fs.invalidate_cache()  # a listing from earlier in this process may be out of date
         try:
-            root, found = _match(fs, inner)
+            place = HubPath.parse(path)
+            if place is not None:
+                found = _find_in_repository(place.pinned(patience), patience)
+            else:
+                found = patience.wait_out(path, lambda: _find_in_store(path))
         except FileNotFoundError as error:
-            raise InputError(f"no such file or folder: {path} ({reason_of(error)})") from error
+            advice = advice_on(error) if path.startswith("hf://") else ""
+            raise InputError(f"no such file or folder: {path} ({reason_of(error)}{advice})") from error
         if not found:
             raise InputError(f"no data files match or lie below {path}")
-        is_local = isinstance(fs, LocalFileSystem)
-        return [(file[len(root) + 1 :], file if is_local else fs.unstrip_protocol(file)) for file in found]
+        return found
 
 
-def _match(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, list[str]]:
-    """Return the folder at the root of `path`, and the files that it names below it."""
+def _find_in_store(path: str) -> list[_Found]:
+    fs, inner = file_system(path)
+    fs.invalidate_cache()  # a listing from earlier in this process may be out of date
+    root, entries = _match(fs, inner)
+    if isinstance(fs, LocalFileSystem):
+        return [_Found(entry["name"][len(root) + 1 :], entry["name"]) for entry in entries]
+    return [
+        _Found(entry["name"][len(root) + 1 :], fs.unstrip_protocol(entry["name"]), entry["size"], version_of(entry))
+        for entry in entries
+    ]
+
+
+def _match(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, list[dict[str, Any]]]:
+    """Return the folder at the root of `path`, and the files that it names below it, as listed."""
     try:
-        if fs.info(path)["type"] == "file":
-            return path.rpartition("/")[0], [path]
+        entry = fs.info(path)
+        if entry["type"] == "file":
+            return path.rpartition("/")[0], [entry | {"name": path}]
         return path.rstrip("/"), list(_walk(fs, path, max_depth=None))
     except FileNotFoundError:
         if not _GLOB.search(path):
             raise
-    root = _GLOB.split(path, maxsplit=1)[0].rpartition("/")[0]
-    max_depth = None if "**" in path else path[len(root) :].count("/")
+    root, max_depth = _root_of(path)
     pattern = re.compile(glob_translate(path))
-    return root, [file for file in _walk(fs, root or "/", max_depth) if pattern.match(file)]
+    return root, [entry for entry in _walk(fs, root or "/", max_depth) if pattern.match(entry["name"])]
 
 
-def _walk(fs: fsspec.AbstractFileSystem, folder: str, max_depth: int | None) -> Iterator[str]:
-    """Yield the paths of all files below `folder`; names that begin with `_` or `.` are left out."""
+def _root_of(glob: str) -> tuple[str, int | None]:
+    """Return the folder below which the glob's matches lie, and how deep; None is any depth."""
+    root = _GLOB.split(glob, maxsplit=1)[0].rpartition("/")[0]
+    return root, None if "**" in glob else glob[len(root) :].count("/")
+
+
+def _walk(fs: fsspec.AbstractFileSystem, folder: str, max_depth: int | None) -> Iterator[dict[str, Any]]:
+    """Yield the entries of all files below `folder`; names that begin with `_` or `.` are left out."""
     # Not fs.walk, fs.find or fs.glob: they leave out folders that they may not list, without a word.
     for entry in fs.ls(folder, detail=True):
         path = entry["name"].rstrip("/")
@@ -109,29 +153,116 @@ def _walk(fs: fsspec.AbstractFileSystem, folder: str, max_depth: int | None) -> 
         if is_itself or path.rpartition("/")[2].startswith(("_", ".")):
             continue
         if entry["type"] != "directory":
-            yield path
+            yield entry | {"name": path}
         elif max_depth is None:
             yield from _walk(fs, path, None)
         elif max_depth > 1:
             yield from _walk(fs, path, max_depth - 1)
 
 
-def _find_on_hub(source: Source) -> list[tuple[str, str]]:
-    """Return (name, path) of the split's data files, without downloading them."""
+def _find_in_repository(place: HubPath, patience: Patience) -> list[_Found]:
+    """Like `_find_in_store`, with one listing of all folders at once."""
+    inner = place.inner.rstrip("/")
+    named: dict[str, HubEntry | None] = look_up(place, [inner], patience) if inner else {inner: None}
+    if (file := named.get(inner)) is not None:
+        root, entries = inner.rpartition("/")[0], [file]
+    elif inner in named:
+        root, entries = inner, list_below(place._replace(inner=inner), recursive=True, patience=patience)
+    elif _GLOB.search(inner):
+        root, max_depth = _root_of(inner)
+        pattern = re.compile(glob_translate(inner))
+        listed = list_below(place._replace(inner=root), recursive=max_depth != 1, patience=patience)
+        entries = [entry for entry in listed if pattern.match(entry.inner)]
+    else:
+        raise FileNotFoundError(f"{place.repository} has none at {place.revision}")
+    start = len(root) + 1 if root else 0
+    return [
+        _Found(entry.inner[start:], str(place._replace(inner=entry.inner)), entry.size_bytes, entry.version)
+        for entry in entries
+        if entry is file or not any(part.startswith(("_", ".")) for part in entry.inner[start:].split("/"))
+    ]
+
+
+# --- Data sets of the Hub
+
+
+def _find_on_hub(source: Source, patience: Patience) -> list[_Found]:
+    """Return the split's data files, without downloading them."""
     from datasets import load_dataset_builder  # takes half a second, and only Hub sources need it
 
+    name = str(source.hub)
+    asked = f"Hub data set {name!r} (name {source.name!r}, revision {source.revision!r})"
     try:
-        builder = load_dataset_builder(source.hub, name=source.name, revision=source.revision)
-    except Exception as error:  # ValueError, ConnectionError, HTTP and YAML errors: whatever it meets
-        asked = f"{source.hub!r} (name {source.name!r}, revision {source.revision!r})"
-        raise InputError(f"Hub data set {asked} cannot be resolved: {reason_of(error)}") from error
-    files_of_split = {str(split): files for split, files in (builder.config.data_files or {}).items()}
+        place, revision = None, source.revision
+        if not os.path.isdir(name):
+            place = HubPath("dataset", name, revision, "README.md").pinned(patience)
+            revision = place.revision
+            fetch(place, patience)  # the library takes one that does not come for none, and thus all files for its own
+
+        def attempt() -> Any:
+            builder = load_dataset_builder(name, name=source.name, revision=revision)
+            if place is not None and not builder.config.data_files:  # it has fallen back on what was prepared earlier
+                raise ConnectionError("no list of its files came")
+            return builder
+
+        builder = patience.wait_out(f"the Hugging Face Hub ({name})", attempt)
+    except OutageError as error:
+        raise OutageError(f"{asked} cannot be reached: {reason_of(error)}") from error
+    except Exception as error:  # ValueError, HTTP and YAML errors: whatever it meets
+        known = _configurations(name, revision) if isinstance(error, ValueError) else []
+        if known and source.name not in known:
+            raise InputError(f"Hub data set {name!r}: {_not_among('configuration', source.name, known)}") from error
+        what = "reached" if isinstance(error, ConnectionError) else "resolved"  # the former in offline mode
+        cause = f"{type(error).__name__}: {reason_of(error)}{advice_on(error)}"
+        raise InputError(f"{asked} cannot be {what}: {cause}") from error
+    data_files = builder.config.data_files or {}
+    files_of_split = {str(split): list(map(str, files)) for split, files in data_files.items()}
     if source.split not in files_of_split:
         raise InputError(
-            f"Hub data set {source.hub!r}: no split {source.split!r} in configuration "
-            f"{builder.config.name!r}; its splits: {', '.join(files_of_split) or 'none'}; "
-            f"all configurations: {', '.join(builder.builder_configs) or 'none'}"
+            f"Hub data set {name!r}, configuration {builder.config.name!r}: "
+            f"{_not_among('split', source.split, list(files_of_split))}; "
+            f"all configurations: {_some_of(list(builder.builder_configs))}"
         )
     root = str(builder.base_path)
     root = (root if "://" in root else os.path.abspath(root)).rstrip("/") + "/"
-    return [(file.removeprefix(root), file) for file in map(str, files_of_split[source.split])]
+    paths = files_of_split[source.split]
+    listed = _look_up_all(paths, patience)
+    return [listed.get(path, _Found("", path))._replace(name=path.removeprefix(root)) for path in paths]
+
+
+def _look_up_all(paths: list[str], patience: Patience) -> dict[str, _Found]:
+    """Return what the Hub says of those of the files that lie there, by path."""
+    inners: defaultdict[HubPath, list[str]] = defaultdict(list)
+    for path in paths:
+        place = HubPath.parse(path)
+        if place is not None:
+            inners[place._replace(inner="")].append(place.inner)
+    found = {}
+    for repository, some in inners.items():
+        repository = repository.pinned(patience)
+        for inner, entry in look_up(repository, some, patience).items():
+            if entry is not None:
+                path = str(repository._replace(inner=inner))
+                found[path] = _Found("", path, entry.size_bytes, entry.version)
+    return found
+
+
+def _configurations(name: str, revision: str | None) -> list[str]:
+    from datasets import get_dataset_config_names
+
+    try:
+        return list(get_dataset_config_names(name, revision=revision))
+    except Exception:  # then the error that brought us here has to do
+        return []
+
+
+def _not_among(kind: str, given: str | None, known: list[str]) -> str:
+    """Say that a name is wrong or missing, with those that come next to it first."""
+    nearest = difflib.get_close_matches(given, known, n=3) if given else []
+    hint = f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
+    missing = f"no {kind} {given!r}{hint}" if given else f"it has several {kind}s and none is named"
+    return f"{missing}; its {kind}s: {_some_of(known)}"
+
+
+def _some_of(names: list[str]) -> str:
+    return ", ".join(first_of(names, _MAX_CONFIGURATIONS_SHOWN, "of them")) or "none"

@@ -1,0 +1,433 @@
+"""A Hugging Face Hub that this process serves, as a fixture; by ``pytest_plugins = ("local_hub",)`` a module gets it.
+
+    def test_something(local_hub):
+        commit = local_hub.push("owner/texts", {"data/a.parquet": content})  # a data set; kind="models" for a model
+        local_hub.fail("GET .*/resolve/", status=503, seconds=3)  # for three seconds from now on
+        ...  # hf://datasets/owner/texts, HfApi(), from_pretrained
+        assert local_hub.requests["api"] == 0  # counted by kind, see `LocalHub`
+
+This process, and those it starts, take it for the Hub: HF_ENDPOINT and what libraries have read from it at import are
+set for the time of a test, Xet and offline mode are off, and the caches are empty folders of the test's own. Files of
+the suffixes that the Hub keeps in large-file storage are redirected to another host, as by the Hub.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import pytest
+
+TOKEN = "hf_good"
+"""The one token that this Hub knows; private repositories are there for no other."""
+
+Content = bytes | str | Path
+_LARGE = re.compile(r"\.(parquet|arrow|bin|gz|zst|safetensors|h5|onnx)$")
+_ENTRIES_PER_PAGE = 1000
+
+
+@dataclass
+class _Repo:
+    refs: dict[str, str] = field(default_factory=dict)
+    commits: dict[str, dict[str, Content]] = field(default_factory=dict)
+    is_private: bool = False
+
+
+@dataclass
+class _Rule:
+    pattern: re.Pattern[str]
+    until: float
+    times: float
+    after: int
+    action: dict[str, Any]
+
+
+class LocalHub:
+    """The repositories, what was asked for, and what is to fail.
+
+    Attributes:
+        url: the endpoint, for HF_ENDPOINT.
+        requests: how many requests came, by kind: ``api`` (all of its), of which ``info``, ``tree`` and ``paths-info``;
+            ``resolve`` (HEAD and GET before the redirect), ``content`` (of a file's bytes), ``other``; and ``failed``.
+        sent_bytes: bytes of bodies, by kind.
+        log: "METHOD PATH RANGE", in the order in which they came.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._repos: dict[tuple[str, str], _Repo] = {}
+        self._rules: list[_Rule] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.reset()
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def push(
+        self,
+        repo_id: str,
+        files: Mapping[str, Content],
+        *,
+        kind: str = "datasets",
+        revision: str = "main",
+        private: bool = False,
+    ) -> str:
+        """Make a commit of exactly these files (bytes, text or paths), let ``revision`` point to it, and return it."""
+        names = [repo_id, kind, str(time.monotonic_ns()), *sorted(files)]
+        commit = hashlib.sha1("\n".join(names).encode()).hexdigest()
+        repo = self._repos.setdefault((kind, repo_id), _Repo())
+        repo.commits[commit] = dict(files)
+        repo.refs[revision] = commit
+        repo.is_private = private
+        return commit
+
+    def fail(
+        self,
+        pattern: str,
+        *,
+        status: int | None = None,
+        refuse: bool = False,
+        cut_after: int | None = None,
+        sleep: float | None = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = float("inf"),
+        times: float = float("inf"),
+        after: int = 0,
+    ) -> None:
+        """Let requests fail of which ``pattern`` (a regular expression) is found in "METHOD PATH".
+
+        Args:
+            status, headers: what is answered, with ``body`` if given; a ``body`` alone is answered with status 200.
+            refuse: close the connection without an answer.
+            cut_after: close it after so many bytes of the body.
+            sleep: seconds before the right answer.
+            seconds: how long it fails, from now on.
+            times: how many times it fails.
+            after: how many requests come through before the first that fails.
+        """
+        action = {"status": status, "refuse": refuse, "cut_after": cut_after, "sleep": sleep, "body": body}
+        action["headers"] = dict(headers or {})
+        with self._lock:
+            self._rules.append(_Rule(re.compile(pattern), time.monotonic() + seconds, times, after, action))
+
+    def heal(self) -> None:
+        """Let nothing fail any more."""
+        with self._lock:
+            self._rules.clear()
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self.requests: Counter[str] = Counter()
+        self.sent_bytes: Counter[str] = Counter()
+        self.log: list[str] = []
+
+    def _failure(self, request: str) -> dict[str, Any]:
+        with self._lock:
+            for rule in self._rules:
+                if rule.times <= 0 or time.monotonic() > rule.until or not rule.pattern.search(request):
+                    continue
+                if rule.after > 0:
+                    rule.after -= 1
+                    continue
+                rule.times -= 1
+                self.requests["failed"] += 1
+                return rule.action
+        return {}
+
+    def _count_request(self, request: str, kinds: tuple[str, ...]) -> None:
+        with self._lock:
+            self.log.append(request)
+            self.requests.update(kinds)
+
+    def _count_bytes(self, kinds: tuple[str, ...], num_bytes: int) -> None:
+        with self._lock:
+            for kind in kinds:
+                self.sent_bytes[kind] += num_bytes
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: LocalHub
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.cut_after: int | None = None
+        address = urlsplit(self.path)
+        self.query = parse_qs(address.query)
+        self.kinds = self._kinds(address.path)
+        request = f"{self.command} {address.path}"
+        # Counted before it is answered, so that whoever has the answer finds it counted.
+        self.hub._count_request(f"{request} {self.headers.get('Range') or ''}".rstrip(), self.kinds)
+        try:
+            if not self._fail(request):
+                self._route(address.path)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True  # the client went away
+
+    do_HEAD = do_POST = do_GET
+
+    def _kinds(self, path: str) -> tuple[str, ...]:
+        if path.startswith(("/large/", "/small/")):
+            return ("content",)
+        if "/resolve/" in path:
+            return ("resolve",)
+        if not path.startswith(("/api/models/", "/api/datasets/")):
+            return ("other",)
+        parts = path.split("/")
+        return ("api", parts[5] if len(parts) > 5 and parts[5] in ("tree", "paths-info") else "info")
+
+    # --- Failing
+
+    def _fail(self, request: str) -> bool:
+        failure = self.hub._failure(request)
+        if not failure:
+            return False
+        if failure["sleep"]:
+            time.sleep(failure["sleep"])
+        if failure["refuse"]:
+            self._hang_up()
+            return True
+        self.cut_after = failure["cut_after"]
+        if failure["status"] is None and failure["body"] is None:
+            return False
+        self._answer(failure["status"] or 200, failure["body"] or b"", failure["headers"])
+        return True
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    # --- Answers
+
+    def _answer(self, status: int, body: Any = b"", headers: Mapping[str, str] | None = None) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self._head(status, len(content), {"Content-Type": "application/json", **(headers or {})})
+        self._send(content)
+
+    def _head(self, status: int, length: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _send(self, content: bytes) -> None:
+        if self.command == "HEAD":
+            return
+        sent = content[: self.cut_after]
+        self.hub._count_bytes(self.kinds, len(sent))
+        self.wfile.write(sent)
+        if len(sent) < len(content):
+            self.wfile.flush()
+            self._hang_up()
+
+    def _error(self, status: int, code: str, message: str) -> None:
+        self._answer(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message})
+
+    # --- Repositories
+
+    def _route(self, path: str) -> None:
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token and token != TOKEN:
+            return self._error(401, "", "Invalid credentials in Authorization header")
+        if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?", path):
+            kind, name, what, revision, inner = match.groups()
+            repo, commit = self._find(kind, name, unquote(revision or "main"))
+            return self._api(kind, name, repo, commit, what, unquote(inner or "")) if repo else None
+        if match := re.fullmatch(r"/(large|small)/(models|datasets)/([^/]+/[^/]+)/([^/]+)/(.+)", path):
+            size, kind, name, commit, inner = match.groups()
+            return self._content(self.hub._repos[kind, name].commits[commit], commit, unquote(inner), size == "small")
+        if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            kind = "datasets" if match[1] else "models"
+            repo, commit = self._find(kind, match[2], unquote(match[3]))
+            return self._resolve(kind, match[2], repo.commits[commit], commit, unquote(match[4])) if repo else None
+        self._answer(404, {"error": "Sorry, we can't find the page you are looking for."})
+
+    def _find(self, kind: str, name: str, revision: str) -> tuple[_Repo | None, str]:
+        """The repository and the commit, or None when an error has been answered."""
+        repo = self.hub._repos.get((kind, name))
+        is_known = "Authorization" in self.headers
+        if repo is None or (repo.is_private and not is_known):
+            self._error(404 if is_known else 401, "RepoNotFound", "Repository not found")
+            return None, ""
+        commit = repo.refs.get(revision, revision)
+        if commit not in repo.commits:
+            self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            return None, ""
+        return repo, commit
+
+    def _api(self, kind: str, name: str, repo: _Repo, commit: str, what: str | None, inner: str) -> None:
+        files = repo.commits[commit]
+        if what in (None, "revision"):
+            siblings = [{"rfilename": one, **_entry(files, one)} for one in sorted(files)]
+            info = {
+                "_id": "0",
+                "id": name,
+                "sha": commit,
+                "private": repo.is_private,
+                "gated": False,
+                "disabled": False,
+            }
+            info |= {"tags": [], "downloads": 1, "likes": 0, "siblings": siblings}
+            info |= {"lastModified": "2024-01-01T00:00:00.000Z", "createdAt": "2023-01-01T00:00:00.000Z"}
+            return self._answer(200, info | ({"modelId": name, "config": {}} if kind == "models" else {}))
+        if what == "tree":
+            return self._tree(files, inner)
+        if what == "paths-info":
+            wanted = json.loads(self.posted)["paths"] if self.posted.startswith(b"{") else None
+            wanted = parse_qs(self.posted.decode())["paths"] if wanted is None else wanted
+            return self._answer(200, [_entry(files, one) for one in wanted if one in files or one in _folders(files)])
+        if what == "refs":
+            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo.refs.items()]
+            return self._answer(200, {"branches": branches, "tags": [], "converts": []})
+        self._answer(404, {"error": f"no {what}"})
+
+    def _tree(self, files: dict[str, Content], inner: str) -> None:
+        top = f"{inner}/" if inner else ""
+        below = sorted(path for path in {*files, *_folders(files)} if path.startswith(top) and path != inner)
+        if inner and not below:
+            return self._error(404, "EntryNotFound", f"{inner} does not exist")
+        if self.query.get("recursive", ["false"])[0].lower() != "true":
+            below = [path for path in below if "/" not in path[len(top) :]]
+        start = int(self.query.get("cursor", ["0"])[0])
+        stop, headers = start + _ENTRIES_PER_PAGE, {}
+        if stop < len(below):
+            flags = "&".join(f"{key}={value[0]}" for key, value in self.query.items() if key != "cursor")
+            headers["Link"] = f'<{self.hub.url}{urlsplit(self.path).path}?{flags}&cursor={stop}>; rel="next"'
+        self._answer(200, [_entry(files, path) for path in below[start:stop]], headers)
+
+    def _resolve(self, kind: str, name: str, files: dict[str, Content], commit: str, inner: str) -> None:
+        if inner not in files:
+            return self._error(404, "EntryNotFound", "Entry not found")
+        is_large = _LARGE.search(inner) is not None
+        headers = {"X-Repo-Commit": commit, "X-Linked-Size": str(_size(files[inner])), "Accept-Ranges": "bytes"}
+        digest = _digest(files[inner])
+        headers["X-Linked-Etag" if is_large else "ETag"] = f'"{digest if is_large else digest[:40]}"'
+        place = f"{'large' if is_large else 'small'}/{kind}/{name}/{commit}/{quote(inner)}"
+        # As on the Hub: large files lie on another host, which is not asked what a file is, and small ones on its own.
+        headers["Location"] = f"{self.hub.url.replace('127.0.0.1', 'localhost')}/{place}" if is_large else f"/{place}"
+        self._answer(302 if is_large else 307, b"", headers)
+
+    def _content(self, files: dict[str, Content], commit: str, inner: str, with_commit: bool) -> None:
+        content = files[inner]
+        size = _size(content)
+        start, stop, status, headers = 0, size, 200, {"ETag": f'"{_digest(content)}"', "Accept-Ranges": "bytes"}
+        if with_commit:
+            headers |= {"X-Repo-Commit": commit, "ETag": f'"{_digest(content)[:40]}"'}
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            start, stop, status = int(match[1]), min(int(match[2] or size) + 1, size), 206
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+            if start >= size:
+                return self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
+        self._head(status, stop - start, headers)
+        self._send(_bytes(content, start, stop))
+
+
+def _folders(files: Mapping[str, Content]) -> set[str]:
+    return {"/".join(parts[:depth]) for path in files for parts in [path.split("/")] for depth in range(1, len(parts))}
+
+
+def _size(content: Content) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(_bytes(content, 0, None))
+
+
+def _bytes(content: Content, start: int, stop: int | None) -> bytes:
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else stop - start)
+    return (content.encode() if isinstance(content, str) else content)[start:stop]
+
+
+def _digest(content: Content) -> str:
+    if isinstance(content, Path):  # may be of gigabytes
+        return hashlib.sha256(
+            repr((str(content), content.stat().st_size, content.stat().st_mtime_ns)).encode()
+        ).hexdigest()
+    return _digest_of(_bytes(content, 0, None))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _entry(files: Mapping[str, Content], path: str) -> dict[str, Any]:
+    if path not in files:
+        return {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path}
+    digest, size = _digest(files[path]), _size(files[path])
+    entry: dict[str, Any] = {"type": "file", "oid": digest[:40], "blobId": digest[:40], "size": size, "path": path}
+    if _LARGE.search(path):
+        entry["lfs"] = {"oid": digest, "sha256": digest, "size": size, "pointerSize": 134}
+    return entry
+
+
+@pytest.fixture
+def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
+    """An empty Hub."""
+    import huggingface_hub.constants
+    from huggingface_hub import HfFileSystem
+
+    hub = LocalHub()
+    home = tmp_path_factory.mktemp("hf_home")
+    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+    environment |= {"NO_PROXY": "127.0.0.1,localhost", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    constants = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+    }
+    for name, value in constants.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    _patch_datasets(monkeypatch, hub.url, home)
+    HfFileSystem.clear_instance_cache()
+    yield hub
+    HfFileSystem.clear_instance_cache()
+    hub.close()
+
+
+def _patch_datasets(monkeypatch: pytest.MonkeyPatch, url: str, home: Path) -> None:
+    import datasets.config
+
+    settings = {
+        "HF_ENDPOINT": url,
+        "HUB_DATASETS_URL": url + "/datasets/{repo_id}/resolve/{revision}/{path}",
+        "HF_HUB_OFFLINE": False,
+        "HF_CACHE_HOME": str(home),
+        "HF_DATASETS_CACHE": home / "datasets",
+        "HF_MODULES_CACHE": home / "modules",
+        "DOWNLOADED_DATASETS_PATH": str(home / "datasets" / "downloads"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(datasets.config, name, value)
