@@ -1,5 +1,6 @@
 # make quickstart   distil a small model and compare it, in minutes and without a download
 # make test         run all tests
+# make chaos        kill a run at random moments, while its storage and the Hub fail; KILLS=20 SECONDS=120 for a long one
 # make check        look for style and type errors
 # make setup        create .venv and install the package with its development tools
 # make dist         put what a cluster's nodes install into dist/: the package and the exact versions it needs
@@ -15,7 +16,11 @@ RUNS ?= runs
 SETTINGS ?=
 TRAIN := $(BIN)/python -m distil_ray.train --config configs/quickstart.yaml run.storage_path=$(RUNS)
 
-.PHONY: help setup quickstart test check dist
+# Of the chaos test: how often something is killed, and how long each outage lasts.
+KILLS ?= 4
+SECONDS ?= 10
+
+.PHONY: help setup quickstart test chaos check dist
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -39,6 +44,9 @@ quickstart: setup
 # In two processes, one of which has all tests that share a Ray.
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
+chaos: setup
+	CHAOS_KILLS=$(KILLS) CHAOS_OUTAGE_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s tests/test_chaos.py
 
 check: setup
 	$(BIN)/ruff check .

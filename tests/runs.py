@@ -70,9 +70,12 @@ def has_got_to(folder: Path, step: int) -> bool:
     return any(int(path.parent.name[-9:]) >= step for path in folder.glob("checkpoint_*/complete.json"))
 
 
-def train_workers() -> list[psutil.Process]:
-    """The training workers of the Ray that this process has started, and of no other on this machine."""
-    return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in _title(p)]
+def train_workers(pid: int | None = None) -> list[psutil.Process]:
+    """The training workers of the Ray that this process (or another one) has started, and of no other Ray."""
+    try:
+        return [p for p in psutil.Process(pid).children(recursive=True) if "RayTrainWorker" in _title(p)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _title(process: psutil.Process) -> str:

@@ -1,0 +1,152 @@
+"""A run whose driver and workers are killed at random moments, while the Hub and the storage fail for a while.
+
+``make chaos KILLS=20 SECONDS=120`` is the long form; CI runs a short one. The run must come to the same batches and the
+same weights as one that nobody disturbs.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from conftest import write_text
+from failing_proxy import FailingProxy
+from runs import train_workers
+from transformers import AutoTokenizer
+
+pytest_plugins = ("local_hub", "local_s3")
+
+NUM_KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
+OUTAGE_SECONDS = float(os.environ.get("CHAOS_OUTAGE_SECONDS", "10"))
+SEED = int(os.environ.get("CHAOS_SEED", "0"))
+TEACHER = Path(__file__).parent / "data" / "begun_run" / "teacher"
+STEPS_PER_KILL = 60  # at least: a run must get somewhere between two kills
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200 + 240 * NUM_KILLS + 4 * OUTAGE_SECONDS)]
+
+
+@pytest.fixture
+def storage(bucket: Any, server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bucket behind a proxy that can fail, which is what runs see; this process sees the bucket itself."""
+    with FailingProxy(server).serving() as proxy:
+        own = boto3.resource("s3", endpoint_url=server).Bucket("runs")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        yield own, proxy
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    return {
+        "run": {"name": name, "storage_path": "s3://runs/chaos"},
+        "teacher": {"path": "org/teacher"},
+        "data": {"sources": {"hub": "org/text"}, "max_seq_length": 16, "eval_fraction": 0.1},
+        "optim": {"global_batch_size": 16, "num_steps": STEPS_PER_KILL * (NUM_KILLS + 2), "learning_rate": 1e-3},
+        "eval": {"every_steps": 100, "num_rows": 32},
+        "checkpoint": {"every_steps": 5},
+        "runtime": {"num_workers": 2, "micro_batch_size": 4, "data_cpus": 1, "max_failures": -1},
+    }
+
+
+class Supervisor:
+    """Starts a run's command again until it is finished, as an init system or a person would."""
+
+    def __init__(self, name: str, bucket: Any, folder: Path) -> None:
+        self.name, self._bucket = name, bucket
+        self._config, self._log = folder / f"{name}.yaml", folder / f"{name}.log"
+        self._config.write_text(yaml.safe_dump(settings_of(name)))
+        self.ends: Counter[int] = Counter()
+        self.driver: subprocess.Popen[bytes] | None = None
+
+    def key(self, name: str) -> str:
+        return f"chaos/{self.name}/{name}"
+
+    def read(self, name: str) -> bytes:
+        return bytes(self._bucket.Object(self.key(name)).get()["Body"].read())
+
+    def newest(self) -> int:
+        """Step of the newest checkpoint that is committed."""
+        keys = [one.key for one in self._bucket.objects.filter(Prefix=self.key("checkpoint_"))]
+        return max((int(key.split("/")[-2][-9:]) for key in keys if key.endswith("complete.json")), default=0)
+
+    def is_finished(self) -> bool:
+        return any(self._bucket.objects.filter(Prefix=self.key("finished.json")))
+
+    def tend(self) -> None:
+        """Start the command if it is not running."""
+        if self.driver is not None and self.driver.poll() is not None:
+            self.ends[self.driver.returncode] += 1
+            self.driver = None
+        if self.driver is None and not self.is_finished():
+            with self._log.open("ab") as log:
+                command = [sys.executable, "-m", "distil_ray.train", "--config", str(self._config)]
+                self.driver = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.tend()
+            time.sleep(0.1)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+def kill(supervisor: Supervisor, target: str) -> None:
+    assert supervisor.driver is not None
+    workers = train_workers(supervisor.driver.pid)
+    if target != "driver" and workers:
+        random.choice(workers).kill()
+    if target != "worker":
+        supervisor.driver.kill()
+        supervisor.driver.wait()
+
+
+def fail_for_a_while(hub: Any, proxy: FailingProxy, what: str) -> None:
+    if what == "hub":
+        hub.fail(".*", status=503, seconds=OUTAGE_SECONDS)
+        return
+    proxy.fail(10**9, "503")
+    threading.Timer(OUTAGE_SECONDS, proxy.fail, (0, "503")).start()
+
+
+def test_kills_and_outages_change_nothing(local_hub, storage, tmp_path):
+    bucket, proxy = storage
+    random.seed(SEED)
+    words = [word for word in AutoTokenizer.from_pretrained(TEACHER).get_vocab() if word.isalpha()]
+    for number in range(3):
+        write_text(tmp_path / f"data/train-{number}.parquet", words, num_documents=200, seed=number)
+    local_hub.push("org/text", {f"data/{file.name}": file for file in (tmp_path / "data").iterdir()})
+    local_hub.push("org/teacher", {file.name: file for file in TEACHER.iterdir()}, kind="models")
+
+    whole = Supervisor("whole", bucket, tmp_path)
+    whole.wait_until(whole.is_finished)
+    whole.wait_until(lambda: whole.driver is None)
+
+    torn = Supervisor("torn", bucket, tmp_path)
+    outages = {NUM_KILLS // 3: "hub", 2 * NUM_KILLS // 3: "storage"}
+    for number in range(NUM_KILLS):
+        reached = torn.newest()
+        torn.wait_until(lambda: torn.newest() > reached or torn.is_finished())  # noqa: B023
+        assert not torn.is_finished(), "it was faster than the kills"
+        if number in outages:
+            fail_for_a_while(local_hub, proxy, outages[number])
+        time.sleep(random.uniform(0, 1))
+        target = random.choice(["driver", "worker", "both"])
+        kill(torn, target)
+        print(f"killed {target} after checkpoint {torn.newest()}", flush=True)
+    torn.wait_until(torn.is_finished)
+    torn.wait_until(lambda: torn.driver is None)
+
+    print(f"ends by status: {dict(torn.ends)}; resumed {torn.log().count('resuming from checkpoint_')} times")
+    assert torn.read("digests.csv") == whole.read("digests.csv")
+    assert torn.read("export/model.safetensors") == whole.read("export/model.safetensors")
+    assert set(torn.ends) <= {0, -9, 1}  # 1: an outage at the start that lasted longer than a command waits there
+    assert torn.ends[0] == 1
