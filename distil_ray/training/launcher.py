@@ -22,6 +22,7 @@ from distil_ray.data.pipeline import (
 )
 from distil_ray.data.plan import DataPlan
 from distil_ray.errors import DivergedError, InputError, OutageError, RunError, Stopped, reason_of
+from distil_ray.outages import Patience
 from distil_ray.training.assembly import Models, build_plan, build_tokenizer, outline_models, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
 from distil_ray.training.cluster import check_fits, connect, slots_needed, worker_resources
@@ -229,7 +230,8 @@ def _fit(
 
     def train_from_last_checkpoint() -> Any:
         """Runs in Ray Train's controller whenever a worker group starts, so a restart reads on from there."""
-        checkpoint, _ = latest_checkpoint(folder)
+        patience = Patience(config.runtime.outage_seconds, job.events.line)
+        checkpoint, _ = latest_checkpoint(RunFolder(config.run.storage_path, config.run.name, patience=patience))
         state = TrainState() if checkpoint is None else checkpoint.state
         steps_left = None if config.optim.num_steps is None else config.optim.num_steps - state.step
         rows_left = None if steps_left is None else steps_left * config.optim.global_batch_size

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distil_ray.config import Config
 from distil_ray.errors import InputError, OutageError
+from distil_ray.outages import Patience
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, latest_checkpoint
 from distil_ray.training.departures import Departures
@@ -39,7 +40,8 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     group = dist.new_group(backend="gloo") if config.runtime.use_gpu else None
 
     # 1. Set up what is equal on all workers; if one of them cannot, none begins.
-    folder = RunFolder(config.run.storage_path, config.run.name)
+    patience = Patience(config.runtime.outage_seconds, job.events.line)
+    folder = RunFolder(config.run.storage_path, config.run.name, patience=patience)
     try:
         tokenizer, learner, problem = *_set_up(job), None
     except (InputError, OutageError) as error:
