@@ -138,7 +138,9 @@ def test_rows_longer_than_the_students_positions_are_refused(teacher):
 
 def test_a_tokenizer_larger_than_the_embeddings_is_refused(tmp_path):
     path = save_model(tmp_path, small_model("bert", vocab_size=VOCAB_SIZE - 1))
-    with pytest.raises(InputError, match=f"the tokenizer has {VOCAB_SIZE} tokens, the model only {VOCAB_SIZE - 1}"):
+    with pytest.raises(
+        InputError, match=f"the tokenizer has ids for {VOCAB_SIZE} tokens, the model only {VOCAB_SIZE - 1}"
+    ):
         models(small_config(teacher__path=path))
 
 

@@ -7,10 +7,7 @@ Shapes: B rows, T tokens a row, N selected positions, D width, V vocabulary.
 """
 
 import difflib
-import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +18,22 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
+from distil_ray.data.tokenization import id_space
+from distil_ray.distillation.files import CONFIG_FILE, TOKENIZER_FILES, loading
+from distil_ray.distillation.tokenizer import fit_inputs, load_as_filed
 from distil_ray.errors import InputError
 
 _ROBERTA_FAMILIES = ("roberta", "xlm-roberta")
 FAMILIES = ("bert", "distilbert", *_ROBERTA_FAMILIES)
 
 # Some published configurations ask for every layer's hidden states, which then cost time and memory in each step.
+_LOGITS_ROWS = 256  # [N, V] at once, where all logits are looked at
+
 _PLAIN_OUTPUTS = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
 
 
@@ -87,27 +87,31 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
     """Load a masked language model in fp32 from a folder or the Hub; no code from there is ever run.
 
     Raises:
-        InputError: nothing there, not a model, another family than FAMILIES, damaged weights, or weights that
-            lack a part of the encoder or of the MLM head (which transformers would fill with random numbers).
+        InputError: nothing there, not a model, another family than FAMILIES, damaged weights, weights that lack a part
+            of the encoder or of the MLM head (which transformers would fill with random numbers), that have other
+            shapes than the configuration asks for, or that are not finite.
+        OutageError: the Hub does not answer.
     """
-    with _loading("a masked language model", path, needs="config.json") as location:
-        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False, **_PLAIN_OUTPUTS)
+    with loading("a masked language model", path, revision, needs=CONFIG_FILE, weights=True) as location:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
         check_config(config, path)
         loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForMaskedLM.from_pretrained(
             location,
             config=config,
-            revision=revision,
             trust_remote_code=False,
             attn_implementation="sdpa",
             dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # refused below, with both sizes
             output_loading_info=True,
         )
     model, info = loaded
-    if missing := sorted(info["missing_keys"]):
+    _check_shapes(path, info["mismatched_keys"])
+    if missing := sorted(_without_twins(model, info["missing_keys"])):
         raise InputError(
             f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
             "expected a whole model with its masked-language-modelling head (an AutoModelForMaskedLM)"
         )
+    _check_finite_weights(path, model)
     return model
 
 
@@ -117,42 +121,116 @@ def outline_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel
 
     Raises:
         InputError: nothing there, or another family than FAMILIES.
+        OutageError: the Hub does not answer.
     """
-    with _loading("a masked language model", path, needs="config.json") as location:
-        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False, **_PLAIN_OUTPUTS)
+    with loading("a masked language model", path, revision, needs=CONFIG_FILE) as location:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
         check_config(config, path)
         return initialise(config, seed=0)
 
 
-def load_classifier(path: str, num_labels: int, seed: int) -> PreTrainedModel:
+def _check_shapes(path: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise InputError if a weight (name, shape in the file, shape in the model) has another shape than expected."""
+    for name, in_file, expected in sorted(mismatched):
+        raise InputError(
+            f"{path}: the weights do not fit its config.json: {name} has the shape {list(in_file)} in the file, and "
+            f"{list(expected)} by the configuration; expected both of the same model"
+        )
+
+
+def _without_twins(model: PreTrainedModel, missing: Collection[str]) -> set[str]:
+    """The names that are missing, less those whose weights stand under their other name, from which they are copied.
+
+    transformers 4 gave the bias of BERT's and RoBERTa's MLM head two names, and saved it under one of them. Where the
+    head is tied to the embeddings, version 5 knows that; where it is not, it takes them for two.
+    """
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    absent = set(missing)
+    for name in missing:
+        module, _, kind = name.rpartition(".")
+        twin = f"{module.removesuffix('.decoder') if module.endswith('.decoder') else f'{module}.decoder'}.{kind}"
+        if kind == "bias" and twin in weights and twin not in missing:
+            with torch.no_grad():
+                weights[name].copy_(weights[twin])
+            absent.remove(name)
+    return absent
+
+
+def _check_finite_weights(path: str, model: PreTrainedModel) -> None:
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            num_bad = int((~torch.isfinite(weight)).sum())
+            raise InputError(
+                f"{path}: {num_bad:,} of {weight.numel():,} weights of {name} are not finite (NaN or infinite), so "
+                "nothing can be learned from it; expected the weights of a training that went well"
+            )
+
+
+def check_finite_outputs(model: PreTrainedModel, input_ids: Tensor, role: str) -> None:
+    """Refuse a model that answers rows, ``input_ids`` [B, T] int64, with numbers that are not finite.
+
+    Weights that are finite do not keep an activation from overflowing. The model is used as it is: on its device, in
+    its precision, in its mode.
+
+    Args:
+        role: what the model is, for the message: ``"teacher"``.
+
+    Raises:
+        InputError: its last hidden states or its logits are not finite.
+    """
+    with torch.inference_mode():
+        hidden = encode(model, input_ids).flatten(0, 1)
+        # In parts, as the logits of a whole row may not fit. [N, D] -> [N, V]
+        outputs = (output for part in hidden.split(_LOGITS_ROWS) for output in (part, predict(model, part)))
+        if all(bool(torch.isfinite(output).all()) for output in outputs):
+            return
+    raise InputError(
+        f"the {role}'s outputs are not finite (NaN or infinite) on rows of this text, in {model.dtype}; nothing can be "
+        f"learned from it. Try the {role} in plain transformers, and runtime.precision=fp32 if that works"
+    )
+
+
+def load_classifier(path: str, num_labels: int, seed: int, revision: str | None = None) -> PreTrainedModel:
     """Load an encoder in fp32, with a new head of ``num_labels`` outputs whose weights are drawn from ``seed``.
 
     Raises:
         InputError: as `load_masked_lm`, but for the MLM head, which is not needed.
+        OutageError: the Hub does not answer.
     """
-    return _load_with_new_head(AutoModelForSequenceClassification, path, num_labels, seed)
+    return _load_with_new_head(AutoModelForSequenceClassification, path, num_labels, seed, revision)
 
 
-def load_span_answerer(path: str, seed: int) -> PreTrainedModel:
+def load_span_answerer(path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
     """Load an encoder in fp32, with a new head for starts and ends of spans whose weights are drawn from ``seed``.
 
     Raises:
-        InputError: as `load_classifier`.
+        InputError, OutageError: as `load_classifier`.
     """
-    return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed)
+    return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed, revision)
 
 
-def _load_with_new_head(auto_class: Any, path: str, num_labels: int, seed: int) -> PreTrainedModel:
-    with _loading("a model", path, needs="config.json") as location, torch.random.fork_rng(devices=[]):
+def _load_with_new_head(
+    auto_class: Any, path: str, num_labels: int, seed: int, revision: str | None
+) -> PreTrainedModel:
+    with (
+        loading("a model", path, revision, needs=CONFIG_FILE, weights=True) as location,
+        torch.random.fork_rng(devices=[]),
+    ):
         torch.default_generator.manual_seed(seed)
         config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
         check_config(config, path)
         config.num_labels = num_labels
         loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
-            location, config=config, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            location,
+            config=config,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # a head of another size is replaced; the encoder's are refused below
+            output_loading_info=True,
         )
     model, info = loaded
     encoder = f"{model.base_model_prefix}."
+    _check_shapes(path, [entry for entry in info["mismatched_keys"] if entry[0].startswith(encoder)])
     if missing := [key for key in sorted(info["missing_keys"]) if key.startswith(encoder) and ".pooler." not in key]:
         raise InputError(f"{path} has no weights for {', '.join(missing[:3])}; expected a whole model")
     return model
@@ -161,13 +239,14 @@ def _load_with_new_head(auto_class: Any, path: str, num_labels: int, seed: int) 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer that has the special tokens cls, sep, mask and pad, from a folder or the Hub.
 
+    It is what `AutoTokenizer` gives, unless that would split texts otherwise than the folder's tokenizer.json does.
+
     Raises:
         InputError: nothing there, no vocabulary, a slow tokenizer, or a special token that is not set.
+        OutageError: the Hub does not answer.
     """
-    with _loading("a tokenizer", path) as location:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            location, revision=revision, trust_remote_code=False
-        )
+    with loading("a tokenizer", path, revision, files=TOKENIZER_FILES) as location:
+        tokenizer = load_as_filed(location)
     if not tokenizer.is_fast:
         raise InputError(f"the tokenizer of {path} is a slow one; expected a fast one (with a tokenizer.json)")
     # A folder without tokenizer files is no error to transformers: it answers with the special tokens alone.
@@ -181,18 +260,13 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
-def load_tokenizer_of(model: PreTrainedModel, path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer_of(model: PreTrainedModel, path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of ``path`` so that it tells the two texts of a pair apart only if the model can.
 
-    A model with embeddings for one type of token, or for none, cannot: a second type would be out of its range.
-
     Raises:
-        InputError: as `load_tokenizer`.
+        InputError, OutageError: as `load_tokenizer`.
     """
-    tokenizer = load_tokenizer(path)
-    if getattr(model.config, "type_vocab_size", 0) < 2:
-        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
-    return tokenizer
+    return fit_inputs(load_tokenizer(path, revision), model.config)
 
 
 def check_config(config: PreTrainedConfig, source: str) -> None:
@@ -207,48 +281,6 @@ def check_config(config: PreTrainedConfig, source: str) -> None:
         raise InputError(f"{source} has position_embedding_type {kind!r}; only 'absolute' is supported")
     if config.model_type in _ROBERTA_FAMILIES and config.pad_token_id is None:
         raise InputError(f"{source} has no pad_token_id, from which {config.model_type} counts its positions")
-
-
-@contextmanager
-def _loading(what: str, path: str, needs: str | None = None) -> Iterator[str]:
-    """Yield the place to load ``path`` from; silence the libraries; turn what they raise into InputError."""
-    location = os.path.expanduser(path)
-    is_local = os.path.exists(location)
-    if not is_local and ("://" in path or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1):
-        raise InputError(f"cannot load {what}: {path} does not exist; expected a local folder or a Hub id")
-    if is_local and needs is not None and not os.path.exists(os.path.join(location, needs)):
-        raise InputError(f"cannot load {what}: {path} has no {needs}; expected a folder of save_pretrained")
-    try:
-        with quiet():
-            yield location
-    except InputError:
-        raise
-    except Exception as error:  # the libraries raise a dozen types, and each of them says that the input is bad
-        reason = str(error).strip().split("\n")[0]
-        if is_local:
-            raise InputError(f"cannot load {what} from the folder {path}: {reason}") from error
-        raise InputError(
-            f"cannot load {what} from {path!r}: there is no local folder of that name, and from the Hugging "
-            f"Face Hub: {reason} Check the name, the revision and the network (and HF_TOKEN if it is private)"
-        ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the log lines and progress bars of transformers and huggingface_hub."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    levels = [logger.level for logger in loggers]
-    had_progress_bar = transformers_logging.is_progress_bar_enabled()
-    try:
-        transformers_logging.disable_progress_bar()
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if had_progress_bar:
-            transformers_logging.enable_progress_bar()
 
 
 # ---------------------------------------------------------------------------------------------- from scratch
@@ -271,10 +303,10 @@ def model_from_config(
     """
     from_tokenizer = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
     if isinstance(config, str):
-        needs = None if Path(config).expanduser().is_file() else "config.json"
-        with _loading("a model configuration", config, needs=needs) as location:
+        needs = None if Path(config).expanduser().is_file() else CONFIG_FILE
+        with loading("a model configuration", config, revision, needs=needs) as location:
             model_config = AutoConfig.from_pretrained(
-                location, revision=revision, trust_remote_code=False, **_PLAIN_OUTPUTS, **from_tokenizer
+                location, trust_remote_code=False, **_PLAIN_OUTPUTS, **from_tokenizer
             )
         check_config(model_config, config)
         return initialise(model_config, seed)
@@ -342,9 +374,9 @@ def check_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
 
 
 def check_vocabulary_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise InputError if the tokenizer knows more tokens than the model has embeddings."""
-    if len(tokenizer) > model.config.vocab_size:
+    """Raise InputError if the tokenizer gives ids for which the model has no embeddings."""
+    if (num_ids := id_space(tokenizer)) > model.config.vocab_size:
         raise InputError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {model.config.vocab_size} embeddings "
+            f"the tokenizer has ids for {num_ids} tokens, the model only {model.config.vocab_size} embeddings "
             "(vocab_size); expected the tokenizer that the model was trained with"
         )

@@ -7,7 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray import __version__
 from distil_ray.config import Config, to_yaml
-from distil_ray.distillation.models import max_tokens, quiet
+from distil_ray.distillation.files import quiet
+from distil_ray.distillation.models import max_tokens
 from distil_ray.training.storage import RunFolder
 
 EXPORT_FOLDER = "export"
