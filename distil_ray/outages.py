@@ -85,6 +85,8 @@ def _http_status(error: BaseException) -> int | None:
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     elif response is not None:
         status = getattr(response, "status_code", None)
+    elif any(kind.__name__ == "HttpProcessingError" for kind in type(error).__mro__):
+        return None  # aiohttp's own view of what came, such as a body that was cut off: no answer
     else:  # aiohttp's and gcsfs'
         status = getattr(error, "status", None) or getattr(error, "code", None)
     return int(status) if isinstance(status, int | str) and str(status).isdigit() and int(status) >= 100 else None

@@ -4,7 +4,7 @@
         commit = local_hub.push("owner/texts", {"data/a.parquet": content})  # a data set; kind="models" for a model
         local_hub.fail("GET .*/resolve/", status=503, seconds=3)  # for three seconds from now on
         ...  # hf://datasets/owner/texts, HfApi(), from_pretrained
-        assert local_hub.requests["api"] == 0  # counted by kind, see `LocalHub`
+        assert local_hub.requests["api"] == 0  # counted by kind, see `Faults` and `LocalHub`
 
 This process, and those it starts, take it for the Hub: HF_ENDPOINT and what libraries have read from it at import are
 set for the time of a test, Xet and offline mode are off, and the caches are empty folders of the test's own. Files of
@@ -19,7 +19,6 @@ import re
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +27,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
+from faults import Faults
 
 TOKEN = "hf_good"
 """The one token that this Hub knows; private repositories are there for no other."""
@@ -44,34 +44,22 @@ class _Repo:
     is_private: bool = False
 
 
-@dataclass
-class _Rule:
-    pattern: re.Pattern[str]
-    until: float
-    times: float
-    after: int
-    action: dict[str, Any]
+class LocalHub(Faults):
+    """The repositories, what was asked for, and what is to fail: see `Faults`, too.
 
-
-class LocalHub:
-    """The repositories, what was asked for, and what is to fail.
+    Kinds of requests: ``api`` (all of its), of which ``info``, ``tree`` and ``paths-info``; ``resolve`` (HEAD and GET
+    before the redirect), ``content`` (of a file's bytes), ``other``.
 
     Attributes:
         url: the endpoint, for HF_ENDPOINT.
-        requests: how many requests came, by kind: ``api`` (all of its), of which ``info``, ``tree`` and ``paths-info``;
-            ``resolve`` (HEAD and GET before the redirect), ``content`` (of a file's bytes), ``other``; and ``failed``.
-        sent_bytes: bytes of bodies, by kind.
-        log: "METHOD PATH RANGE", in the order in which they came.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        super().__init__()
         self._repos: dict[tuple[str, str], _Repo] = {}
-        self._rules: list[_Rule] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self.reset()
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def close(self) -> None:
@@ -96,70 +84,6 @@ class LocalHub:
         repo.is_private = private
         return commit
 
-    def fail(
-        self,
-        pattern: str,
-        *,
-        status: int | None = None,
-        refuse: bool = False,
-        cut_after: int | None = None,
-        sleep: float | None = None,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        seconds: float = float("inf"),
-        times: float = float("inf"),
-        after: int = 0,
-    ) -> None:
-        """Let requests fail of which ``pattern`` (a regular expression) is found in "METHOD PATH".
-
-        Args:
-            status, headers: what is answered, with ``body`` if given; a ``body`` alone is answered with status 200.
-            refuse: close the connection without an answer.
-            cut_after: close it after so many bytes of the body.
-            sleep: seconds before the right answer.
-            seconds: how long it fails, from now on.
-            times: how many times it fails.
-            after: how many requests come through before the first that fails.
-        """
-        action = {"status": status, "refuse": refuse, "cut_after": cut_after, "sleep": sleep, "body": body}
-        action["headers"] = dict(headers or {})
-        with self._lock:
-            self._rules.append(_Rule(re.compile(pattern), time.monotonic() + seconds, times, after, action))
-
-    def heal(self) -> None:
-        """Let nothing fail any more."""
-        with self._lock:
-            self._rules.clear()
-
-    def reset(self) -> None:
-        """Count from zero."""
-        self.requests: Counter[str] = Counter()
-        self.sent_bytes: Counter[str] = Counter()
-        self.log: list[str] = []
-
-    def _failure(self, request: str) -> dict[str, Any]:
-        with self._lock:
-            for rule in self._rules:
-                if rule.times <= 0 or time.monotonic() > rule.until or not rule.pattern.search(request):
-                    continue
-                if rule.after > 0:
-                    rule.after -= 1
-                    continue
-                rule.times -= 1
-                self.requests["failed"] += 1
-                return rule.action
-        return {}
-
-    def _count_request(self, request: str, kinds: tuple[str, ...]) -> None:
-        with self._lock:
-            self.log.append(request)
-            self.requests.update(kinds)
-
-    def _count_bytes(self, kinds: tuple[str, ...], num_bytes: int) -> None:
-        with self._lock:
-            for kind in kinds:
-                self.sent_bytes[kind] += num_bytes
-
 
 class _Handler(BaseHTTPRequestHandler):
     hub: LocalHub
@@ -180,7 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.kinds = self._kinds(address.path)
         request = f"{self.command} {address.path}"
         # Counted before it is answered, so that whoever has the answer finds it counted.
-        self.hub._count_request(f"{request} {self.headers.get('Range') or ''}".rstrip(), self.kinds)
+        self.hub.count_request(f"{request} {self.headers.get('Range') or ''}".rstrip(), self.kinds)
         try:
             if not self._fail(request):
                 self._route(address.path)
@@ -202,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
     # --- Failing
 
     def _fail(self, request: str) -> bool:
-        failure = self.hub._failure(request)
+        failure = self.hub.failure(request)
         if not failure:
             return False
         if failure["sleep"]:
@@ -239,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         sent = content[: self.cut_after]
-        self.hub._count_bytes(self.kinds, len(sent))
+        self.hub.count_bytes(self.kinds, len(sent))
         self.wfile.write(sent)
         if len(sent) < len(content):
             self.wfile.flush()

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
+from distil_ray.data import files, footers
 from distil_ray.data.corpus import BadFileError, Source, list_corpus, read_unit
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, OutageError
+from distil_ray.outages import Patience
 
 pytest_plugins = ("local_s3",)
 
@@ -267,3 +269,104 @@ def test_hub_out_of_reach(source, message):
     )
     assert f"InputError: {message}" in run.stderr
     assert "OfflineModeIsEnabled" in run.stderr.split("InputError: ")[-1]
+
+
+# What is asked for, and what becomes of outages
+
+
+def one_of_many(texts, row_group_size):
+    sink = io.BytesIO()
+    table = pa.table({"id": range(len(texts)), "text": texts, "more": texts})
+    pq.write_table(table, sink, row_group_size=row_group_size, use_dictionary=False)
+    metadata = pq.read_metadata(sink)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    return sink.getvalue(), sum(group.column(1).total_compressed_size for group in groups)
+
+
+@pytest.mark.parametrize("row_group_size", [12, 300])
+def test_each_byte_of_the_text_is_read_once_from_s3(bucket, s3, row_group_size):
+    texts = [f"document {i} " * 60 for i in range(300)]
+    content, text_bytes = one_of_many(texts, row_group_size)
+    bucket.put_object(Key="data/a.parquet", Body=content)
+    corpus = list_corpus([Source(path="s3://runs/data")])
+    as_another_process()
+    s3.reset()
+    assert read(corpus) == texts
+    assert s3.sent_bytes["get"] == text_bytes + corpus.files[0].footer_bytes
+    assert s3.requests["get"] == corpus.num_units + 1
+    assert (s3.requests["head"], s3.requests["list"], s3.requests["other"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz"])
+def test_other_formats_are_read_once_from_s3(bucket, s3, name):
+    texts = [f"document {i} of a text that is long enough" for i in range(20_000)]
+    content = "".join(f'{{"text": "{text}"}}\n' if "json" in name else f"{text}\n\n" for text in texts).encode()
+    content = gzip.compress(content) if name.endswith("gz") else content
+    bucket.put_object(Key=name, Body=content)
+    corpus = list_corpus([Source(path=f"s3://runs/{name}")])
+    as_another_process()
+    s3.reset()
+    assert read(corpus) == texts
+    assert s3.sent_bytes["get"] <= 1.1 * len(content)
+    assert s3.requests["head"] == 1
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr("distil_ray.outages._FIRST_PAUSE_SECONDS", 0.05)
+
+
+def as_another_process():
+    footers._kept.clear()
+    files._opened.clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+FAILURES = {"503": {"status": 503}, "refused": {"refuse": True}, "cut off": {"cut_after": 20}}
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.txt", "a.jsonl.gz"])
+@pytest.mark.parametrize("failure", FAILURES)
+def test_reading_from_s3_waits_until_it_answers_again(bucket, s3, name, failure):
+    texts = [f"document {i} of a text" for i in range(300)]
+    lines = "".join(f'{{"text": "{text}"}}\n' for text in texts).encode()
+    contents = {"a.parquet": parquet_bytes(texts), "a.txt": "\n\n".join(texts).encode()}
+    contents["a.jsonl.gz"] = gzip.compress(lines)
+    bucket.put_object(Key=name, Body=contents[name])
+    corpus = list_corpus([Source(path=f"s3://runs/{name}")], on_bad_file="skip")
+    as_another_process()
+    s3.fail("(GET|HEAD) /runs/a", **FAILURES[failure], times=3)
+    assert read(corpus) == texts
+    assert s3.requests["failed"] == 3
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_listing_s3_waits_too(bucket, s3, failure):
+    bucket.put_object(Key="data/a.parquet", Body=parquet_bytes(["one"]))
+    s3.fail("(GET|HEAD) /runs", **FAILURES[failure], times=3)
+    assert read(list_corpus([Source(path="s3://runs/data")], on_bad_file="skip")) == ["one"]
+    assert s3.requests["failed"] == 3
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_an_outage_of_s3_that_lasts_is_no_damage(bucket, s3, failure):
+    bucket.put_object(Key="data/a.parquet", Body=parquet_bytes(["one"]))
+    corpus = list_corpus([Source(path="s3://runs/data")])
+    as_another_process()
+    s3.fail("(GET|HEAD) /runs", **FAILURES[failure])
+    with pytest.raises(OutageError, match=r"s3://runs/data/a\.parquet did not answer for \d+ s: ."):
+        list(read_unit(corpus, 0, Patience(0.5)))
+    with pytest.raises(OutageError, match="did not answer"):
+        list_corpus([Source(path="s3://runs/data")], on_bad_file="skip", patience=Patience(0.5))
+
+
+def test_an_object_that_was_replaced_is_named(bucket, s3):
+    bucket.put_object(Key="a.parquet", Body=parquet_bytes(["one"]))
+    corpus = list_corpus([Source(path="s3://runs/a.parquet")])
+    bucket.put_object(Key="a.parquet", Body=parquet_bytes(["six"]))
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be reached: FileExpired") as caught:
+        list(read_unit(corpus, 0))
+    as_another_process()
+    with pytest.raises(InputError, match=r"a\.parquet: changed while in use: was .* when listed, is .* now"):
+        list(read_unit(corpus, 0))
+    assert not isinstance(caught.value, BadFileError)

@@ -61,6 +61,13 @@ def server() -> Iterator[Server]:
     server.http.shutdown()
 
 
+def cut_off() -> BaseException:
+    """What aiohttp makes of a body that is too short: its cause has a status that no server has answered."""
+    error = aiohttp.ClientPayloadError("cut off")
+    error.__cause__ = aiohttp.http_exceptions.ContentLengthError("received 20 of 352 bytes")
+    return error
+
+
 def hub_error(server: Server, status: int | None) -> BaseException:
     """What huggingface_hub makes of a real answer."""
     server.status = status
@@ -112,6 +119,7 @@ def test_a_wrapped_error_is_judged_by_what_the_server_answered(server: Server) -
         botocore.exceptions.ResponseStreamingError(error="cut off"),
         aiohttp.ServerDisconnectedError(),
         aiohttp.ClientPayloadError("cut off"),
+        cut_off(),
         FSTimeoutError(),
         httpx.ConnectError("refused"),
         httpx.ReadTimeout("slow"),

@@ -65,13 +65,22 @@ def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if "://" not in path:
         return LocalFileSystem(), os.path.abspath(os.path.expanduser(path))
     protocol = path.split("://", 1)[0]
+    is_s3 = protocol in ("s3", "s3a")
     try:
-        fs, inner = fsspec.core.url_to_fs(path)
+        fs, inner = fsspec.core.url_to_fs(path, **(_one_attempt(protocol) if is_s3 else {}))
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         remedy = f"pip install 'distil_ray[{extra}]'" if extra else str(error)
         raise InputError(f"{path}: {protocol}:// needs a package that is not installed: {remedy}") from error
+    if is_s3:
+        fs.retries = 1
     return fs, inner
+
+
+def _one_attempt(protocol: str) -> dict[str, Any]:
+    """Options by which botocore tries once. Its own attempts and those of s3fs multiply to minutes without a word."""
+    config = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
+    return {"config_kwargs": config | {"retries": {"total_max_attempts": 1}}}
 
 
 def format_of(path: str) -> tuple[Format, Compression | None] | None:
