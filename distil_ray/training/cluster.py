@@ -22,8 +22,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 DRIVER_CPUS = 0.01
 """CPU slots of a run's driver that another command starts as an actor. It is idle while the run trains, and many may
-wait for their turn: with whole slots they could leave none for the workers. With none at all, Ray could place it on a head
-on which no work belongs."""
+wait for their turn: with whole slots they could leave none for the workers. With none at all, Ray could place it on a
+head on which no work belongs."""
 
 
 def connect(cpu_slots: float) -> str:

@@ -1,8 +1,8 @@
 """Room for a run's workers and its data tasks at once, and for one run after the other.
 
 Ray Train reserves slots for the workers only. Runs that start side by side could therefore fill a cluster with workers
-and leave no slot for anybody's data tasks, so that all of them wait forever. Here a run takes its turn among the runs of
-the cluster, waits until all that it needs is free at once, and ends its turn when its workers have their places.
+and leave no slot for anybody's data tasks, so that all of them wait forever. Here a run takes its turn among the runs
+of the cluster, waits until all that it needs is free at once, and ends its turn when its workers have their places.
 """
 
 import os

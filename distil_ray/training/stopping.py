@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ABORT_SECONDS = 2.0
 _REPEAT_SECONDS = 0.5
 _LOOK_SECONDS, _NUM_VAIN_LOOKS = 5.0, 2
-"""A run whose workers are found to be gone so many times in a row is not waited for. (Once, they may just have saved.)"""
+"""A run whose workers are found to be gone so often in a row is not waited for. (Once, they may just have saved.)"""
 
 
 class Stopping:
