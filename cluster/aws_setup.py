@@ -289,7 +289,7 @@ def set_up(plan: Plan) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 1 AWS refused something, 2 a mistake in the YAML."""
-    return main_of("aws_setup", _set_up, argv)
+    return main_of("aws_setup", _set_up, argv, after_interrupt="the same command does the rest")
 
 
 def _set_up(argv: list[str] | None) -> None:

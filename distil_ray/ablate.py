@@ -8,10 +8,12 @@ from distil_ray.cli import main_of, parser_of
 from distil_ray.config import describe_keys
 from distil_ray.errors import InputError
 
+_AFTER_INTERRUPT = "the same command keeps what is finished and resumes the interrupted run from its last checkpoint"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 runs failed, 2 bad configuration or input."""
-    return main_of("distil_ray.ablate", _ablate, argv)
+    return main_of("distil_ray.ablate", _ablate, argv, after_interrupt=_AFTER_INTERRUPT)
 
 
 def _ablate(argv: list[str] | None) -> None:

@@ -1,13 +1,16 @@
 """What the commands share: their arguments, and how a mistake or a failure ends them."""
 
 import argparse
+import io
+import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from distil_ray.errors import InputError, RunError, Stopped
-
-_INTERRUPTED = 128 + signal.SIGINT
 
 
 def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser:
@@ -38,22 +41,96 @@ def add_previews(parser: argparse.ArgumentParser, dry_run: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
-def main_of(prog: str, command: Callable[[list[str] | None], None], argv: list[str] | None) -> int:
-    """Run ``command`` and return the exit status: 0, 1 a failed run, 2 a user's mistake, 128 + n ended by signal n."""
-    try:
-        command(argv)
-    except InputError as error:
-        return _complain(prog, error, 2)
-    except RunError as error:
-        return _complain(prog, error, 1)
-    except Stopped as stop:
-        return _complain(prog, stop, 128 + stop.signal_number)
-    except KeyboardInterrupt:
-        return _complain(prog, "interrupted; the same command goes on from the last checkpoint", _INTERRUPTED)
-    return 0
+def main_of(
+    prog: str,
+    command: Callable[[list[str] | None], None],
+    argv: list[str] | None,
+    *,
+    after_interrupt: str = "the same command starts from the beginning",
+) -> int:
+    """Run ``command`` and return the exit status: 0, 1 a failed run, 2 a user's mistake, 128 + n ended by signal n.
+
+    Args:
+        after_interrupt: what holds for whoever interrupts the command and gives it again, for the message.
+    """
+    with _unbreakable_output(), _hangup_as_interrupt() as received:
+        try:
+            command(argv)
+        except InputError as error:
+            return _complain(prog, error, 2)
+        except RunError as error:
+            return _complain(prog, error, 1)
+        except Stopped as stop:
+            return _complain(prog, stop, 128 + stop.signal_number)
+        except KeyboardInterrupt:
+            return _complain(prog, f"interrupted; {after_interrupt}", 128 + (received or [signal.SIGINT])[-1])
+        except SystemExit as end:
+            if end.code != signal.SIGTERM:
+                raise
+            # Ray's handler of SIGTERM, which it puts in place when it starts.
+            return _complain(prog, f"terminated; {after_interrupt}", 128 + signal.SIGTERM)
+        return 0
 
 
 def _complain(prog: str, message: object, status: int) -> int:
     sys.stdout.flush()
     print(f"{prog}: error: {message}", file=sys.stderr, flush=True)
     return status
+
+
+@contextmanager
+def _hangup_as_interrupt() -> Iterator[list[int]]:
+    """Let a lost terminal interrupt the command, unless that is ignored, as under `nohup`; yield which was received."""
+    received: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGHUP)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    signal.signal(signal.SIGHUP, interrupt)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ------------------------------------------------------------------------------------------------------------- output
+
+
+class _Unbreakable(io.FileIO):
+    """A file descriptor to which writing never fails: what nobody takes any more is dropped."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError:  # the other end of the pipe has gone, as with `| head`, or the terminal, or the disk is full
+            return len(memoryview(content).cast("B"))
+
+
+@contextmanager
+def _unbreakable_output() -> Iterator[None]:
+    """Within the block, neither a reader that has gone nor a character that a terminal lacks ends the command."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_unbreakable, before)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _unbreakable(stream: TextIO | None) -> TextIO:
+    if stream is None:  # closed, as by `>&-`
+        return open(os.devnull, "w")
+    if not isinstance(stream, io.TextIOWrapper) or stream not in (sys.__stdout__, sys.__stderr__):  # not the process's
+        return stream
+    stream.flush()
+    raw = _Unbreakable(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), encoding=stream.encoding, errors="backslashreplace", line_buffering=stream.isatty()
+    )

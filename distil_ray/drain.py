@@ -29,7 +29,7 @@ _MARGIN_SECONDS = 10  # before the announced end, for Ray to wind up the node
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 the node is drained, 1 that failed, 2 a mistake in its use."""
-    return main_of("distil_ray.drain", _drain, argv)
+    return main_of("distil_ray.drain", _drain, argv, after_interrupt="this node is no longer watched")
 
 
 def _drain(argv: list[str] | None) -> None:

@@ -17,7 +17,7 @@ _TEACHER = "teacher"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 fine-tunings failed, 2 bad input."""
-    return main_of("distil_ray.evaluate", _evaluate, argv)
+    return main_of("distil_ray.evaluate", _evaluate, argv, after_interrupt="the same command keeps what is done")
 
 
 def _evaluate(argv: list[str] | None) -> None:

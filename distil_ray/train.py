@@ -8,7 +8,9 @@ from distil_ray.config import describe_keys, load_config, to_yaml
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 the run failed, 2 bad configuration or input."""
-    return main_of("distil_ray.train", _train, argv)
+    return main_of(
+        "distil_ray.train", _train, argv, after_interrupt="the same command resumes from the last checkpoint"
+    )
 
 
 def _train(argv: list[str] | None) -> None:

@@ -5,10 +5,12 @@ import sys
 from distil_ray.cli import add_previews, main_of, parser_of
 from distil_ray.config import describe_keys
 
+_AFTER_INTERRUPT = "the same command resumes the search, and each unfinished trial from its last checkpoint"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 no trial succeeded, 2 bad configuration or input."""
-    return main_of("distil_ray.tune", _tune, argv)
+    return main_of("distil_ray.tune", _tune, argv, after_interrupt=_AFTER_INTERRUPT)
 
 
 def _tune(argv: list[str] | None) -> None:

@@ -1,9 +1,14 @@
 """How the commands end, and what they say."""
 
+import argparse
+import importlib
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import yaml
@@ -37,7 +42,8 @@ def ending_in(error):
         (InputError("x: given 1, expected 2"), 2, "prog: error: x: given 1, expected 2\n"),
         (Stopped(signal.SIGTERM, "step 5 is saved"), 143, "prog: error: step 5 is saved (SIGTERM)\n"),
         (Stopped(signal.SIGINT, "step 5 is saved"), 130, "prog: error: step 5 is saved (SIGINT)\n"),
-        (KeyboardInterrupt(), 130, "prog: error: interrupted; the same command goes on from the last checkpoint\n"),
+        (KeyboardInterrupt(), 130, "prog: error: interrupted; the same command starts from the beginning\n"),
+        (SystemExit(15), 143, "prog: error: terminated; the same command starts from the beginning\n"),  # by Ray
     ],
 )
 def test_exit_status_and_message(error, status, message, capsys):
@@ -50,23 +56,98 @@ def test_a_bug_keeps_its_traceback():
         main_of("prog", ending_in(ZeroDivisionError()), [])
 
 
-def test_interrupting_a_process_ends_it_with_130_and_without_a_traceback():
-    script = (
-        "import sys, time\n"
-        "from distil_ray.cli import main_of\n"
-        "def command(argv):\n"
-        "    print('ready', flush=True)\n"
-        "    time.sleep(60)\n"
-        "sys.exit(main_of('prog', command, None))"
-    )
+def ended(script, *signals, shell="exec {python} -c {script}", environment=None):
+    """Run a script of a command, once it says "ready" send the signals, and return its status, output and errors."""
+    line = shell.format(python=sys.executable, script=shlex.quote(textwrap.dedent(script)))
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["bash", "-c", line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (environment or {}),
     )
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == "prog: error: interrupted; the same command goes on from the last checkpoint\n"
+    if signals:
+        assert process.stdout.readline() == "ready\n"
+    for number in signals:
+        process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+WAITING = """
+    import sys, time
+    from distil_ray.cli import main_of
+    def command(argv):
+        print('ready', flush=True)
+        time.sleep(60)
+    sys.exit(main_of('prog', command, None, after_interrupt='no harm is done'))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_interrupting_a_process_ends_it_with_its_status_and_without_a_traceback(number):
+    assert ended(WAITING, number) == (128 + number, "", "prog: error: interrupted; no harm is done\n")
+
+
+def test_each_command_promises_what_it_keeps(monkeypatch, capsys):
+    promises = {
+        "train": "resumes from the last checkpoint",
+        "tune": "resumes the search",
+        "ablate": "keeps what is finished",
+        "evaluate": "keeps what is done",
+        "report": "starts from the beginning",
+        "doctor": "starts from the beginning",
+        "drain": "no longer watched",
+    }
+
+    def interrupt(self, *_):
+        raise KeyboardInterrupt
+
+    for name in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, interrupt)
+    for command, promise in promises.items():
+        assert importlib.import_module(f"distil_ray.{command}").main([]) == 130
+        assert promise in capsys.readouterr().err
+
+
+PRINTING = """
+    import sys
+    from distil_ray.cli import main_of
+    from distil_ray.errors import RunError
+    from distil_ray.training.console import Console
+    def command(argv):
+        for number in range(20000):
+            Console().line(f'line {number}')
+            print('more', file=sys.stderr)
+        with open(3, 'w') as kept:
+            kept.write('done')
+        if FAILS:
+            raise RunError('lost')
+    sys.exit(main_of('prog', command, None))
+"""
+
+
+@pytest.mark.parametrize(("fails", "status"), [(False, 0), (True, 1)])
+@pytest.mark.parametrize("output", ["| head -n 1", "2>&1 | head -n 1", ">&- 2>&-", "> /dev/full 2> /dev/full"])
+def test_output_that_nobody_takes_ends_nothing_and_the_status_is_true(tmp_path, fails, status, output):
+    script = PRINTING.replace("FAILS", str(fails))
+    shell = f"{{python}} -c {{script}} 3> {tmp_path}/kept {output}; exit ${{{{PIPESTATUS[0]}}}}"
+    returncode, shown, errors = ended(script, shell=shell)
+
+    assert (returncode, (tmp_path / "kept").read_text()) == (status, "done"), errors
+    assert "Traceback" not in errors
+    assert shown in ("line 0\n", "more\n", "")
+
+
+def test_a_terminal_that_lacks_a_character_ends_nothing():
+    script = """
+        import sys
+        from distil_ray.cli import main_of
+        from distil_ray.training.console import Console
+        sys.exit(main_of('prog', lambda argv: Console().line('2 × gpu – α'), None))
+    """
+    environment = {"PYTHONIOENCODING": "ascii"}
+    assert ended(script, environment=environment) == (0, "2 \\xd7 gpu \\u2013 \\u03b1\n", "")
 
 
 def test_a_bad_configuration_ends_a_process_with_2_and_without_a_traceback():

@@ -37,13 +37,13 @@ def test_slots(runtime, expected):
 @pytest.mark.parametrize(
     ("runtime", "expected"),
     [
-        ({}, 2),  # a worker, a data task and a driver each
+        ({}, 2),  # a worker, a data task and the little of a driver each
         ({"data_cpus": 2}, 1),
         ({"data_cpus": 4}, 1),
         ({"num_workers": 2}, 1),
         ({"num_workers": [1, 4]}, 1),
         ({"num_workers": [1, 12]}, 1),  # with fewer workers than it could have
-        ({"resources_per_worker": {"CPU": 0.25}}, 2),
+        ({"resources_per_worker": {"CPU": 0.25}}, 4),
         ({"resources_per_worker": {"CPU": 0.25}, "num_workers": 4}, 2),
     ],
 )
@@ -54,7 +54,7 @@ def test_runs_side_by_side_on_six_slots(ray_cluster, runtime, expected):
 def test_what_does_not_fit_is_said(ray_cluster):
     check_fits(config(num_workers=4), DRIVER_CPUS)
     with pytest.raises(
-        InputError, match=r"6 workers and runtime.data_cpus = 1 need 8 CPU in all, with 1 CPU for a dri"
+        InputError, match=r"6 workers and runtime.data_cpus = 1 need 7.01 CPU in all, with 0.01 CPU for a dri"
     ):
         check_fits(config(num_workers=6), DRIVER_CPUS)
     with pytest.raises(InputError, match=r"need 1 GPU, 1 CPU in all, the cluster has 0 GPU, 6 CPU; ask for fewer"):

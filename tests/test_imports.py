@@ -23,7 +23,7 @@ LAYERS = (
 # Ray's parts, and the only modules that may import them.
 HOME_OF = {
     "ray.data": {"data.pipeline"},
-    "ray.train": {"training.departures", "training.loop", "training.launcher"},
+    "ray.train": {"training.departures", "training.loop", "training.launcher", "training.placement"},
     "ray.tune": {"search.objective", "search.tuner"},
 }
 # These import nothing of Ray at all, but for data.pipeline.

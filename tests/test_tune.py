@@ -46,12 +46,12 @@ def search_settings(corpus, tokenizer_folder, tmp_path_factory) -> dict[str, Any
     return settings | {"search": {"space": SPACE, "searcher": "random", "max_concurrent": 1}}
 
 
-def started(settings: dict[str, Any], folder: Path, address: str) -> subprocess.Popen[str]:
+def started(settings: dict[str, Any], folder: Path, address: str | None) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.yaml").write_text(yaml.safe_dump(settings))
     return subprocess.Popen(
         [sys.executable, "-m", "distil_ray.tune", "--config", str(folder / "search.yaml")],
-        env={**os.environ, "RAY_ADDRESS": address},
+        env={**os.environ} | ({"RAY_ADDRESS": address} if address else {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -215,6 +215,27 @@ def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
     assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
 
 
+def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, ray_cluster, tmp_path):
+    """The search's own Ray is not the only one on the machine, and has room for one trial."""
+    settings = changed(
+        search_settings,
+        run__storage_path=str(tmp_path / "runs"),
+        optim__num_steps=40,
+        eval__every_steps=10,
+        search__space={"optim.learning_rate": {"grid": [1e-6, 1e-7]}},
+    )
+    search = started(settings, tmp_path, None)
+    try:
+        output, errors = search.communicate(timeout=240)
+    finally:
+        search.kill()
+
+    assert search.returncode == 0, output + errors
+    assert "1 at a time" in output
+    assert any(line.startswith("stopped early at step 10:") for line in told(output, "trial-001")), output
+    assert any(line.startswith("stopped early at step") for line in told(output, "trial-002")), output
+
+
 def test_failed_trials_are_tried_again_on_request(monkeypatch, search_settings, tmp_path):
     asked = []
     monkeypatch.setattr("distil_ray.search.tuner.search", lambda plan, *, retry_failed: asked.append(retry_failed))
@@ -265,13 +286,13 @@ def test_a_dry_run_shows_what_would_be_tried(search_settings, ray_cluster, tmp_p
 
 def test_a_trial_that_could_never_be_placed(search_settings, ray_cluster, tmp_path, capsys):
     settings = changed(
-        search_settings, run__storage_path=str(tmp_path / "runs"), runtime__num_workers=4, runtime__data_cpus=2
+        search_settings, run__storage_path=str(tmp_path / "runs"), runtime__num_workers=4, runtime__data_cpus=3
     )
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
 
     assert tune.main(["--config", str(tmp_path / "search.yaml")]) == 2
 
-    assert "need 7 CPU in all, with 1 CPU for a driver, the cluster has 6 CPU" in capsys.readouterr().err
+    assert "need 7.01 CPU in all, with 0.01 CPU for a driver, the cluster has 6 CPU" in capsys.readouterr().err
     assert not (tmp_path / "runs/search/trials.json").exists()
 
 

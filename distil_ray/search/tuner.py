@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import time
-import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ import torch
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from distil_ray.errors import DivergedError, InputError, RunError
+from distil_ray.errors import DivergedError, InputError, RunError, reason_of
 from distil_ray.search.board import Board, Relay, describe
 from distil_ray.search.objective import ReportObjective
 from distil_ray.search.report import REPORT_FILE, to_html, to_text
@@ -31,6 +30,7 @@ from distil_ray.training.cluster import (
     has_autoscaler,
     runs_at_once,
     slots_needed,
+    usable_cpus,
     worker_resources,
 )
 from distil_ray.training.events import Line
@@ -39,6 +39,7 @@ from distil_ray.training.launcher import check_learned_settings, examine, launch
 from distil_ray.training.storage import RunFolder
 
 _TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to go on
+_RETRIED_FILE = "retried.json"  # in a trial's folder: why it failed the last time
 _PROGRESS = "run/progress"
 _NUM_SHOWN = 6  # trials in a dry run
 
@@ -157,7 +158,7 @@ def _own_cpu_slots(plan: Plan) -> float:
     if config.runtime.use_gpu:
         places = torch.cuda.device_count() // workers
     else:
-        places = int((os.cpu_count() or 1) // (worker_resources(config)["CPU"] * workers))
+        places = int(usable_cpus() // (worker_resources(config)["CPU"] * workers))
     at_once = max(min(places, plan.search.max_concurrent or places, plan.num_trials), 1)
     return at_once * slots_needed(config, workers, DRIVER_CPUS)["CPU"]
 
@@ -175,26 +176,21 @@ def _at_once(plan: Plan, board: Board) -> int:
 
 
 def _run_trial(spec: Mapping[str, Any], *, plan: Plan, pins: Pins, events: Line) -> None:
-    """A trial, in an actor of its own. What fails is written down rather than raised, so that Tune goes on."""
+    """A trial, in an actor of its own. What may pass is raised, for Tune to try again, and written down for then."""
     name = spec["trial"]
     relay = Relay(events, name)
-    message = ""
-    for attempt in range(1 + plan.search.max_failures):
-        if attempt:
-            relay.show("line", f"is tried again: {message}")
-        try:
-            config = plan.trial_config(name, json.loads(spec["settings"]))
-            launch(config, relay, [ReportObjective(plan.search.metric)], pins)
-            return
-        except (InputError, DivergedError) as error:  # it would fail again
-            message = str(error)
-            break
-        except RunError as error:
-            message = str(error)
-        except Exception as error:  # whatever it was, the other trials go on
-            traceback.print_exc()  # into Ray's log of this process
-            message = f"{type(error).__name__}: {error}"
-    RunFolder(plan.folder, name).write_json(FAILED_FILE, {"message": message})
+    folder = RunFolder(plan.folder, name)
+    if folder.exists(_RETRIED_FILE):
+        relay.show("line", f"is tried again: {folder.read_json(_RETRIED_FILE)['message']}")
+    try:
+        config = plan.trial_config(name, json.loads(spec["settings"]))
+        launch(config, relay, [ReportObjective(plan.search.metric)], pins)
+    except (InputError, DivergedError) as error:  # it would fail again
+        folder.write_json(FAILED_FILE, {"message": str(error)})
+    except Exception as error:
+        message = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {reason_of(error)}"
+        folder.write_json(_RETRIED_FILE, {"message": message})
+        raise
 
 
 class _Suggestions(Searcher):
@@ -227,11 +223,13 @@ class _Suggestions(Searcher):
             self._board.scored(self._trials[name], score)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Note the end of a trial; ``error``: its actor was lost too often."""
+        """Note the end of a trial; ``error``: it failed too often, or its actor was lost."""
         name = self._names[trial_id]
         run = self._trials.run_folder(name)
         if error:
-            run.write_json(FAILED_FILE, {"message": "the process that launched it was lost, as with its node"})
+            lost = {"message": "the process that launched it was lost, as with its node"}
+            run.write_json(FAILED_FILE, run.read_json(_RETRIED_FILE) if run.exists(_RETRIED_FILE) else lost)
+        run.remove(_RETRIED_FILE)
         trial = self._trials.settle(name, is_stopped=True)
         write_hparams(self._plan, trial, run)
         self._board.settled(trial)

@@ -4,20 +4,26 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private.ray_logging import stdout_deduplicator
-from ray._raylet import RAY_NODE_GROUP_KEY  # type: ignore[attr-defined]
 
 from distil_ray.config import Config
 from distil_ray.errors import InputError
 
+_NODE_TYPE_LABEL = "ray.io/node-group"
+_AUTOSCALER_SECONDS = 15.0  # until the autoscaler of a cluster that was started for this run has reported
+
 _CGROUP = Path("/sys/fs/cgroup")
 
-DRIVER_CPUS = 1.0  # of a run that another command starts as an actor
+DRIVER_CPUS = 0.01
+"""CPU slots of a run's driver that another command starts as an actor. It is idle while the run trains, and many may
+wait for their turn: with whole slots they could leave none for the workers. With none at all, Ray could place it on a
+head on which no work belongs."""
 
 
 def connect(cpu_slots: float) -> str:
@@ -85,6 +91,11 @@ def slots_needed(config: Config, num_workers: int | None = None, driver_cpus: fl
     return total | {"CPU": total.get("CPU", 0.0) + config.runtime.data_cpus + driver_cpus}
 
 
+def amounts(resources: Mapping[str, float]) -> str:
+    """Ray resources in words: "2 GPU, 1 CPU"."""
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
 def check_fits(config: Config, driver_cpus: float = 0.0) -> list[str]:
     """Compare what the run needs with what the cluster has.
 
@@ -95,7 +106,7 @@ def check_fits(config: Config, driver_cpus: float = 0.0) -> list[str]:
         InputError: the run could never be placed; says what is asked for and what is there.
     """
     shortage, remedy = _shortage(config, driver_cpus)
-    if shortage and not has_autoscaler():
+    if shortage and not has_autoscaler(_AUTOSCALER_SECONDS):
         raise InputError(f"{shortage}; {remedy}")
     return [f"waits for an autoscaler: {shortage}"] if shortage else []
 
@@ -105,19 +116,18 @@ def _shortage(config: Config, driver_cpus: float) -> tuple[str, str]:
     runtime, available = config.runtime, ray.cluster_resources()
     needed = slots_needed(config, driver_cpus=driver_cpus)
     if any(available.get(name, 0.0) < amount for name, amount in needed.items()):
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in needed.items())
-        there = ", ".join(f"{available.get(name, 0.0):g} {name}" for name in needed)
+        there = {name: available.get(name, 0.0) for name in needed}
         return (
             f"runtime.num_workers: {runtime.min_workers} workers and runtime.data_cpus = {runtime.data_cpus} need "
-            f"{asked} in all{', with 1 CPU for a driver' if driver_cpus else ''}, the cluster has {there}"
+            f"{amounts(needed)} in all{f', with {driver_cpus:g} CPU for a driver' if driver_cpus else ''}, "
+            f"the cluster has {amounts(there)}"
         ), "ask for fewer workers or data_cpus, or add nodes"
     places = _worker_places(config)
     if places < runtime.min_workers:
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in worker_resources(config).items())
         return (
-            f"runtime.resources_per_worker: the cluster's nodes have room for {places:g} workers of {asked} each, and "
-            f"{runtime.min_workers} are asked for"
-        ), "ask for less a worker, or add larger nodes"
+            f"runtime.resources_per_worker: the cluster's nodes have room for {places:g} workers of "
+            f"{amounts(worker_resources(config))} each, and {runtime.min_workers} are asked for"
+        ), "ask for less per worker, or add larger nodes"
     label = runtime.data_label
     if label and not any(_carries(node, label) for node in ray.nodes()):
         shown = ", ".join(f"{key}={value}" for key, value in label.items())
@@ -126,14 +136,27 @@ def _shortage(config: Config, driver_cpus: float) -> tuple[str, str]:
     return "", ""
 
 
-def has_autoscaler() -> bool:
-    """Whether nodes may be added to the cluster."""
-    return any(is_autoscaled(node["Labels"]) for node in ray.nodes())
+def has_autoscaler(patience_seconds: float = 0.0) -> bool:
+    """Whether an autoscaler may add nodes to the cluster.
+
+    Nodes that carry the name of their type do not suffice: those of a cluster of fixed size may, as in Kubernetes. The
+    autoscaler itself must have reported to Ray, for which one that has just been started gets ``patience_seconds``.
+    """
+    if not any(is_autoscaled(node["Labels"]) for node in ray.nodes()):
+        return False
+    from ray.autoscaler.v2.sdk import get_cluster_status  # not by commands that only look at a cluster of fixed size
+
+    end = time.monotonic() + patience_seconds
+    while True:
+        version = get_cluster_status(ray.get_runtime_context().gcs_address).stats.autoscaler_version
+        if version not in (None, "0") or time.monotonic() >= end:
+            return version not in (None, "0")
+        time.sleep(1)
 
 
 def is_autoscaled(labels: Mapping[str, str]) -> bool:
-    """Whether a node belongs to a cluster with an autoscaler: those carry the name of their type."""
-    return RAY_NODE_GROUP_KEY in labels
+    """Whether a node carries the name of its type, as every node does that an autoscaler has started."""
+    return _NODE_TYPE_LABEL in labels
 
 
 def runs_at_once(config: Config) -> int:

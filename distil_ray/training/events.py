@@ -1,12 +1,20 @@
-"""The line between a run's driver and whatever works for it. Imports little: every data task loads it."""
+"""The line between a run's driver and whatever works for it. Imports little: every data task loads it.
+
+The run does not depend on it: while the actor in the middle is gone, which Ray starts again, events are lost and nobody
+hears of a request to stop; nothing else happens.
+"""
 
 import asyncio
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from queue import Empty
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_ANSWER_SECONDS = 10.0
 
 
 class Line:
@@ -16,7 +24,8 @@ class Line:
         """Open a line to this process. It lies on this node: it must outlive any other."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(_Exchange)
-        self._exchange: Any = actor.options(num_cpus=0, scheduling_strategy=here).remote()
+        self._exchange: Any = actor.options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()
+        self._wants_stop = self._is_introduced = False
 
     # The workers' end
 
@@ -34,22 +43,37 @@ class Line:
 
     def noted(self, topic: str) -> dict[Any, Any]:
         """Return what is kept under a topic, by key."""
-        notes: dict[Any, Any] = ray.get(self._exchange.noted.remote(topic))
-        return notes
+        with suppress(ray.exceptions.RayError):
+            notes: dict[Any, Any] = ray.get(self._exchange.noted.remote(topic), timeout=_ANSWER_SECONDS)
+            return notes
+        return {}
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Pass on metrics."""
         self.send("record", record)
 
     def is_stop_wanted(self) -> bool:
-        """Whether the driver wants the run to save and end; a round trip of about a millisecond."""
-        return bool(ray.get(self._exchange.is_stop_wanted.remote()))
+        """Whether the driver wants the run to save and end; a round trip of about a millisecond. Asked by an actor."""
+        with suppress(ray.exceptions.RayError):
+            if self._is_introduced and (answer := self._ask(None)) is not None:
+                return answer
+            self._is_introduced = True
+            return bool(self._ask(ray.get_runtime_context().current_actor))
+        return False
+
+    def _ask(self, worker: Any) -> bool | None:
+        answer: bool | None = ray.get(self._exchange.is_stop_wanted.remote(worker), timeout=_ANSWER_SECONDS)
+        return answer
 
     # The driver's end
 
     def get(self, *, timeout: float) -> tuple[str, Any]:
         """Return the next event, or raise `queue.Empty` if none comes within ``timeout`` seconds."""
-        event = ray.get(self._exchange.get.remote(timeout))
+        try:
+            event = ray.get(self._exchange.get.remote(timeout, self._wants_stop), timeout=timeout + _ANSWER_SECONDS)
+        except ray.exceptions.RayError:
+            time.sleep(timeout)
+            event = None
         if event is None:
             raise Empty
         kind, content = event
@@ -57,7 +81,10 @@ class Line:
 
     def want_stop(self) -> bool:
         """Ask for the end of the run; return whether a worker is there that will see to it."""
-        return bool(ray.get(self._exchange.want_stop.remote()))
+        self._wants_stop = True
+        with suppress(ray.exceptions.RayError):
+            return bool(ray.get(self._exchange.want_stop.remote(), timeout=2 * _ANSWER_SECONDS))
+        return False
 
     def close(self) -> None:
         """Give the line up."""
@@ -65,17 +92,19 @@ class Line:
 
 
 class _Exchange:
-    """The actor in the middle."""
+    """The actor in the middle. Started again after its process is lost, it knows neither events nor workers."""
 
     def __init__(self) -> None:
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
-        self._is_stop_wanted = self._is_listened_to = False
+        self._is_stop_wanted = False
+        self._worker: Any = None  # the newest actor that has asked whether to stop
         self._notes: dict[str, dict[Any, Any]] = {}
 
     async def put(self, event: tuple[str, Any]) -> None:
         self._events.put_nowait(event)
 
-    async def get(self, timeout: float) -> tuple[str, Any] | None:
+    async def get(self, timeout: float, is_stop_wanted: bool) -> tuple[str, Any] | None:
+        self._is_stop_wanted |= is_stop_wanted
         try:
             return await asyncio.wait_for(self._events.get(), timeout)
         except TimeoutError:
@@ -87,10 +116,20 @@ class _Exchange:
     async def noted(self, topic: str) -> dict[Any, Any]:
         return self._notes.get(topic, {})
 
-    async def is_stop_wanted(self) -> bool:
-        self._is_listened_to = True
-        return self._is_stop_wanted
+    async def is_stop_wanted(self, worker: Any) -> bool | None:
+        """None: the caller must say who it is."""
+        if worker is not None:
+            self._worker = worker
+        return None if self._worker is None else self._is_stop_wanted
 
     async def want_stop(self) -> bool:
         self._is_stop_wanted = True
-        return self._is_listened_to
+        if self._worker is None:
+            return False
+        try:
+            await asyncio.wait_for(self._worker.__ray_ready__.remote(), _ANSWER_SECONDS)
+        except TimeoutError:  # it is busy
+            return True
+        except ray.exceptions.RayError:  # it has ended
+            return False
+        return True

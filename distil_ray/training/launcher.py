@@ -32,6 +32,7 @@ from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.identity import SCHEMA, Identity, Pins, pin_models
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
+from distil_ray.training.placement import Turn, ray_address_for_train, turn_with_room
 from distil_ray.training.stopping import Stopping
 from distil_ray.training.storage import RunFolder
 from distil_ray.training.waiting import telling_of_nodes
@@ -204,8 +205,13 @@ def _train(
     plan, heldout = prepare_data(config, plan, events.line)
     job = Job(config, models, heldout, plan.schedule.num_groups, events)
     generosity = 1
+
+    def fit() -> Outcome:
+        with turn_with_room(config, events.line) as turn, ray_address_for_train():
+            return _fit(job, plan, folder, generosity, stopping, callbacks, turn)
+
     try:
-        while (outcome := _fit(job, plan, folder, generosity, stopping, callbacks)).kind in ("more", "moving"):
+        while (outcome := fit()).kind in ("more", "moving"):
             if outcome.kind == "moving":
                 events.line(f"a node is leaving: step {outcome.step:,} is saved, the run goes on without that node")
             else:
@@ -213,7 +219,7 @@ def _train(
             if generosity > HORIZON_GROUPS:
                 return too_little_text(config, outcome.step)
             job = replace(job, continues_at=outcome.step)
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:  # the latter: its controller was lost
         raise RunError(_failure_message(config, folder, error)) from error
     return outcome
 
@@ -225,11 +231,13 @@ def _fit(
     generosity: int,
     stopping: Stopping,
     callbacks: Sequence[UserCallback],
+    turn: Turn,
 ) -> Outcome:
     config = job.config
 
     def train_from_last_checkpoint() -> Any:
         """Runs in Ray Train's controller whenever a worker group starts, so a restart reads on from there."""
+        turn.end()  # all workers have their places
         patience = Patience(config.runtime.outage_seconds, job.events.line)
         checkpoint, _ = latest_checkpoint(RunFolder(config.run.storage_path, config.run.name, patience=patience))
         state = TrainState() if checkpoint is None else checkpoint.state

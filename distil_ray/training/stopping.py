@@ -1,17 +1,24 @@
-"""Ctrl-C, and SIGTERM as `ray job stop` sends it, while a run is launched."""
+"""Ctrl-C, a lost terminal (SIGHUP), and SIGTERM as `ray job stop` sends it, while a run is launched."""
 
+import queue
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from distil_ray.training.events import Line
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Item = TypeVar("Item")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ABORT_SECONDS = 2.0
+_REPEAT_SECONDS = 0.5
+_LOOK_SECONDS, _NUM_VAIN_LOOKS = 5.0, 2
+"""A run whose workers are found to be gone so often in a row is not waited for. (Once, they may just have saved.)"""
 
 
 class Stopping:
@@ -24,7 +31,10 @@ class Stopping:
 
     def __init__(self, events: Line) -> None:
         self._events = events
-        self._is_asked = False
+        # A handler may run in the middle of anything that the main thread does, so it only notes the signal here, where
+        # a thread takes it up. Of all queues this one may be used in a handler.
+        self._received: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._is_over = self._is_interrupted = self._is_done = False
         self.signal_number = int(signal.SIGINT)
         self.controller: Any = None
 
@@ -32,25 +42,97 @@ class Stopping:
     def handled(self) -> Iterator[None]:
         """Take the signals while the block runs. (In the main thread; another one, as in an actor, gets none.)
 
+        A signal that the parent process has this one ignore, as `nohup` does, stays ignored.
+
         Raises:
-            KeyboardInterrupt: the run shall end at once.
+            KeyboardInterrupt: the run must end at once.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        before = {number: signal.getsignal(number) for number in _SIGNALS}
+        taken = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+        for number in taken:
+            signal.signal(number, self._note)
+        thread = threading.Thread(target=self._act, daemon=True)
+        thread.start()
         try:
             yield
+        except Exception:
+            if self._is_over:  # whatever the end of the run made fail
+                raise KeyboardInterrupt from None
+            raise
         finally:
-            for number, handler in before.items():
+            self._is_done = True
+            self._received.put(None)
+            thread.join()
+            for number, handler in taken.items():
                 signal.signal(number, handler)
 
-    def _stop(self, number: int, _: object) -> None:
-        is_first, self._is_asked, self.signal_number = not self._is_asked, True, number
-        if is_first and self._events.want_stop():
-            self._events.line("stopping: the step is finished and saved first; a second signal does not wait for that")
+    def _note(self, number: int, _: object) -> None:
+        if self._is_over and not self._is_done:
+            self._is_interrupted = True
+            raise KeyboardInterrupt
+        self.signal_number = number
+        self._received.put(number)
+
+    def _act(self) -> None:
+        """What signals lead to, in a thread of its own."""
+        if self._received.get() is None:
             return
+        num_vain_looks = 0 if self._events.want_stop() else _NUM_VAIN_LOOKS
+        if not num_vain_looks:
+            self._events.line("stopping: the step is finished and saved first; a second signal does not wait for that")
+        while num_vain_looks < _NUM_VAIN_LOOKS:
+            try:
+                if self._received.get(timeout=_LOOK_SECONDS) is None:
+                    return
+                break
+            except queue.Empty:
+                num_vain_looks = 0 if self._events.want_stop() else num_vain_looks + 1
+        self._is_over = True
         if self.controller is not None:
             with suppress(ray.exceptions.RayError):  # it ends itself, but not while it waits for nodes
                 ray.get(self.controller.abort.remote(), timeout=_ABORT_SECONDS)
-        raise KeyboardInterrupt
+        while not (self._is_interrupted or self._is_done):  # once may be in vain, just before a system call
+            signal.pthread_kill(threading.main_thread().ident or 0, self.signal_number)
+            time.sleep(_REPEAT_SECONDS)
+
+
+class StopWanted(Exception):
+    """The run is to stop, and what was waited for had not come."""
+
+
+def until_stop(items: Iterator[Item], is_stop_wanted: Callable[[], bool], poll_seconds: float = 1.0) -> Iterator[Item]:
+    """Yield the items, and while one is long in coming ask whether the run is to stop.
+
+    The items are taken in a thread, one ahead at most.
+
+    Raises:
+        StopWanted: instead of an item.
+        Exception: whatever ``items`` raises.
+    """
+    taken: queue.Queue[Item | Exception | None] = queue.Queue(maxsize=1)
+    end = object()
+
+    def take() -> None:
+        try:
+            for item in items:
+                taken.put(item)
+            taken.put(end)  # type: ignore[arg-type]
+        except Exception as error:  # it is raised where the item was to come
+            taken.put(error)
+
+    threading.Thread(target=take, daemon=True).start()
+    while True:
+        try:
+            item = taken.get(timeout=poll_seconds)
+        except queue.Empty:
+            if is_stop_wanted():
+                raise StopWanted from None
+            continue
+        if item is end:
+            return
+        if isinstance(item, Exception):
+            raise item
+        yield item  # type: ignore[misc]
