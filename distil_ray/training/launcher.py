@@ -115,7 +115,7 @@ def check_learned_settings(settings: Mapping[str, Any], folder: RunFolder) -> No
     """
     if not folder.exists(IDENTITY_FILE):
         return
-    differences = difference(folder.read_json(IDENTITY_FILE)["learned"], settings)
+    differences = difference(folder.read_json(IDENTITY_FILE, "learned")["learned"], settings)
     if differences:
         _refuse(folder, "was started with other settings", differences)
 
@@ -128,7 +128,7 @@ def check_corpus(plan: DataPlan, folder: RunFolder) -> None:
     """
     if not folder.exists(IDENTITY_FILE):
         return
-    reasons = explain_fingerprints(folder.read_json(IDENTITY_FILE)["data"], plan.fingerprint())
+    reasons = explain_fingerprints(folder.read_json(IDENTITY_FILE, "data")["data"], plan.fingerprint())
     if reasons:
         _refuse(folder, "was started on other text", reasons)
 
