@@ -26,7 +26,10 @@ def _report(argv: list[str] | None) -> None:
     from distil_ray.comparison.page import to_html, to_text
     from distil_ray.training.history import read_history
 
-    page = compare([read_history(path) for path in arguments.runs])
+    histories = [read_history(path) for path in arguments.runs]
+    for complaint in (line for history in histories for line in history.complaints):
+        print(complaint)
+    page = compare(histories)
     _write(output, to_html(page))
     print(f"\n{to_text(page)}\n")
     for name, folder in page.students:

@@ -1,7 +1,13 @@
 """Checkpoints: what was saved comes back bit for bit, and whatever happens to one, an intact one is found."""
 
+import errno
+import fcntl
 import itertools
+import os
 import resource
+import shutil
+import struct
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +17,15 @@ from processes import CONTEXT
 from training_parts import small_config, small_learner, train, weights_of
 
 from distil_ray.data.schedule import Position
-from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
+from distil_ray.errors import InputError
+from distil_ray.training.checkpoint import (
+    CheckpointWriter,
+    TrainState,
+    latest_checkpoint,
+    open_checkpoint,
+    withdraw_damaged,
+)
+from distil_ray.training.metrics import MetricsWriter, read_digests, read_records
 from distil_ray.training.storage import RunFolder
 
 pytest_plugins = ("local_s3",)
@@ -75,6 +89,50 @@ def test_only_the_newest_are_kept(any_folder):
     save(any_folder, 5, keep=1)
     assert any_folder.names() == names[2:]
     assert_holds(latest_checkpoint(any_folder)[0], 5)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 5, 8])
+def test_exactly_so_many_are_kept(folder, keep):
+    writer = CheckpointWriter(folder, keep)
+    for step in range(1, 12):
+        writer.save(state_of(step), parts_of(step))
+        writer.wait()
+        assert folder.names() == [f"checkpoint_{step:09d}" for step in range(max(step - keep, 0) + 1, step + 1)]
+
+
+def test_strangers_are_left_alone(any_folder):
+    save(any_folder, 50)
+    strangers = ["checkpoint_backup", "checkpoint_000000050.bak", "checkpoint_50", "checkpoint_last"]
+    for name in strangers:
+        for file in any_folder.sizes("checkpoint_000000050"):
+            content = any_folder.read_bytes(f"checkpoint_000000050/{file}")
+            any_folder.write_bytes(f"{name}/{file}", content)
+    any_folder.write_text("checkpoint_x.txt", "a note")
+    save(any_folder, 200, 210, keep=1)
+    checkpoint, complaints = latest_checkpoint(any_folder)
+    assert (checkpoint.name, complaints) == ("checkpoint_000000210", [])
+    assert any_folder.names() == sorted([*strangers, "checkpoint_x.txt", "checkpoint_000000210"])
+
+
+def test_a_copy_under_the_name_of_another_step_is_not_used(folder):
+    save(folder, 50, 200)
+    shutil.copytree(folder.join("checkpoint_000000050"), folder.join("checkpoint_000000999"))
+    checkpoint, complaints = latest_checkpoint(folder)
+    assert checkpoint.name == "checkpoint_000000200"
+    assert complaints == ["checkpoint_000000999 is left out: it holds step 50"]
+
+
+def test_a_file_with_the_name_of_a_checkpoint_is_passed_over(folder):
+    save(folder, 50)
+    folder.write_text("checkpoint_000000999", "")
+    checkpoint, complaints = latest_checkpoint(folder)
+    assert checkpoint.name == "checkpoint_000000050"
+    assert complaints == ["checkpoint_000000999 is left out: its save was cut off"]
+
+
+def test_steps_of_ten_digits_come_after_those_of_nine(folder):
+    save(folder, 999_999_999, 1_000_000_000, keep=1)
+    assert folder.names() == ["checkpoint_1000000000"]
 
 
 def test_a_cut_off_save_is_not_kept_in_place_of_a_complete_one(folder):
@@ -159,6 +217,104 @@ def test_all_damaged_means_none(folder):
     checkpoint, complaints = latest_checkpoint(folder)
     assert checkpoint is None
     assert [complaint[:20] for complaint in complaints] == ["checkpoint_000000002", "checkpoint_000000001"]
+
+
+class ReadCounter:
+    """Lets each file be read, and counts how often."""
+
+    def __init__(self, folder):
+        self.names = []
+        read = folder.filesystem.cat_file
+
+        def cat_file(path, **options):
+            self.names.append(Path(path).name)
+            return read(path, **options)
+
+        self.cat_file = cat_file
+
+
+def test_what_is_verified_is_loaded_without_reading_it_again(folder, monkeypatch):
+    save(folder, 1, 2)
+    counter = ReadCounter(folder)
+    monkeypatch.setattr(folder.filesystem, "cat_file", counter.cat_file)
+    assert_holds(latest_checkpoint(folder)[0], 2)
+    assert sorted(counter.names) == ["complete.json", "optimizer.safetensors", "state.json", "student.safetensors"]
+
+
+def test_a_state_is_learned_without_reading_tensors(any_folder, monkeypatch):
+    save(any_folder, 1, 2)
+    counter = ReadCounter(any_folder)
+    monkeypatch.setattr(any_folder.filesystem, "cat_file", counter.cat_file)
+    checkpoint, complaints = latest_checkpoint(any_folder, verify_tensors=False)
+    assert (checkpoint.state, complaints) == (state_of(2), [])
+    assert open_checkpoint(any_folder, checkpoint.name) == checkpoint
+    assert sorted(set(counter.names)) == ["complete.json", "state.json"]
+    assert_holds(checkpoint, 2)
+
+
+@pytest.mark.parametrize("file", ["student.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_all_agree_once_what_is_damaged_is_withdrawn(folder, file, damage):
+    save(folder, 1, 2)
+    inflict, complaint = DAMAGES[damage]
+    inflict(Path(folder.join(f"checkpoint_000000002/{file}")))
+    checkpoint, complaints = withdraw_damaged(folder)
+    assert_holds(checkpoint, 1)
+    assert complaint in complaints[0]
+    assert folder.exists("checkpoint_000000002/damaged.json")
+    again, complaints = latest_checkpoint(folder, verify_tensors=False)
+    assert (again, complaints) == (checkpoint, ["checkpoint_000000002 is left out: its save was cut off"])
+    save(folder, 2, 3, keep=2)
+    assert folder.names() == ["checkpoint_000000002", "checkpoint_000000003"]
+    assert not folder.exists("checkpoint_000000002/damaged.json")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "missing"])
+def test_files_of_another_size_are_seen_without_reading_them(any_folder, damage):
+    save(any_folder, 1, 2)
+    file = "checkpoint_000000002/student.safetensors"
+    content = any_folder.read_bytes(file)
+    any_folder.remove(file)
+    if damage != "missing":
+        any_folder.write_bytes(file, content[:-1] if damage == "truncated" else b"")
+    checkpoint, complaints = latest_checkpoint(any_folder, verify_tensors=False)
+    assert checkpoint.state == state_of(1)
+    assert DAMAGES[damage][1] in complaints[0]
+    with pytest.raises(InputError, match=r"checkpoint_000000002 cannot be loaded: student\.safetensors "):
+        open_checkpoint(any_folder, "checkpoint_000000002")
+
+
+def test_one_that_is_gone_cannot_be_opened(folder):
+    with pytest.raises(InputError, match="checkpoint_000000002 cannot be loaded: its save was cut off"):
+        open_checkpoint(folder, "checkpoint_000000002")
+
+
+def fail_to_read(folder, monkeypatch, names):
+    """Reading what lies below one of the ``names`` ends as on a bad sector."""
+    read = folder.filesystem.cat_file
+
+    def cat_file(path, **options):
+        if any(f"/{name}/" in path for name in names):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return read(path, **options)
+
+    monkeypatch.setattr(folder.filesystem, "cat_file", cat_file)
+
+
+def test_a_bad_sector_makes_the_one_before_be_used(folder, monkeypatch):
+    save(folder, 1, 2)
+    fail_to_read(folder, monkeypatch, ["checkpoint_000000002"])
+    checkpoint, complaints = withdraw_damaged(folder)
+    assert_holds(checkpoint, 1)
+    assert "checkpoint_000000002 is left out: complete.json cannot be read" in complaints[0]
+    assert "Input/output error" in complaints[0]
+
+
+def test_nothing_is_started_again_while_checkpoints_cannot_be_read(folder, monkeypatch):
+    save(folder, 1, 2)
+    fail_to_read(folder, monkeypatch, ["checkpoint_000000001", "checkpoint_000000002"])
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be used:\n  .*000002 .*\n  .*000001 .*\nMake them"):
+        latest_checkpoint(folder)
 
 
 def test_what_changes_after_save_returns_is_not_in_it(folder):
@@ -266,3 +422,82 @@ def test_a_kill_at_any_moment_leaves_the_last_committed_checkpoint(tmp_path, kee
         assert_holds(checkpoint, checkpoint.state.step, size=20_000)
         assert all(complaint.endswith("its save was cut off") for complaint in complaints)
     assert committed.value >= 8
+
+
+# A power cut
+
+
+def test_all_is_on_disk_before_the_marker_and_the_marker_before_the_end(folder, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, Path.replace
+
+    def spying_fsync(descriptor):
+        fsync(descriptor)
+        events.append(os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), folder.storage_path))
+
+    def spying_replace(path, target):
+        replace(path, target)
+        events.append(("replaced", os.path.relpath(target, folder.storage_path)))
+
+    monkeypatch.setattr(os, "fsync", spying_fsync)
+    monkeypatch.setattr(Path, "replace", spying_replace)
+    save(folder, 1)
+    at_marker = events.index(("replaced", "run/checkpoint_000000001/complete.json"))
+    files = {
+        f"run/checkpoint_000000001/{name}" for name in ("student.safetensors", "optimizer.safetensors", "state.json")
+    }
+    assert {".", "run", "run/checkpoint_000000001", *files} <= set(events[:at_marker])
+    assert events[at_marker - 1] == "run/checkpoint_000000001/complete.json.tmp"
+    assert events[at_marker + 1] == "run/checkpoint_000000001"
+
+
+SHUT_DOWN, NO_LOG_FLUSH = 0x8004587D, 2  # ioctl of ext4 and xfs: as if the power were cut
+
+
+@pytest.fixture
+def ext4(tmp_path):
+    """A function that cuts the power of a file system of its own, and the file system's place."""
+    image, place = tmp_path / "image", tmp_path / "ext4"
+    place.mkdir()
+    image.write_bytes(b"")
+    os.truncate(image, 64 << 20)
+
+    def call(*command):
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+    if not (
+        call("mkfs.ext4", "-q", "-F", str(image)) and call("mount", "-o", "loop,commit=300", str(image), str(place))
+    ):
+        pytest.skip("this process may not mount")
+
+    def cut_power():
+        descriptor = os.open(place, os.O_RDONLY)
+        fcntl.ioctl(descriptor, SHUT_DOWN, struct.pack("I", NO_LOG_FLUSH))
+        os.close(descriptor)
+        assert call("umount", str(place))
+        assert call("mount", "-o", "loop", str(image), str(place))
+
+    yield place, cut_power
+    call("umount", str(place))
+
+
+def test_a_power_cut_takes_nothing_that_a_committed_checkpoint_counts_on(ext4):
+    place, cut_power = ext4
+    folder = RunFolder(str(place / "runs" / "deep"), "run")
+    writer, metrics = CheckpointWriter(folder, 2), None
+    for step in range(1, 4):
+        if metrics is None:
+            folder.check_writable()
+            metrics = MetricsWriter(folder, -1)
+        metrics.write_digest(step, step, 0, step)
+        metrics.write({"step": step})
+        metrics.sync()
+        writer.save(state_of(step), parts_of(step, size=200_000))
+        writer.wait()
+    del metrics
+    cut_power()
+    checkpoint, complaints = latest_checkpoint(folder)
+    assert complaints == []
+    assert_holds(checkpoint, 3, size=200_000)
+    assert [record["step"] for record in read_records(folder)] == [1, 2, 3]
+    assert read_digests(folder) == ([f"{step:016x}" for step in (1, 2, 3)], [])

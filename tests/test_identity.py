@@ -152,7 +152,7 @@ def test_bin_weights_are_known_by_content(tmp_path):
 def test_a_damaged_identity_is_named(tmp_path, content):
     folder = RunFolder(str(tmp_path), "run")
     folder.write_text(IDENTITY_FILE, content)
-    with pytest.raises(InputError, match=r"identity\.json is damaged .*restore it from a copy"):
+    with pytest.raises(InputError, match=r"identity\.json is damaged.*restore it"):
         Identity.read(folder)
 
 

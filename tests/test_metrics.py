@@ -8,7 +8,7 @@ import torch
 from processes import run_workers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distil_ray.training.metrics import Meter, MetricsWriter, read_records
+from distil_ray.training.metrics import Meter, MetricsWriter, read_digests, read_records
 from distil_ray.training.storage import RunFolder
 
 pytest_plugins = ("local_s3",)
@@ -147,6 +147,21 @@ def test_a_line_cut_off_by_a_crash_is_dropped(folder):
     write(folder, 10, [20])
     assert steps_in(folder) == [0, 20]
     assert [line.partition(",")[0] for line in digest_lines(folder)] == ["step", "0", "20"]
+
+
+def test_damaged_lines_are_passed_over_and_dropped(folder):
+    write(folder, -1, [0, 10, 20, 30])
+    for name, damage in (("metrics.jsonl", b'{"step": 1\x00\xff'), ("digests.csv", b"10,ff\xfe")):
+        lines = folder.read_bytes(name).splitlines()
+        lines[2] = damage
+        folder.write_bytes(name, b"\n".join([*lines, b""]))
+    assert len(steps_in(folder)) == 3
+    digests, complaints = read_digests(folder)
+    assert len(digests) == 3
+    assert complaints == [f"{folder.join('digests.csv')}: line 3 is damaged and is passed over"]
+    write(folder, 30, [40])
+    assert steps_in(folder) == [0, 10, 30, 40]
+    assert [line.partition(",")[0] for line in digest_lines(folder)] == ["step", "0", "20", "30", "40"]
 
 
 def test_local_records_can_be_read_as_soon_as_they_are_written(tmp_path):

@@ -113,6 +113,24 @@ def test_a_restart_is_told_and_counted(folder):
     assert read_records(folder)[-1]["run/restarts"] == 2
 
 
+def test_damaged_lines_are_told_and_passed_over(folder):
+    reporter, _ = begin(folder, state_of(0))
+    for step in (10, 20):
+        reporter.record(state_of(step), {"train/loss": 1.0})
+    reporter.sync()
+    records = folder.read_bytes("metrics.jsonl").splitlines(keepends=True)
+    folder.write_bytes("metrics.jsonl", b"".join([records[0], b"\x00\x00\xff\n", *records[1:]]))
+    folder.write_bytes("restarts.jsonl", b'{"time": 1\n{"time": 2}\n')
+    reporter, heard = begin(folder, state_of(20), "checkpoint_000000020")
+    assert heard.lines[:2] == [
+        f"{folder.join('restarts.jsonl')}: line 1 is damaged and is passed over",
+        f"{folder.join('metrics.jsonl')}: line 2 is damaged and is passed over",
+    ]
+    reporter.sync()
+    assert [record["step"] for record in read_records(folder)] == [10, 20]
+    assert len(restarts(folder)) == 2
+
+
 def test_a_start_without_a_checkpoint_begins_again(folder):
     reporter, _ = begin(folder, state_of(0))
     reporter.record(state_of(10), {"train/loss": 1.0})

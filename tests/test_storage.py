@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -210,7 +211,7 @@ def test_a_disk_without_room_is_not_writable(full_disk):
         folder.check_writable()
     assert folder.names() == []  # what was tried is gone
     folder.write_text("small.txt", "x")
-    with pytest.raises(InputError, match="cannot write to .*No space left on device"):
+    with pytest.raises(InputError, match=r"cannot write to .*No space left on device"):
         folder.write_bytes("large.bin", bytes(1 << 20))
     assert folder.names() == ["small.txt"]
 
@@ -219,8 +220,8 @@ class QuotaFileSystem(MemoryFileSystem):
     """A remote file system whose quota is used up: files can be made, but hold nothing."""
 
     protocol = "quota"
-    store: dict = {}
-    pseudo_dirs = [""]
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
 
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         if value:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distil_ray.errors import InputError
 from distil_ray.search.trials import (
     FAILED_FILE,
     FIRST_TRIAL,
@@ -43,6 +44,22 @@ def leave_behind(folder: RunFolder, name: str, values: dict[int, float | None], 
     lines.append(json.dumps({"step": 99, "time": time.time(), "train/loss": 1.0}))
     (run / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     return run
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_damaged_notes_are_named(folder, content):
+    opened(folder).add({}, None)
+    folder.write_text("trials.json", content)
+    with pytest.raises(InputError, match=r"search/trials\.json is damaged"):
+        opened(folder)
+
+
+def test_a_trial_whose_reason_is_damaged_has_failed(folder):
+    opened(folder).add({}, None)
+    RunFolder(folder.join("trials"), FIRST_TRIAL).write_text(FAILED_FILE, "")
+    (trial,) = opened(folder)
+    assert trial.status == "failed"
+    assert "failed.json is damaged" in trial.message
 
 
 def finished(name: str, value: float) -> Trial:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, NamedTuple
 
+from distil_ray.errors import InputError
 from distil_ray.search.settings import Direction
 from distil_ray.search.space import Point, Settings
 from distil_ray.training.loop import FINISHED_FILE
@@ -73,7 +74,7 @@ class Trials:
         self._metric = metric
         self._trials: dict[str, Trial] = {}
         if folder.exists(TRIALS_FILE):
-            for entry in folder.read_json(TRIALS_FILE)["trials"]:
+            for entry in folder.read_json(TRIALS_FILE, "trials")["trials"]:
                 self._trials[entry["name"]] = self._caught_up(Trial(**entry))
 
     def __iter__(self) -> Iterator[Trial]:
@@ -126,12 +127,20 @@ class Trials:
         if run.exists(FINISHED_FILE):
             return replace(trial, status="finished")
         if run.exists(FAILED_FILE):
-            return replace(trial, status="failed", message=run.read_json(FAILED_FILE)["message"])
+            return replace(trial, status="failed", message=_read_message(run))
         return trial
 
     def _write(self) -> None:
         entries = [asdict(replace(trial, scores=())) for trial in self]
         self.folder.write_json(TRIALS_FILE, {"trials": entries})
+
+
+def _read_message(run: RunFolder) -> str:
+    """Why a trial failed; that it did is known by the file's being there."""
+    try:
+        return str(run.read_json(FAILED_FILE, "message")["message"])
+    except InputError as error:
+        return str(error)
 
 
 def scores_of(records: list[Record], metric: str) -> Iterator[Score]:

@@ -1,12 +1,14 @@
 """Checkpoints: written beside the training, committed by a marker that comes last, verified before use.
 
-``checkpoint_<step>/`` holds ``student.safetensors``, ``optimizer.safetensors``, ``state.json`` and the marker
-``complete.json`` with size and SHA-256 of the others. A folder without a valid marker is not a checkpoint. The commit
-rests on the storage alone and not on a report to Ray, which registers one only at its controller's next poll.
+``checkpoint_<step>/``, the step in nine digits or more, holds ``student.safetensors``, ``optimizer.safetensors``,
+``state.json`` and the marker ``complete.json`` with size and SHA-256 of the others. A folder without a valid marker is
+not a checkpoint, and one with another name is nobody's business here. The commit rests on the storage alone and not on
+a report to Ray, which registers one only at its controller's next poll.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -14,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distil_ray.data.schedule import START, Position
+from distil_ray.errors import InputError, reason_of
 from distil_ray.training.storage import RunFolder
 
-PREFIX = "checkpoint_"
 MARKER = "complete.json"
 STATE = "state.json"
+_WITHDRAWN = "damaged.json"  # what the marker of a damaged checkpoint becomes
+_NAME = re.compile(r"checkpoint_(\d{9,})")
 
 if TYPE_CHECKING:  # torch is imported late: Ray's controller asks for the position alone
     import torch
@@ -55,52 +59,153 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint whose files have been verified."""
+    """A complete checkpoint.
+
+    Attributes:
+        state: verified in any case.
+    """
 
     folder: RunFolder
     name: str
     state: TrainState
+    _contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, part: str) -> Tensors:
-        """Read ``student`` or ``optimizer``, by tensor name."""
+        """Read ``student`` or ``optimizer``, by tensor name.
+
+        What `latest_checkpoint` has read to verify it is not read a second time: memory holds it until then.
+        """
         import safetensors.torch
 
-        return safetensors.torch.load(self.folder.read_bytes(f"{self.name}/{part}.safetensors"))
+        file = f"{part}.safetensors"
+        content = self._contents.pop(file, None)
+        return safetensors.torch.load(self.folder.read_bytes(f"{self.name}/{file}") if content is None else content)
 
 
-def latest_checkpoint(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint that is complete and undamaged, and what is wrong with each newer one."""
+def latest_checkpoint(folder: RunFolder, *, verify_tensors: bool = True) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint that is complete and undamaged, and what is wrong with each newer one.
+
+    Args:
+        verify_tensors: off compares the sizes of the tensors' files alone and reads none of them, which is enough to
+            learn a state. The two answers are the same once damaged checkpoints are withdrawn.
+
+    Raises:
+        InputError: no checkpoint can be used, and the files of at least one cannot even be read.
+        OutageError: a remote storage did not answer.
+    """
     complaints: list[str] = []
-    for name in reversed([name for name in folder.names() if name.startswith(PREFIX)]):
-        complaint = _complaint(folder, name)
-        if complaint is None:
-            state = TrainState.from_json(folder.read_bytes(f"{name}/{STATE}"))
-            return Checkpoint(folder, name, state), complaints
-        complaints.append(f"{name} is left out: {complaint}")
+    is_unreadable = False
+    for name in reversed(_names(folder)):
+        try:
+            return _verified(folder, name, verify_tensors=verify_tensors), complaints
+        except _Damaged as damage:
+            complaints.append(f"{name} is left out: {damage}")
+            is_unreadable = is_unreadable or damage.is_unreadable
+    if is_unreadable:  # a start from step 0 would drop what may be intact
+        listed = "\n".join(f"  {complaint}" for complaint in complaints)
+        raise InputError(
+            f"no checkpoint in {folder.path} can be used:\n{listed}\nMake them readable, or remove them to start again"
+        )
     return None, complaints
 
 
-def _complaint(folder: RunFolder, name: str) -> str | None:
-    """What is wrong with a checkpoint, if anything is."""
+def open_checkpoint(folder: RunFolder, name: str) -> Checkpoint:
+    """The checkpoint that another process has verified; its state alone is read here.
+
+    Raises:
+        InputError: its state is damaged, or it is gone.
+    """
     try:
-        entries = folder.read_json(f"{name}/{MARKER}")["files"].items()
-        expected = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in entries}
-    except FileNotFoundError:
-        return "its save was cut off"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"its {MARKER} is damaged"
-    if STATE not in expected:
-        return f"its {MARKER} is damaged"
-    for file, (num_bytes, sha256) in expected.items():
+        return _verified(folder, name, verify_tensors=False)
+    except _Damaged as damage:
+        raise InputError(f"{folder.join(name)} cannot be loaded: {damage}") from damage
+
+
+def withdraw_damaged(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+    """Like `latest_checkpoint`, and take the marker of each newer checkpoint that is damaged.
+
+    Whoever looks afterwards without reading tensors comes to the same answer. The marker is kept beside the files, as
+    ``damaged.json``.
+    """
+    checkpoint, complaints = latest_checkpoint(folder)
+    for complaint in complaints:
+        name = complaint.partition(" ")[0]
         try:
-            content = folder.read_bytes(f"{name}/{file}")
-        except FileNotFoundError:
-            return f"{file} is missing"
-        if len(content) != num_bytes:
-            return f"{file} has {len(content)} bytes instead of {num_bytes}"
-        if hashlib.sha256(content).hexdigest() != sha256:
-            return f"{file} does not match its SHA-256"
-    return None
+            marker = folder.read_bytes(f"{name}/{MARKER}")
+        except (FileNotFoundError, NotADirectoryError, InputError):
+            continue  # whoever looks sees that
+        folder.write_bytes(f"{name}/{_WITHDRAWN}", marker)
+        folder.remove(f"{name}/{MARKER}")
+    return checkpoint, complaints
+
+
+class _Damaged(Exception):
+    """Why a checkpoint cannot be used."""
+
+    def __init__(self, complaint: str, *, is_unreadable: bool = False) -> None:
+        super().__init__(complaint)
+        self.is_unreadable = is_unreadable
+
+
+def _names(folder: RunFolder) -> list[str]:
+    """What may be a checkpoint of this run, by step."""
+    steps = {name: int(match[1]) for name in folder.names() if (match := _NAME.fullmatch(name))}
+    return sorted(steps, key=lambda name: steps[name])
+
+
+def _verified(folder: RunFolder, name: str, *, verify_tensors: bool) -> Checkpoint:
+    """Read a checkpoint and compare it with its marker.
+
+    Raises:
+        _Damaged: it differs, or cannot be read.
+    """
+    expected = _read_marker(folder, name)
+    sizes = {} if verify_tensors else folder.sizes(name)
+    contents: dict[str, bytes] = {}
+    for file, (num_bytes, sha256) in expected.items():
+        if verify_tensors or file == STATE:
+            content = _read(folder, name, file, f"{file} is missing")
+            found = len(content)
+        elif file in sizes:
+            content, found = None, sizes[file]
+        else:
+            raise _Damaged(f"{file} is missing")
+        if found != num_bytes:
+            raise _Damaged(f"{file} has {found} bytes instead of {num_bytes}")
+        if content is not None:
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise _Damaged(f"{file} does not match its SHA-256")
+            contents[file] = content
+    state = TrainState.from_json(contents.pop(STATE))
+    if name != _name_of(state.step):
+        raise _Damaged(f"it holds step {state.step:,}")
+    return Checkpoint(folder, name, state, contents)
+
+
+def _read_marker(folder: RunFolder, name: str) -> dict[str, tuple[int, str]]:
+    """(bytes, SHA-256) by file."""
+    content = _read(folder, name, MARKER, "its save was cut off")
+    try:
+        entries = json.loads(content)["files"].items()
+        expected = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in entries}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        expected = {}
+    if STATE not in expected:
+        raise _Damaged(f"its {MARKER} is damaged")
+    return expected
+
+
+def _read(folder: RunFolder, name: str, file: str, complaint_if_missing: str) -> bytes:
+    try:
+        return folder.read_bytes(f"{name}/{file}")
+    except (FileNotFoundError, NotADirectoryError):
+        raise _Damaged(complaint_if_missing) from None
+    except (InputError, OSError) as error:
+        raise _Damaged(f"{file} cannot be read ({reason_of(error)})", is_unreadable=True) from error
+
+
+def _name_of(step: int) -> str:
+    return f"checkpoint_{step:09d}"
 
 
 class CheckpointWriter:
@@ -138,7 +243,7 @@ class CheckpointWriter:
     def _write(self, state: TrainState, parts: Mapping[str, Tensors]) -> None:
         import safetensors.torch
 
-        name = f"{PREFIX}{state.step:09d}"
+        name = _name_of(state.step)
         with self._folder.new_folder(name) as local:
             for part, tensors in parts.items():
                 safetensors.torch.save_file(tensors, local / f"{part}.safetensors")
@@ -148,9 +253,10 @@ class CheckpointWriter:
         self._prune(name)
 
     def _prune(self, newest: str) -> None:
-        older = [n for n in self._folder.names() if n.startswith(PREFIX) and n < newest]
+        names = _names(self._folder)
+        older = names[: names.index(newest)]
         complete = [name for name in older if self._folder.exists(f"{name}/{MARKER}")]
-        kept = complete[len(complete) - (self._keep - 1) :] if self._keep > 1 else []
+        kept = complete[max(len(complete) - (self._keep - 1), 0) :]
         for name in older:
             if name not in kept:
                 self._folder.remove(f"{name}/{MARKER}")  # first, so that a half-removed folder is none

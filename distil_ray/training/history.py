@@ -1,6 +1,6 @@
 """What a run has left behind, read back: its configuration, records, digests and figures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from distil_ray.config import Config, parse_yaml
@@ -9,7 +9,7 @@ from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.identity import IDENTITY_FILE, Identity, Pins, with_commits
 from distil_ray.training.launcher import CONFIG_FILE
 from distil_ray.training.loop import FINISHED_FILE
-from distil_ray.training.metrics import DIGESTS_FILE, Record, read_records
+from distil_ray.training.metrics import METRICS_FILE, Record, read_digests
 from distil_ray.training.storage import RunFolder
 
 
@@ -24,6 +24,7 @@ class History:
         records: one a line of `metrics.jsonl`.
         digests: by step, of the global batches.
         is_finished: whether the student has been exported.
+        complaints: lines about damaged lines of the records and digests, which are passed over.
     """
 
     folder: RunFolder
@@ -34,6 +35,7 @@ class History:
     records: list[Record]
     digests: list[str]
     is_finished: bool
+    complaints: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -59,7 +61,7 @@ def read_history(path: str) -> History:
     """Read the folder of a run, ``<storage_path>/<name>``.
 
     Raises:
-        InputError: there is no run.
+        InputError: there is no run, or its identity is damaged.
     """
     folder = RunFolder.at(path)
     if not folder.exists(IDENTITY_FILE) or not folder.exists(CONFIG_FILE):
@@ -70,15 +72,17 @@ def read_history(path: str) -> History:
     assert identity is not None
     learned = dict(identity.learned)
     heldout = {key: value for key, value in learned.items() if key.startswith(("data.", "run.seed"))}
-    digests = folder.read_bytes(DIGESTS_FILE).decode().splitlines()[1:] if folder.exists(DIGESTS_FILE) else []
     config = parse_yaml(folder.read_bytes(CONFIG_FILE).decode(), f"{path}/{CONFIG_FILE}")
+    records, damaged_records = folder.read_json_lines(METRICS_FILE)
+    digests, damaged_digests = read_digests(folder)
     return History(
         folder=folder,
         config=config,
         models=with_commits(identity, config),
         learned=learned,
         heldout_identity=[heldout, identity.data["eval_corpus"]["digest"], identity.data["tokenizer"]],
-        records=read_records(folder),
-        digests=[line.split(",")[1] for line in digests],
+        records=records,
+        digests=digests,
         is_finished=folder.exists(FINISHED_FILE),
+        complaints=[*damaged_records, *damaged_digests],
     )

@@ -71,15 +71,12 @@ class Identity:
         """
         if not folder.exists(IDENTITY_FILE):
             return None
+        content = folder.read_json(IDENTITY_FILE, "learned", "data")
         try:
-            content = folder.read_json(IDENTITY_FILE)
             models = {role: Pin(**pin) for role, pin in content.get("models", {}).items()}
-            return cls(content["learned"], content["data"], models, content.get("schema", 1))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{folder.join(IDENTITY_FILE)} is damaged ({error}), so it cannot be told what the run was made with; "
-                "restore it from a copy, or give the run another run.name"
-            ) from error
+            return cls(dict(content["learned"]), dict(content["data"]), models, content.get("schema", 1))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder.join(IDENTITY_FILE)} is damaged ({error}); restore it from a copy") from error
 
     def write(self, folder: RunFolder) -> None:
         """Keep it in the folder."""

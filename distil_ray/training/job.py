@@ -31,15 +31,16 @@ class Job:
     continues_at: int | None = None
 
 
-Kind = Literal["finished", "more", "moving", "stopped", "bad input", "outage", "diverged"]
+Kind = Literal["finished", "more", "moving", "again", "stopped", "bad input", "outage", "diverged"]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a pass over the pipeline ended.
 
-    ``finished``; ``more`` (to do, in another pass); ``moving`` (more, but on other nodes); ``stopped`` (as the driver
-    wanted); or a failure, by the error that it is to be: ``bad input``, ``outage`` or ``diverged``.
+    ``finished``; ``more`` (to do, in another pass); ``moving`` (more, but on other nodes); ``again`` (the pipeline
+    began at a checkpoint that turned out to be damaged); ``stopped`` (as the driver wanted); or a failure, by the error
+    that it is to be: ``bad input``, ``outage`` or ``diverged``.
 
     Attributes:
         message: of a failure.

@@ -92,12 +92,15 @@ _ERRORS: dict[str, type[Exception]] = {"bad input": InputError, "outage": Outage
 def _how_to_resume(folder: RunFolder) -> str:
     """From where the same command continues."""
     try:
-        checkpoint, _ = latest_checkpoint(folder)
+        checkpoint, _ = latest_checkpoint(folder, verify_tensors=False)
     except Exception as error:  # file systems raise errors of their own; this must not hide how the run ended
         return f"whether a checkpoint is there could not be seen ({reason_of(error)})"
     if checkpoint is None:
         return "the same command starts again: no checkpoint was complete"
     return f"the same command resumes from {checkpoint.name}"
+
+
+_MAX_AGAIN = 3  # damaged checkpoints that are met at the start of workers, one after the other
 
 
 class Examined(NamedTuple):
@@ -204,14 +207,19 @@ def _train(
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     plan, heldout = prepare_data(config, plan, events.line)
     job = Job(config, models, heldout, plan.schedule.num_groups, events)
-    generosity = 1
+    generosity, num_again = 1, 0
 
     def fit() -> Outcome:
         with turn_with_room(config, events.line) as turn, ray_address_for_train():
             return _fit(job, plan, folder, generosity, stopping, callbacks, turn)
 
     try:
-        while (outcome := fit()).kind in ("more", "moving"):
+        while (outcome := fit()).kind in ("more", "moving", "again"):
+            if outcome.kind == "again":
+                num_again += 1
+                if num_again > _MAX_AGAIN:
+                    raise RunError(f"no worker can load a checkpoint of the run: {outcome.message}")
+                continue
             if outcome.kind == "moving":
                 events.line(f"a node is leaving: step {outcome.step:,} is saved, the run goes on without that node")
             else:
@@ -239,7 +247,9 @@ def _fit(
         """Runs in Ray Train's controller whenever a worker group starts, so a restart reads on from there."""
         turn.end()  # all workers have their places
         patience = Patience(config.runtime.outage_seconds, job.events.line)
-        checkpoint, _ = latest_checkpoint(RunFolder(config.run.storage_path, config.run.name, patience=patience))
+        own = RunFolder(config.run.storage_path, config.run.name, patience=patience)
+        checkpoint, _ = latest_checkpoint(own, verify_tensors=False)  # rank 0 of the workers does
+        job.events.note("start", "checkpoint", checkpoint and checkpoint.name)
         state = TrainState() if checkpoint is None else checkpoint.state
         steps_left = None if config.optim.num_steps is None else config.optim.num_steps - state.step
         rows_left = None if steps_left is None else steps_left * config.optim.global_batch_size

@@ -16,7 +16,7 @@ from distil_ray.config import Config
 from distil_ray.errors import InputError, OutageError
 from distil_ray.outages import Patience
 from distil_ray.training.assembly import build_models, build_tokenizer
-from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, latest_checkpoint
+from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, open_checkpoint, withdraw_damaged
 from distil_ray.training.departures import Departures
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, Notice, StepRows
@@ -58,8 +58,10 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
         device=learner.device,
     )
 
-    # 2. Resume from the last committed checkpoint, which rank 0 chooses.
+    # 2. Resume from the last committed checkpoint, which rank 0 verifies; the pipeline must begin there, too.
     checkpoint, complaints = _agree_on_checkpoint(folder, rank, group)
+    if job.events.noted("start").get("checkpoint", checkpoint and checkpoint.name) != (checkpoint and checkpoint.name):
+        return Outcome("again", "; ".join(complaints))
     state = TrainState() if checkpoint is None else checkpoint.state
     if checkpoint is not None:
         learner.restore(checkpoint)
@@ -178,14 +180,14 @@ def _agree_on_checkpoint(
     folder: RunFolder, rank: int, group: dist.ProcessGroup | None
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is complete and undamaged, as rank 0 sees it, and what is wrong with newer ones."""
-    choice: list[Any] = [None, []]
-    if rank == 0:
-        checkpoint, complaints = latest_checkpoint(folder)
-        choice = [checkpoint and (checkpoint.name, checkpoint.state), complaints]
+    checkpoint, complaints = withdraw_damaged(folder) if rank == 0 else (None, [])
     if dist.is_initialized() and dist.get_world_size() > 1:
+        choice: list[Any] = [checkpoint and checkpoint.name, complaints]
         dist.broadcast_object_list(choice, src=0, group=group)
-    chosen, complaints = choice
-    return chosen and Checkpoint(folder, *chosen), complaints
+        name, complaints = choice
+        if rank > 0 and name is not None:
+            checkpoint = open_checkpoint(folder, name)
+    return checkpoint, complaints
 
 
 def _unreadable(notes: Mapping[int, tuple[bool, str]], state: TrainState) -> Outcome:

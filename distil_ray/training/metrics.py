@@ -1,6 +1,7 @@
 """What a run reports: sums that stay on the device until they are due, `metrics.jsonl`, TensorBoard, the digests."""
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from distil_ray.distillation.flops import peak_flops
-from distil_ray.training.storage import RunFolder, replace_file
+from distil_ray.training.storage import RunFolder, flush_to_disk, replace_file
 
 METRICS_FILE = "metrics.jsonl"
 DIGESTS_FILE = "digests.csv"
 TENSORBOARD_FOLDER = "tensorboard"
+_DIGESTS_HEADER = "step,digest,group,row\n"
 
 Record = dict[str, Any]
 
@@ -107,16 +109,18 @@ class MetricsWriter:
         self._metrics = (self._local / METRICS_FILE).open("a")
         self._digests = (self._local / DIGESTS_FILE).open("a")
         if self._digests.tell() == 0:
-            self._digests.write("step,digest,group,row\n")
+            self._digests.write(_DIGESTS_HEADER)
+        flush_to_disk(self._local)
         self._board = SummaryWriter(str(self._local / TENSORBOARD_FOLDER), purge_step=resume_step + 1)
 
     def _restore(self, resume_step: int) -> None:
-        """Keep the records up to ``resume_step``; later ones are made again."""
+        """Keep the records up to ``resume_step``; later ones are made again. Damaged lines are dropped."""
         for name, step_of in ((METRICS_FILE, _metrics_step), (DIGESTS_FILE, _digests_step)):
             if self._folder.exists(name):
-                lines = self._folder.read_bytes(name).decode().splitlines(keepends=True)
-                kept = [line for line in lines if line.endswith("\n") and step_of(line) <= resume_step]
-                replace_file(self._local / name, "".join(kept).encode())
+                lines = self._folder.read_bytes(name).splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith(b"\n") and 0 <= step_of(line) <= resume_step]
+                header = [_DIGESTS_HEADER.encode()] if name == DIGESTS_FILE else []
+                replace_file(self._local / name, b"".join([*header, *kept]))
 
     def write(self, record: Record) -> None:
         """Append one record (with ``step``) to the file and its numbers to TensorBoard; null stands for no number."""
@@ -132,27 +136,48 @@ class MetricsWriter:
         self._digests.write(f"{step},{digest:016x},{group},{row}\n")
 
     def sync(self) -> None:
-        """Bring everything to the run's folder, where that is not on this machine."""
-        self._digests.flush()
+        """Bring everything to the run's folder, and to its disk: a checkpoint that counts on it may follow."""
         self._board.flush()
-        if not self._folder.is_local:
-            for name in (METRICS_FILE, DIGESTS_FILE):
-                self._folder.write_text(name, (self._local / name).read_text())
-            self._folder.upload(self._local / TENSORBOARD_FOLDER, TENSORBOARD_FOLDER)
+        for file in (self._metrics, self._digests):
+            file.flush()
+            os.fsync(file.fileno())
+        if self._folder.is_local:
+            for path in (self._local / TENSORBOARD_FOLDER).rglob("*"):
+                flush_to_disk(path)
+            return
+        for name in (METRICS_FILE, DIGESTS_FILE):
+            self._folder.write_bytes(name, (self._local / name).read_bytes())
+        self._folder.upload(self._local / TENSORBOARD_FOLDER, TENSORBOARD_FOLDER)
 
 
 def read_records(folder: RunFolder) -> list[Record]:
-    """All records of a run so far; a line cut off by a crash is left out."""
-    if not folder.exists(METRICS_FILE):
-        return []
-    lines = folder.read_bytes(METRICS_FILE).decode().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """All records of a run so far; lines that are cut off or damaged are left out."""
+    return folder.read_json_lines(METRICS_FILE)[0]
 
 
-def _metrics_step(line: str) -> int:
-    return int(json.loads(line)["step"])
+def read_digests(folder: RunFolder) -> tuple[list[str], list[str]]:
+    """The digests of the global batches in the order of the steps, and a complaint for each damaged line."""
+    if not folder.exists(DIGESTS_FILE):
+        return [], []
+    digests, complaints = [], []
+    for number, line in enumerate(folder.read_bytes(DIGESTS_FILE).splitlines(keepends=True), 1):
+        if _digests_step(line) >= 0:
+            digests.append(line.decode().split(",")[1])
+        elif number > 1 and line.endswith(b"\n"):  # neither the header nor cut off by a crash
+            complaints.append(f"{folder.join(DIGESTS_FILE)}: line {number:,} is damaged and is passed over")
+    return digests, complaints
 
 
-def _digests_step(line: str) -> int:
-    first = line.partition(",")[0]
-    return int(first) if first.isdigit() else -1
+def _metrics_step(line: bytes) -> int:
+    """The step of a record, -1 if the line is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return -1
+
+
+def _digests_step(line: bytes) -> int:
+    """The step of a digest, -1 if the line is damaged or the header."""
+    fields = line.rstrip(b"\n").split(b",")
+    is_whole = line.isascii() and line.endswith(b"\n") and len(fields) == 4 and fields[0].isdigit()
+    return int(fields[0]) if is_whole else -1

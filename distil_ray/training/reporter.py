@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from distil_ray.training.checkpoint import TrainState
-from distil_ray.training.metrics import MetricsWriter, Record, read_records
+from distil_ray.training.metrics import METRICS_FILE, MetricsWriter, Record
 from distil_ray.training.storage import RunFolder
 
 RESTARTS_FILE = "restarts.jsonl"
@@ -38,8 +38,11 @@ class Reporter:
         if not self._is_active:
             return
         self._began, self._progress_at_start = time.monotonic(), state.progress
-        restarts = _read_restarts(self._folder)
-        last_record = max((record["time"] for record in read_records(self._folder)), default=None)
+        restarts, damaged_restarts = self._folder.read_json_lines(RESTARTS_FILE)
+        records, damaged_records = self._folder.read_json_lines(METRICS_FILE)
+        for line in [*damaged_restarts, *damaged_records]:
+            self._events.line(line)
+        last_record = max((record["time"] for record in records if "time" in record), default=None)
         if (resumed_from is not None or last_record is not None) and not is_continuation:
             restart = _describe_restart(state, resumed_from, last_record)
             restarts.append(restart)
@@ -83,12 +86,6 @@ class Reporter:
 def is_writable(value: Any) -> bool:
     """Whether JSON (and Ray) can hold the value as it is."""
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def _read_restarts(folder: RunFolder) -> list[dict[str, Any]]:
-    if not folder.exists(RESTARTS_FILE):
-        return []
-    return [json.loads(line) for line in folder.read_bytes(RESTARTS_FILE).decode().splitlines()]
 
 
 def _describe_restart(state: TrainState, resumed_from: str | None, last_record: float | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -261,8 +262,8 @@ class RunFolder:
             _make_folder(local)
             yield local
             for path in local.rglob("*"):
-                _flush_to_disk(path)
-            _flush_to_disk(local)
+                flush_to_disk(path)
+            flush_to_disk(local)
         except BaseException:
             shutil.rmtree(local, ignore_errors=True)
             raise
@@ -277,7 +278,7 @@ class RunFolder:
             for path in self._read(lambda: self.filesystem.find(self.join(name))):
                 target = Path(temporary) / PurePosixPath(path).relative_to(self.join(name))
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self._read(lambda path=path, target=target: self.filesystem.get_file(path, str(target)))
+                self._read(partial(self.filesystem.get_file, path, str(target)))
             yield Path(temporary)
 
     def upload(self, local: Path, name: str) -> None:
@@ -289,7 +290,7 @@ class RunFolder:
             self.filesystem.put_file(str(file), target)
 
         for file in sorted(path for path in local.rglob("*") if path.is_file()):
-            self._change(lambda file=file: copy_file(file))
+            self._change(partial(copy_file, file))
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.join(name)
@@ -334,7 +335,7 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a local file; whoever reads it, even after a power cut, sees the old or the new content."""
     with _written(path.with_name(f"{path.name}.tmp"), content) as temporary:
         temporary.replace(path)
-    _flush_to_disk(path.parent)
+    flush_to_disk(path.parent)
 
 
 def _create_file(path: Path, content: bytes) -> None:
@@ -351,8 +352,8 @@ def _create_file(path: Path, content: bytes) -> None:
         except OSError:  # a file system without links
             with path.open("xb") as file:
                 file.write(content)
-            _flush_to_disk(path)
-    _flush_to_disk(path.parent)
+            flush_to_disk(path)
+    flush_to_disk(path.parent)
 
 
 @contextmanager
@@ -360,7 +361,7 @@ def _written(temporary: Path, content: bytes) -> Iterator[Path]:
     """Write a temporary file to disk; afterwards it is gone."""
     try:
         temporary.write_bytes(content)
-        _flush_to_disk(temporary)
+        flush_to_disk(temporary)
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
@@ -371,10 +372,10 @@ def _make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Make sure that the content of a file, or the entries of a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
