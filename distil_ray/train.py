@@ -5,12 +5,12 @@ import sys
 from distil_ray.cli import add_previews, main_of, parser_of
 from distil_ray.config import describe_keys, load_config, to_yaml
 
+_AFTER_INTERRUPT = "the same command resumes from the last checkpoint"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 the run failed, 2 bad configuration or input."""
-    return main_of(
-        "distil_ray.train", _train, argv, after_interrupt="the same command resumes from the last checkpoint"
-    )
+    return main_of("distil_ray.train", _train, argv, after_interrupt=_AFTER_INTERRUPT)
 
 
 def _train(argv: list[str] | None) -> None:

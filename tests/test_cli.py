@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import yaml
@@ -68,6 +69,7 @@ def ended(script, *signals, shell="exec {python} -c {script}", environment=None)
     )
     if signals:
         assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)  # until it sleeps
     for number in signals:
         process.send_signal(number)
     output, errors = process.communicate(timeout=60)

@@ -1,6 +1,7 @@
 """The clusters' descriptions hold together: with schemas, with the pinned versions, with the recipes."""
 
 import re
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import ray
 import torch
 import yaml
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from distil_ray.config import load_config, parse_config
@@ -149,6 +152,32 @@ def test_the_configuration_in_the_guide_is_valid():
     rest = {"teacher": {"path": "org/teacher"}, "data": {"sources": "/text"}}
     config = parse_config(yaml.safe_load(example) | rest | {"optim": {"num_steps": 1, "global_batch_size": 4096}})
     assert (config.runtime.min_workers, config.runtime.max_workers, config.block_rows) == (8, 64, 64)
+
+
+def test_what_a_job_takes_along(tmp_path):
+    """What Ray packs of a checkout in which somebody has worked."""
+    folder, package = tmp_path / "checkout", tmp_path / "package.zip"
+    kept = {
+        "distil_ray/train.py",
+        "distil_ray/quickstart/teacher/model.safetensors",
+        "configs/tiny.yaml",
+        "my/text.txt",
+    }
+    left = {"runs/a/export/model.safetensors", "tests/test_a.py", "my/checkpoint_000000010/student.safetensors"}
+    for name in kept | left:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(ROOT / name, folder)
+    create_package(str(folder), package, include_gitignore=True)
+    with zipfile.ZipFile(package) as packed:
+        files = {name for name in packed.namelist() if not name.endswith("/")}
+    assert files - {".gitignore", ".rayignore"} == kept
+
+
+def test_the_limit_in_the_guide_is_that_of_rays_job_server():
+    text = (CLUSTER / "README.md").read_text() + (ROOT / ".rayignore").read_text()
+    assert set(re.findall(r"(\d+) MiB", text)) == {str(DASHBOARD_CLIENT_MAX_SIZE // 2**20)}
 
 
 def test_what_nodes_install_is_the_package_with_its_exact_versions(tmp_path):

@@ -1,6 +1,7 @@
 """What is accepted, what is refused and in which words, and what counts as learned."""
 
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -13,11 +14,13 @@ from pydantic import ValidationError
 
 from distil_ray.config import (
     Config,
+    ConfigError,
     Section,
     describe_keys,
     difference,
     learned,
     load_config,
+    output_path,
     parse_config,
     parse_sources,
     parse_yaml,
@@ -189,6 +192,20 @@ def test_local_paths_become_absolute_and_others_stay(tmp_path, monkeypatch):
     remote = load("teacher.path=org/teacher", "run.storage_path=s3://bucket/runs")
     assert remote.teacher.path == "org/teacher"
     assert remote.run.storage_path == "s3://bucket/runs"
+
+
+@pytest.mark.parametrize(("settings", "given"), [(["run.storage_path=out/runs"], "out/runs"), ([], "runs")])
+def test_in_a_ray_job_outputs_do_not_go_into_its_package(settings, given, monkeypatch):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match=f'run.storage_path: given "{given}", which in a Ray job lies in the job'):
+        load("teacher.path=org/teacher", *settings)
+    for place in ("/shared/runs", "s3://bucket/runs"):
+        assert load("teacher.path=org/teacher", f"run.storage_path={place}").run.storage_path == place
+    assert load("teacher.path=org/teacher", "run.storage_path=~/runs").run.storage_path.endswith("/runs")
+    with pytest.raises(InputError, match='--output: given "report"'):
+        output_path("report", "--output")
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    assert output_path("report") == os.path.abspath("report")
 
 
 def test_parse_config_leaves_what_it_is_given_alone():

@@ -1,5 +1,6 @@
 """Runs that share a cluster: each waits for room for all that it needs, and says so."""
 
+import signal
 import subprocess
 import threading
 
@@ -113,3 +114,24 @@ def test_two_runs_with_room_for_one_both_finish(settings, ray_cluster, tmp_path)
     ]
     (_, end), (start, _) = sorted(spans)
     assert start > end
+
+
+def test_a_run_that_waits_for_room_ends_at_once_when_it_is_stopped(settings, ray_cluster, tmp_path):
+    others = placement_group([{"CPU": 1.0}] * 4)
+    assert others.wait(30)
+    arguments, environment = command(settings, tmp_path, ray_cluster)
+    with (tmp_path / "output.txt").open("w+") as output:
+        run = subprocess.Popen(arguments, env=environment, stdout=output, stderr=output)
+        try:
+            wait_for(lambda: "waiting for room on the cluster" in (tmp_path / "output.txt").read_text())
+            run.send_signal(signal.SIGTERM)
+            assert run.wait(timeout=60) == 128 + signal.SIGTERM
+        finally:
+            run.kill()
+            remove_placement_group(others)
+
+    said = (tmp_path / "output.txt").read_text()
+    assert "3 CPU are needed at once for workers and data tasks, 2 CPU are free" in said
+    assert "stopped at once; the same command" in said
+    assert "Traceback" not in said
+    wait_for(is_free, 60)

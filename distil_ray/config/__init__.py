@@ -37,6 +37,7 @@ from distil_ray.config.sections import (
     Source,
     Student,
     Teacher,
+    output_path,
 )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "learned",
     "load_config",
     "load_settings",
+    "output_path",
     "parse_config",
     "parse_mapping",
     "parse_sources",

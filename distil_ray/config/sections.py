@@ -25,6 +25,7 @@ from distil_ray.config.checks import (
     shown,
     student_problems,
 )
+from distil_ray.errors import InputError
 from distil_ray.outages import WHILE_TRAINING_SECONDS
 
 # --------------------------------------------------------------------------------------------- value types
@@ -42,6 +43,28 @@ def _file_name(name: str) -> str:
 def _absolute(path: str) -> str:
     """Make a local path absolute; leave a URL as it is. (Workers run in another directory.)"""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def output_path(path: str, option: str = "") -> str:
+    """Make the local path of an output absolute; leave a URL as it is.
+
+    Args:
+        option: what the path was given by, if that is not said elsewhere, such as "--output".
+
+    Raises:
+        InputError: the path is relative, and the command is a submitted Ray job: those run in a folder that Ray has
+            unpacked on one node, and that it removes.
+    """
+    if "://" not in path and not os.path.isabs(os.path.expanduser(path)) and _JOB_VARIABLE in os.environ:
+        name = f"{option}: " if option else ""
+        raise InputError(
+            f"{name}given {shown(path)}, which in a Ray job lies in the job's package, which Ray removes; "
+            "expected a URL such as s3://bucket/prefix, or the absolute path of a folder that all nodes share"
+        )
+    return _absolute(path)
+
+
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a submitted job
 
 
 def _absolute_if_there(path: str) -> str:
@@ -64,6 +87,7 @@ Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 LocalPathOrUrl = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
+OutputPathOrUrl = Annotated[str, Field(min_length=1), AfterValidator(output_path)]
 LocalPathOrHubId = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_there)]
 
 
@@ -87,7 +111,7 @@ class Run(Section):
 
     name: Annotated[str, AfterValidator(_file_name)]
     """Name of the run and of its folder; the same name goes on where that run stopped."""
-    storage_path: LocalPathOrUrl = Field("runs", validate_default=True)
+    storage_path: OutputPathOrUrl = Field("runs", validate_default=True)
     """Folder or URL (s3://bucket/prefix, gs://bucket/prefix) below which the run's folder lies."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 56
     """Seed of the split, shuffling, masks, dropout and random weights (DistilBERT's authors: 56)."""
