@@ -44,7 +44,7 @@ class RunFolder:
             raise InputError(f"run.storage_path: cannot open {storage_path!r}: {error}") from error
         protocol = self.filesystem.protocol
         self._protocols = {protocol} if isinstance(protocol, str) else set(protocol)
-        self._patience = patience
+        self.patience = patience
         self._before_writing: Callable[[], None] | None = None
         self.storage_path = root.rstrip("/")
         self.path = f"{self.storage_path}/{name}"
@@ -60,6 +60,12 @@ class RunFolder:
         guarded = copy.copy(self)
         guarded._before_writing = before_writing
         return guarded
+
+    def patient(self, patience: Patience) -> Self:
+        """The same folder, with another patience."""
+        patient = copy.copy(self)
+        patient.patience = patience
+        return patient
 
     @property
     def is_local(self) -> bool:
@@ -319,7 +325,7 @@ class RunFolder:
             self._before_writing()
 
     def _attempt(self, attempt: Callable[[], Result]) -> Result:
-        return attempt() if self.is_local else self._patience.wait_out(self.path, attempt)
+        return attempt() if self.is_local else self.patience.wait_out(self.path, attempt)
 
     def _named(self, verb: str, attempt: Callable[[], Result]) -> Result:
         """Make an `InputError` of whatever the storage cannot do, but for what a caller asks for by looking."""
