@@ -10,11 +10,17 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from distil_ray.data.docstrings import docstring_folder
-from distil_ray.data.files import SUPPORTED, file_system, first_of, format_of, reaching
+from distil_ray.data.files import SUPPORTED, Format, file_system, first_of, format_of, reaching
 from distil_ray.errors import InputError, reason_of
 
 _GLOB = re.compile(r"[*?[]")
 _MAX_NAMES_SHOWN = 5
+
+# What lies beside data files and holds no text to learn from. The last ones are of `datasets`' `save_to_disk`.
+_DOCUMENTATION = re.compile(
+    r"(readme|licen[sc]e|copying|notice|citation|changelog)(\.(md|rst|cff|bib))?$", re.IGNORECASE
+)
+_DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Source:
         name: the Hub data set's configuration.
         revision: the Hub data set's branch, tag or commit.
         split: the Hub data set's split, or that of the documentation strings.
-        column: the Parquet column or JSON key that holds the text; not used for text files.
+        column: the column (Parquet, Arrow) or JSON key that holds the text; not used for text files.
+        format: what the files are, whatever their suffixes say; `.gz` and `.zst` on top still count.
 
     Raises:
         InputError: unless exactly one of `path`, `hub` and `docstrings` is given.
@@ -41,6 +48,7 @@ class Source:
     revision: str | None = None
     split: str = "train"
     column: str = "text"
+    format: Format | None = None
 
     def __post_init__(self) -> None:
         if [bool(self.path), bool(self.hub), bool(self.docstrings)].count(True) != 1:
@@ -55,19 +63,37 @@ class Candidate:
     name: str
     path: str
     column: str
+    format: Format | None = None
+    left_out: str = ""  # why it is not read, if so
 
 
 def find_files(source: Source) -> list[Candidate]:
-    """Return the source's files sorted by name, all of supported suffixes."""
+    """Return the source's files sorted by name, all of supported formats but for those that are left out."""
     if source.docstrings:
         paths = _find_at_path(str(docstring_folder(source.split)))
     else:
         paths = _find_on_hub(source) if source.hub else _find_at_path(source.path or "")
-    unsupported = [path for _, path in sorted(paths) if format_of(path) is None]
+    reasons = _left_out([path for _, path in paths], source.format)
+    unsupported = [path for _, path in sorted(paths) if path not in reasons and format_of(path, source.format) is None]
     if unsupported:
         shown = ", ".join(first_of(unsupported, _MAX_NAMES_SHOWN, "file(s)"))
-        raise InputError(f"unsupported file(s): {shown}. Supported: {SUPPORTED}. Name only those, by a glob")
-    return [Candidate(name, path, source.column) for name, path in sorted(paths)]
+        raise InputError(
+            f"unsupported file(s): {shown}. Supported: {SUPPORTED}. Name only those, by a glob, or say what they are "
+            "by the source's key format: text, jsonl, parquet or arrow (the last two not compressed)"
+        )
+    return [Candidate(name, path, source.column, source.format, reasons.get(path, "")) for name, path in sorted(paths)]
+
+
+def _left_out(paths: list[str], given: Format | None) -> dict[str, str]:
+    """Return why files are left out that only describe the others; none are if there are no others."""
+    names = {path: path.rpartition("/")[2] for path in paths}
+    reasons = {
+        path: "documentation beside the data files" for path, name in names.items() if _DOCUMENTATION.match(name)
+    }
+    if given in (None, "arrow") and any(name.endswith(".arrow") for name in names.values()):
+        described = "describes the Arrow files"
+        reasons |= {path: described for path, name in names.items() if name in _DESCRIPTIONS}
+    return reasons if len(reasons) < len(paths) else {}
 
 
 def _find_at_path(path: str) -> list[tuple[str, str]]:
