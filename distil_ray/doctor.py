@@ -27,7 +27,7 @@ def _doctor(argv: list[str] | None) -> None:
     console = Console()
     verdicts = checkup(config, console)
     for verdict in verdicts:
-        console.line(f"{verdict.outcome:8}{verdict.check:16}{verdict.detail}")
+        console.line(f"{verdict.outcome:10}{verdict.check:16}{verdict.detail}")
     failed = [verdict.check for verdict in verdicts if verdict.outcome == "failed"]
     if failed:
         raise RunError(f"{len(failed)} of {len(verdicts)} checks failed: {', '.join(failed)}")

@@ -1,4 +1,4 @@
-"""A command that holds a folder and writes to it, as a process of its own: its path, name and heartbeat as arguments."""
+"""A command that holds a folder and writes to it, as a process of its own. Arguments: path, name, heartbeat."""
 
 import os
 import sys

@@ -1,6 +1,7 @@
 """`python -m distil_ray.doctor` on a real cluster."""
 
 import http.server
+import re
 import threading
 
 import pytest
@@ -21,7 +22,7 @@ def test_a_healthy_cluster(settings, ray_cluster, tmp_path, capsys):
     assert examine(settings, tmp_path) == 0
 
     lines = capsys.readouterr().out.splitlines()
-    outcomes = {line[8:24].strip(): line[:8].strip() for line in lines[1:]}
+    outcomes = {line[10:26].strip(): line[:10].strip() for line in lines[1:]}
     assert set(outcomes.values()) <= {"ok", "warning"}
     fine = ("nodes", "room", "versions", "storage", "models", "text", "one storage", "authentication", "dashboard")
     assert [check for check in fine if outcomes[check] != "ok"] == [], lines
@@ -39,18 +40,35 @@ def test_what_is_wrong_is_named_and_the_command_fails(settings, ray_cluster, tmp
 
     output = capsys.readouterr()
     assert "error: 4 of " in output.err
-    assert "checks failed: room, listing, storage, models" in output.err
+    assert "checks failed: room, tokenizer, storage, models" in output.err
+    for check in ("listing", "text", "one storage"):
+        assert re.search(rf"^not tried {check} ", output.out, re.MULTILINE)
     assert "no-tokenizer" in output.out
     assert "Traceback" not in output.out + output.err
 
 
 def test_text_that_is_not_there(settings, tmp_path):
-    plan, verdict = _listing(parse_config(changed(settings, data__sources=str(tmp_path / "nowhere"))))
+    plan, (verdict,) = _listing(parse_config(changed(settings, data__sources=str(tmp_path / "nowhere"))))
 
     assert plan is None
     assert (verdict.check, verdict.outcome) == ("listing", "failed")
     assert "nowhere" in verdict.detail
-    assert _listing(parse_config(settings))[1] is None
+    assert _listing(parse_config(settings))[1] == []
+
+
+def test_text_that_gives_no_row(settings, ray_cluster, tmp_path, capsys):
+    texts = {f"{i}.txt": f"Текст номер {i}, которого токенизатор не знает.\n\n" * 20 for i in range(4)}
+    for name, text in texts.items():
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / name).write_text(text)
+
+    assert examine(changed(settings, data__sources=str(tmp_path / "text"), data__eval_fraction=0.0), tmp_path) == 1
+
+    output = capsys.readouterr()
+    assert "checks failed: text" in output.err
+    assert re.search(
+        r"^failed    text .*data.sources: the units that were tried give no row: .*are \[UNK\]", output.out, re.M
+    )
 
 
 @pytest.mark.parametrize("status", [200, 401])

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizer
 
-from distil_ray.data.batch import digest
+from distil_ray.data.batch import SKIPPED, digest
 from distil_ray.data.corpus import BadFileError, Source, list_corpus
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import mask_rows, special_table
 from distil_ray.data.rows import RowSettings, count_pieces, make_rows
+from distil_ray.data.tally import Reason
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
 
@@ -92,7 +93,7 @@ WEIGHTS = np.random.default_rng(0).uniform(0.1, 5, len(PIECES))
 def test_rows_equal_the_steps_written_out(tmp_path, settings):
     texts = random_texts(20)
     units = [2, 0, 3]
-    rows, unit_errors = make(write_corpus(tmp_path, texts), units, settings, split="eval", group=11)
+    rows, tally = make(write_corpus(tmp_path, texts), units, settings, split="eval", group=11)
     texts_of_units = [texts[5 * unit : 5 * unit + 5] for unit in units]
     expected = reference(texts_of_units, settings, "eval", 11)
     assert [rows[name].tolist() for name in ("input_ids", "masked_positions", "masked_labels")] == expected
@@ -100,8 +101,11 @@ def test_rows_equal_the_steps_written_out(tmp_path, settings):
     assert rows["row"].tolist() == list(range(num_rows))
     assert rows["group"].tolist() == [11] * num_rows
     assert rows["group_rows"].tolist() == [num_rows] * num_rows
-    assert not rows["skipped"].any()
-    assert unit_errors == []
+    num_pieces = sum(len(text.split()) + 1 for texts in texts_of_units for text in texts)
+    counts = dict(zip(SKIPPED, rows["skipped"][0].tolist(), strict=True))
+    assert {name: count for name, count in counts.items() if count} == {"documents": 15, "pieces": num_pieces}
+    assert not rows["skipped"][1:].any()
+    assert counts == tally.counts()
 
 
 def test_arrays_have_the_form_of_a_batch(tmp_path):
@@ -115,7 +119,7 @@ def test_arrays_have_the_form_of_a_batch(tmp_path):
         "group": ((num_rows,), np.int32),
         "row": ((num_rows,), np.int32),
         "group_rows": ((num_rows,), np.int32),
-        "skipped": ((num_rows, 3), np.int32),
+        "skipped": ((num_rows, len(SKIPPED)), np.int32),
     }
 
 
@@ -163,19 +167,30 @@ def test_rows_are_shuffled(tmp_path):
 
 def test_documents_without_text_are_counted(tmp_path):
     texts = ["", *random_texts(3), None, " \n", *random_texts(2), None]
-    rows, unit_errors = make(write_corpus(tmp_path, texts))
+    corpus = write_corpus(tmp_path, texts)
+    rows, tally = make(corpus)
     clean = make(write_corpus(tmp_path, [text for text in texts if text and text.strip()]))[0]
     assert digest(rows) == digest(clean)
-    assert rows["skipped"][0].tolist() == [4, 0, 0]
+    counts = dict(zip(SKIPPED, rows["skipped"][0].tolist(), strict=True))
+    assert counts == tally.counts()
+    assert (counts["documents"], counts["skipped_documents"]) == (9, 4)
+    assert (counts["skipped_null"], counts["skipped_blank"]) == (2, 2)
     assert not rows["skipped"][1:].any()
-    assert unit_errors == []
+    assert tally.first_places == {
+        Reason.NULL: f"{corpus.files[0].path}, row 4 of row group 0",
+        Reason.BLANK: f"{corpus.files[0].path}, row 0 of row group 0",
+    }
 
 
 def test_rows_without_enough_ordinary_pieces_are_left_out_and_counted(tmp_path):
     num_unknown = 18 * 3 + 2  # three rows of unknown pieces, and two more in a row with ordinary ones
     unknown = " ".join(["unknown"] * num_unknown)
-    rows, _ = make(write_corpus(tmp_path, [unknown, *random_texts(5)]))
-    assert rows["skipped"][0].tolist() == [0, 3, 0]
+    texts = [unknown, *random_texts(5)]
+    rows, tally = make(write_corpus(tmp_path, texts))
+    counts = dict(zip(SKIPPED, rows["skipped"][0].tolist(), strict=True))
+    assert (counts["skipped_documents"], counts["skipped_rows"], counts["skipped_units"]) == (0, 3, 0)
+    assert counts["unknown_pieces"] == tally.num_unknown == num_unknown
+    assert counts["pieces"] == tally.num_pieces == sum(len(text.split()) + 1 for text in texts)
     num_special = np.isin(unmasked(rows), list(SPECIAL_IDS)).sum(axis=1)
     assert (20 - num_special >= SETTINGS.num_masked).all()
     assert rows["row"].tolist() == list(range(len(rows["row"])))
@@ -183,16 +198,27 @@ def test_rows_without_enough_ordinary_pieces_are_left_out_and_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("texts", "left_out"),
-    [(["unknown " * 100], "0 documents, 6 rows left out"), ([None, ""], "2 documents, 0 rows left out")],
+    ("texts", "reason"),
+    [
+        (["unknown " * 100], "each of its 6 rows has too few ordinary pieces to mask: 99% of the pieces are [UNK]"),
+        ([None, ""], "2 of 2 documents skipped (100.0%): 1 null (the first: "),
+        (["\u200b"], "the tokenizer finds no piece in its 1 documents"),
+    ],
 )
-def test_a_group_without_any_row_says_what_was_left_out(tmp_path, texts, left_out):
-    rows, notes = make(write_corpus(tmp_path, texts))
+def test_a_group_without_any_row_says_why(tmp_path, texts, reason):
+    rows, tally = make(write_corpus(tmp_path, texts))
     assert rows["input_ids"].shape == (0, 20)
     assert rows["masked_positions"].shape == rows["masked_labels"].shape == (0, 3)
-    assert rows["skipped"].shape == (0, 3)
+    assert rows["skipped"].shape == (0, len(SKIPPED))
     assert digest(rows) == 0
-    assert [note.partition(": ")[2] for note in notes] == [left_out]
+    assert tally.why_no_row().startswith(reason)
+
+
+def test_a_beginning_ends_after_the_document_that_fills_it(tmp_path):
+    texts = random_texts(15)
+    rows, tally = make(write_corpus(tmp_path, texts), max_characters=len(texts[0]) + len(texts[1]) + 1)
+    assert tally.num_documents == 3
+    assert digest(rows) == digest(make(write_corpus(tmp_path, texts[:3]))[0])
 
 
 def damage(path, row_group):
@@ -208,10 +234,10 @@ def test_a_damaged_unit_is_an_error_or_is_left_out_with_a_message(tmp_path):
     damage(tmp_path / "a.parquet", row_group=1)
     with pytest.raises(BadFileError, match=r"a.parquet: row group 1: damaged"):
         make(corpus, [2, 1, 0])
-    rows, unit_errors = make(corpus, [2, 1, 0], skip_bad_units=True)
+    rows, tally = make(corpus, [2, 1, 0], skip_bad_units=True)
     assert digest(rows) == digest(expected)
-    assert rows["skipped"][0].tolist() == [0, 0, 1]
-    (message,) = unit_errors
+    assert rows["skipped"][0, SKIPPED.index("skipped_units")] == 1
+    (message,) = tally.unit_errors
     assert "a.parquet: row group 1: damaged" in message
 
 
@@ -219,8 +245,8 @@ def test_documents_in_front_of_the_damage_are_kept(tmp_path):
     texts = random_texts(800) * 16  # 3 MB: it is decompressed a megabyte at a time
     content = gzip.compress("\n\n".join(texts).encode(), compresslevel=1)
     (tmp_path / "a.txt.gz").write_bytes(content[: len(content) // 2])
-    rows, unit_errors = make(list_corpus([Source(path=str(tmp_path))]), skip_bad_units=True)
-    assert len(unit_errors) == 1
+    rows, tally = make(list_corpus([Source(path=str(tmp_path))]), skip_bad_units=True)
+    assert len(tally.unit_errors) == 1
     stream = [i for text in texts for i in [*(PIECES[word] for word in text.split()), SEP]]
     body = unmasked(rows)[:, 1:-1]
     assert 0.2 * len(stream) < body.size < 0.6 * len(stream)

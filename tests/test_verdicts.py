@@ -22,8 +22,15 @@ DATA = {"ray-subcluster": "data"}
 TYPED = {"ray.io/node-group": "cpu"}  # as an autoscaler starts nodes
 
 
-def facts(*, gpu_names=(), memory=10**10, errors=None, **changed) -> NodeFacts:
-    return NodeFacts(VERSIONS | changed, list(gpu_names), memory, errors or {})
+WORKS = {"storage": "", "models": "", "text": ""}
+
+
+def facts(*, gpu_names=(), memory=10**10, errors=None, warnings=(), **changed) -> NodeFacts:
+    return NodeFacts(VERSIONS | changed, list(gpu_names), memory, WORKS | (errors or {}), list(warnings))
+
+
+def untried(*names) -> NodeFacts:
+    return NodeFacts(VERSIONS, [], 10**10, {name: error for name, error in WORKS.items() if name not in names})
 
 
 def node(name="a", cpus=8, gpus=0, store=2e9, label=None, seen=None) -> Node:
@@ -71,7 +78,7 @@ def test_packages_that_are_missing_everywhere():
 
 def test_what_cannot_be_read_or_written_is_said_with_the_node():
     fine, bad = facts(), facts(errors={"models": "org/teacher does not exist", "text": "no such file"})
-    verdicts = {verdict.check: verdict for verdict in reading_and_writing({"a": fine, "b": bad})}
+    verdicts = {verdict.check: verdict for verdict in reading_and_writing({"a": fine, "b": bad}, is_listed=True)}
 
     assert {check: verdict.outcome for check, verdict in verdicts.items()} == {
         "storage": "ok",
@@ -79,6 +86,30 @@ def test_what_cannot_be_read_or_written_is_said_with_the_node():
         "text": "failed",
     }
     assert verdicts["models"].detail == "b: org/teacher does not exist"
+
+
+def text_verdict(facts, *, is_listed=True):
+    (verdict,) = [verdict for verdict in reading_and_writing(facts, is_listed=is_listed) if verdict.check == "text"]
+    return verdict.outcome, verdict.detail
+
+
+def test_what_was_not_tried_is_not_said_to_work():
+    assert text_verdict({"a": untried("text")}, is_listed=False) == ("not tried", "it could not be listed, see above")
+    assert text_verdict({"a": untried("text")}) == ("not tried", "no node has the label runtime.data_label")
+    assert text_verdict({"a": untried("text"), "b": facts()})[0] == "ok"
+    assert text_verdict({}) == ("not tried", "no node has answered")
+    assert {verdict.outcome for verdict in reading_and_writing({}, is_listed=True)} == {"not tried"}
+    assert versions({}).outcome == "not tried"
+    assert shared_storage([], {}).outcome == "not tried"
+
+
+def test_what_is_doubtful_about_the_text_is_a_warning():
+    seen = {
+        "a": facts(warnings=["5.0% of the pieces are [UNK]"]),
+        "b": facts(warnings=["5.0% of the pieces are [UNK]"]),
+    }
+    assert text_verdict(seen) == ("warning", "5.0% of the pieces are [UNK]")
+    assert text_verdict(seen | {"b": facts(errors={"text": "gone"})}) == ("failed", "b: gone")
 
 
 def test_all_nodes_write_to_the_same_storage():
@@ -89,6 +120,7 @@ def test_all_nodes_write_to_the_same_storage():
     assert "what b wrote is not seen from here" in verdict.detail
     # What could not be written at all has been said already.
     assert shared_storage(["a"], {"a": facts(), "b": facts(errors={"storage": "denied"})}).outcome == "ok"
+    assert shared_storage([], {"a": facts(errors={"storage": "denied"})}).outcome == "not tried"
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def random_rows(num_rows: int, seed: int = 0) -> Arrays:
     positions = np.sort(1 + words("positions", num_rows, T - 2).argsort(axis=1)[:, :K], axis=1).astype(np.int16)
     labels = (2 + words("labels", num_rows, K) % np.uint64(VOCAB_SIZE - 2)).astype(np.uint16)
     skipped = np.zeros((num_rows, len(SKIPPED)), dtype=np.int32)
-    skipped[:1] = (3, 1, 0)
+    skipped[:1, :3] = (3, 1, 0)
     return {
         "input_ids": input_ids,
         "masked_positions": positions,

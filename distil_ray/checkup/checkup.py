@@ -31,7 +31,7 @@ def checkup(config: Config, console: Console) -> list[Verdict]:
         InputError: there is no cluster to look at.
     """
     console.line(connect(slots_needed(config)["CPU"]))
-    plan, listing = _listing(config)
+    plan, listings = _listing(config)
     nodes, one_storage = _ask_all(config, plan)
     facts = {node.name: node.facts for node in nodes if isinstance(node.facts, NodeFacts)}
     address = get_dashboard_url()
@@ -39,8 +39,8 @@ def checkup(config: Config, console: Console) -> list[Verdict]:
         verdicts.answers(nodes),
         _fits(config),
         verdicts.versions(facts),
-        *([listing] if listing else []),
-        *verdicts.reading_and_writing(facts),
+        *listings,
+        *verdicts.reading_and_writing(facts, is_listed=plan is not None),
         one_storage,
         verdicts.gpus(nodes, config),
         verdicts.labels(nodes, config),
@@ -50,12 +50,19 @@ def checkup(config: Config, console: Console) -> list[Verdict]:
     ]
 
 
-def _listing(config: Config) -> tuple[DataPlan | None, Verdict | None]:
-    """The plan of the data, or why the text cannot be listed from here."""
+def _listing(config: Config) -> tuple[DataPlan | None, list[Verdict]]:
+    """The plan of the data, or what keeps it from being made here."""
     try:
-        return build_plan(config, build_tokenizer(config)), None
+        tokenizer = build_tokenizer(config)
     except InputError as error:
-        return None, Verdict("listing", "failed", str(error))
+        return None, [
+            Verdict("tokenizer", "failed", str(error)),
+            Verdict("listing", "not tried", "the text is cut for a tokenizer, which does not load"),
+        ]
+    try:
+        return build_plan(config, tokenizer), []
+    except InputError as error:
+        return None, [Verdict("listing", "failed", str(error))]
 
 
 def _fits(config: Config) -> Verdict:

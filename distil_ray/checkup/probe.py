@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 
 from distil_ray.config import Config
-from distil_ray.data.corpus import read_unit
 from distil_ray.data.plan import DataPlan
-from distil_ray.errors import InputError
+from distil_ray.data.tally import text_warnings
+from distil_ray.errors import InputError, reason_of
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.storage import RunFolder
 
@@ -28,13 +27,15 @@ class NodeFacts:
         versions: of Python and of the packages that have to be equal; "not installed" where one is missing.
         gpu_names: of all GPUs that torch sees.
         shared_memory_bytes: size of /dev/shm; None where there is none.
-        errors: by what was tried (storage, models, text): why it did not work.
+        errors: by what was tried (storage, models, text): why it did not work, empty if it did.
+        text_warnings: what the person who gave the text should look at.
     """
 
     versions: dict[str, str]
     gpu_names: list[str]
     shared_memory_bytes: int | None
     errors: dict[str, str] = field(default_factory=dict)
+    text_warnings: list[str] = field(default_factory=list)
 
 
 def probe(config: Config, plan: DataPlan | None, mark: str, node: str, *, has_data_tasks: bool) -> NodeFacts:
@@ -46,17 +47,19 @@ def probe(config: Config, plan: DataPlan | None, mark: str, node: str, *, has_da
         node: name of that file.
         has_data_tasks: whether text will be read here.
     """
+    warnings: list[str] = []
     errors = {
         "storage": _error(lambda: RunFolder(config.run.storage_path, mark).write_text(node, node)),
         "models": _error(lambda: build_models(config, build_tokenizer(config))),
     }
     if has_data_tasks and plan is not None:
-        errors["text"] = _error(lambda: _read_some(plan))
+        errors["text"] = _error(lambda: warnings.extend(_look_at_text(config, plan)))
     return NodeFacts(
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         gpu_names=_gpu_names(),
         shared_memory_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
-        errors={name: error for name, error in errors.items() if error},
+        errors=errors,
+        text_warnings=warnings,
     )
 
 
@@ -67,15 +70,15 @@ def _error(attempt: Callable[[], object]) -> str:
     except InputError as error:
         return str(error)
     except Exception as error:  # whatever it is, it is the answer
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {reason_of(error)}"
     return ""
 
 
-def _read_some(plan: DataPlan) -> None:
-    """Read the beginning of the first unit to train on, and of the first one that is held out."""
-    for corpus, units in ((plan.corpus, plan.schedule.units), (plan.eval_corpus, plan.eval_units)):
-        for unit in units[:1]:
-            list(islice(read_unit(corpus, int(unit)), 1))
+def _look_at_text(config: Config, plan: DataPlan) -> list[str]:
+    """Make rows of a little text, and return what is worth a warning."""
+    tally = plan.glance()
+    limit = config.data.warn_skipped_fraction
+    return text_warnings(tally.counts(), tally.first_places, max_lost_fraction=limit)
 
 
 def _version(package: str) -> str:

@@ -9,7 +9,7 @@ from distil_ray.checkup.probe import NodeFacts
 from distil_ray.config import Config
 from distil_ray.training.cluster import has_label, is_autoscaled
 
-Outcome = Literal["ok", "warning", "failed"]
+Outcome = Literal["ok", "warning", "failed", "not tried"]
 _MIN_OBJECT_STORE_BYTES = 10**9
 
 
@@ -42,6 +42,8 @@ def answers(nodes: Sequence[Node]) -> Verdict:
 
 def versions(facts: Mapping[str, NodeFacts]) -> Verdict:
     """Whether Python and packages are the same everywhere."""
+    if not facts:
+        return Verdict("versions", "not tried", "no node has answered")
     found: dict[str, Counter[str]] = {}
     for one in facts.values():
         for package, version in one.versions.items():
@@ -60,21 +62,37 @@ def versions(facts: Mapping[str, NodeFacts]) -> Verdict:
     return Verdict("versions", "ok", f"equal on all nodes ({named})")
 
 
-def reading_and_writing(facts: Mapping[str, NodeFacts]) -> Iterator[Verdict]:
-    """Whether storage, models and text can be reached from every node."""
+def reading_and_writing(facts: Mapping[str, NodeFacts], *, is_listed: bool) -> Iterator[Verdict]:
+    """Whether storage, models and text can be reached from every node. ``is_listed``: whether the text could be."""
+    why_not = {}
+    if facts:
+        reason = "no node has the label runtime.data_label" if is_listed else "it could not be listed, see above"
+        why_not["text"] = reason
     texts = {
         "storage": "every node writes to run.storage_path",
         "models": "teacher, student and tokenizer load on every node",
-        "text": "the text is read on every node that will read it",
+        "text": "rows are made of the text on every node that will read it",
     }
     for name, fine in texts.items():
-        wrong = [f"{node}: {one.errors[name]}" for node, one in facts.items() if name in one.errors]
-        yield Verdict(name, "failed" if wrong else "ok", "; ".join(wrong) or fine)
+        tried = {node: one.errors[name] for node, one in facts.items() if name in one.errors}
+        wrong = [f"{node}: {error}" for node, error in tried.items() if error]
+        doubts = list(dict.fromkeys(line for one in facts.values() for line in one.text_warnings if name == "text"))
+        if wrong:
+            yield Verdict(name, "failed", "; ".join(wrong))
+        elif not tried:
+            yield Verdict(name, "not tried", why_not.get(name, "no node has answered"))
+        elif doubts:
+            yield Verdict(name, "warning", "; ".join(doubts))
+        else:
+            yield Verdict(name, "ok", fine)
 
 
 def shared_storage(written: Sequence[str], facts: Mapping[str, NodeFacts]) -> Verdict:
     """Whether what the nodes have written is all in one place, so that they write to the same storage."""
-    lost = [node for node, one in facts.items() if "storage" not in one.errors and node not in written]
+    writers = [node for node, one in facts.items() if one.errors.get("storage") == ""]
+    if not writers:
+        return Verdict("one storage", "not tried", "no node has written anything")
+    lost = [node for node in writers if node not in written]
     if lost:
         detail = f"what {', '.join(lost)} wrote is not seen from here: expected s3://, gs:// or a shared file system"
         return Verdict("one storage", "failed", detail)

@@ -19,7 +19,7 @@ def learned(config: Config) -> dict[str, Any]:
     """
     settings = config.model_dump(mode="json", include={"teacher", "student", "data", "distill", "optim"})
     data, distill, optim = settings["data"], settings["distill"], settings["optim"]
-    del data["on_bad_file"], optim["max_skipped_updates"]
+    del data["on_bad_file"], data["warn_skipped_fraction"], optim["max_skipped_updates"]
     del distill["alpha_ce"], distill["alpha_mlm"], distill["alpha_cos"]
     distill["shares"] = {name: round(share, 12) for name, share in config.distill.shares.items()}
     data["sources"] = {"columns": sorted({source.column for source in config.data.sources})}

@@ -159,7 +159,9 @@ class Source(Section):
     split: Text = "train"
     """Split of the Hub data set; of documentation strings, train or heldout."""
     column: Text = "text"
-    """Parquet column or JSON key that holds the text."""
+    """Column (Parquet, Arrow) or JSON key that holds the text."""
+    format: Literal["text", "jsonl", "parquet", "arrow"] | None = None
+    """What the files at `path` are; null tells it by their suffixes."""
 
     def __str__(self) -> str:
         """What stands for the source in a sentence."""
@@ -187,7 +189,7 @@ class Source(Section):
 
 # What selects the text of a source, and the keys that go with each.
 _SELECTORS = {
-    "path": ("column",),
+    "path": ("column", "format"),
     "hub": ("name", "revision", "split", "column"),
     "docstrings": ("split",),
 }
@@ -218,6 +220,8 @@ class Data(Section):
     """Masks rare pieces more often, by weights count^-x; 0 masks all alike (DistilBERT: 0.7)."""
     on_bad_file: Literal["error", "skip"] = "error"
     """What to do about a file that cannot be read as what it is: end the run, or list it and go on."""
+    warn_skipped_fraction: Probability = 0.01
+    """Share of the documents that cannot be used (not UTF-8, no text under the key, …) above which to warn."""
 
 
 class Distill(Section):

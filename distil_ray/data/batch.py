@@ -1,6 +1,6 @@
 """What a batch is: its arrays, their dtypes and shapes, its digest, and the way into torch.
 
-Shapes: B rows, T tokens a row, K masked positions a row.
+Shapes: B rows, T tokens a row, K masked positions a row, S counts.
 
 ======================  ================  ====================================================
 ``input_ids``           [B, T] uint16     ids after masking (int32 above 65,536 pieces)
@@ -8,7 +8,7 @@ Shapes: B rows, T tokens a row, K masked positions a row.
 ``masked_labels``       [B, K] as ids     the pieces that stood there
 ``group``, ``row``      [B] int32         place in the run's sequence of rows; group -1 = filler behind its end
 ``group_rows``          [B] int32         rows in that group: row / group_rows is the share of it behind
-``skipped``             [B, 3] int32      documents, rows and units left out of the group, at its first row
+``skipped``             [B, S] int32      at a group's first row: the counts `SKIPPED` of its text
 ======================  ================  ====================================================
 """
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distil_ray.data.hashing import UInt64Array, draws, mix, stream_key
+from distil_ray.data.tally import COUNTS
 
 if TYPE_CHECKING:  # torch is imported late: the tasks that read and mask do without it
     import torch
@@ -28,7 +29,8 @@ FILLER_GROUP = -1
 END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED = -1, -2, -3
 """The ``row`` of filler: the run's sequence ends there, or only the pipeline does, or its text could not be read."""
 
-SKIPPED = ("skipped_documents", "skipped_rows", "skipped_units")
+SKIPPED = COUNTS
+"""Names of the columns of ``skipped``. More may be added at the end: a run resumes with any number of them."""
 
 _DIGEST_KEYS = {name: stream_key("digest", name) for name in ("input_ids", "masked_positions", "masked_labels")}
 

@@ -1,14 +1,16 @@
 """Sources -> units, the smallest pieces of text that can be read on their own; a unit -> documents.
 
-What a unit and a document are, by the file's suffix (`.gz` and `.zst` on top of the text formats):
+What a unit and a document are, by the file's suffix (`.gz` and `.zst` on top of the text formats) or the source's key
+`format`:
 
 ================================  =================================  =====================================
 suffix                            unit                               document
 ================================  =================================  =====================================
 .parquet                          row group                          a row's value in the source's column
+.arrow                            record batches, one or more        as above
 .jsonl .ndjson .json              line-aligned byte range            a line's value under the column's name
 .txt .text                        line-aligned byte range            lines up to a blank line
-either of the last two, .gz/.zst  the whole file                     as above
+either of the last two, .gz/.zst  the whole file                     as these
 ================================  =================================  =====================================
 """
 
@@ -28,6 +30,7 @@ from distil_ray.data.documents import documents_of
 from distil_ray.data.files import BadFileError, File, ReachableFile, first_of
 from distil_ray.data.probing import Probed, try_probe
 from distil_ray.data.sources import Candidate, Source, find_files
+from distil_ray.data.tally import Skip, Tally
 from distil_ray.errors import InputError, reason_of
 from distil_ray.outages import AT_START, Patience
 
@@ -51,8 +54,8 @@ class Corpus:
     """All files and units of all sources, in one order: sources as given, files by name, units by position.
 
     `unit_start` and `unit_stop` are row groups of a Parquet file, else bytes. `unit_bytes` is the size of the
-    text: of the column's chunk before compression, or of the byte range; of a compressed file it is an
-    estimate, three times the file's size.
+    text: of the column's chunk before compression, or of the byte range (of Arrow with all columns); of a
+    compressed file it is an estimate, three times the file's size.
     """
 
     files: tuple[File, ...]
@@ -103,12 +106,13 @@ def list_corpus(
             candidates += find_files(source, patience)
         except InputError as error:
             errors.append(str(error))
+    skipped = [SkippedFile(candidate.path, candidate.left_out) for candidate in candidates if candidate.left_out]
+    candidates = [candidate for candidate in candidates if not candidate.left_out]
     num_matches = Counter(candidate.path for candidate in candidates)
     duplicates = [path for path, count in num_matches.items() if count > 1]
     errors += [f"{path}: matched by two sources; name it once" for path in duplicates]
 
     probed: list[Probed] = []
-    skipped: list[SkippedFile] = []
     for candidate, outcome in zip(candidates, _probe_all(candidates, patience), strict=True):
         if isinstance(outcome, Probed):
             probed.append(outcome)
@@ -132,11 +136,16 @@ def _probe_all(candidates: list[Candidate], patience: Patience) -> list[Probed |
         pool.shutdown(cancel_futures=True)
 
 
-def read_unit(corpus: Corpus, unit: int, patience: Patience = AT_START) -> Iterator[str | None]:
+def read_unit(
+    corpus: Corpus, unit: int, tally: Tally | None = None, patience: Patience = AT_START
+) -> Iterator[str | None]:
     """Yield the unit's documents in order; None stands for a document that was skipped.
 
     Skipped are null, empty and blank texts, text that is not UTF-8, and JSON lines that are not an object
     with a text under the column's name.
+
+    Args:
+        tally: counts the documents, and those that are skipped by reason.
 
     Raises:
         BadFileError: the file is damaged; the message names the file and the row group.
@@ -147,7 +156,10 @@ def read_unit(corpus: Corpus, unit: int, patience: Patience = AT_START) -> Itera
     start, stop = int(corpus.unit_start[unit]), int(corpus.unit_stop[unit])
     with ReachableFile(file, patience) as stream:
         try:
-            yield from documents_of(file, stream, start, stop)
+            for document in documents_of(file, stream, start, stop):
+                if tally is not None:
+                    tally.count(document, file.path)
+                yield None if isinstance(document, Skip) else document
         except (OSError, pa.ArrowException) as error:
             place = f"row group {start}: " if file.format == "parquet" else ""
             raise BadFileError(f"{file.path}: {place}damaged ({reason_of(error)})") from error
@@ -202,6 +214,11 @@ def _units_of_file(probed: Probed, unit_size: int) -> npt.NDArray[np.int64]:
         return np.stack([groups, groups + 1, sizes[groups]], axis=1)
     if file.compression is not None:
         return np.array([[0, file.size_bytes, _text_bytes(file)]], dtype=np.int64)
+    if file.format == "arrow":
+        batches = np.array(probed.batch_edges, dtype=np.int64)
+        wanted = [*range(batches[0], batches[-1], unit_size), batches[-1]]
+        edges = batches[np.unique(np.searchsorted(batches, wanted))]
+        return np.stack([edges[:-1], edges[1:], np.diff(edges)], axis=1)
     num_ranges = -(-file.size_bytes // unit_size)
     edges = np.arange(num_ranges + 1, dtype=np.int64) * file.size_bytes // num_ranges
     return np.stack([edges[:-1], edges[1:], np.diff(edges)], axis=1)

@@ -2,23 +2,31 @@
 
 A line belongs to the byte range in which it starts. A text document that straddles two ranges is cut there, at the line
 boundary, so every line is read exactly once. A text document is also cut when it reaches `MAX_DOCUMENT_BYTES`, and a
-longer JSON line is skipped. None stands for a document that is skipped: null, blank, or not UTF-8.
+longer JSON line is skipped. A `Skip` stands for a document that cannot be used.
 """
 
 import itertools
-import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distil_ray.data.arrow import read_batches
 from distil_ray.data.files import STREAM_BYTES, File, ReachableFile
 from distil_ray.data.footers import read_footer
+from distil_ray.data.tally import Reason, Skip
+from distil_ray.data.values import column_texts, is_json_column, is_json_type, text_of_bytes, text_of_line
 
-Line = tuple[bytes, bool]  # the bytes without the newline; False if they are a piece and the line goes on
+
+class Line(NamedTuple):
+    """A line of a file, or a piece of a long one."""
+
+    content: bytes  # without the newline
+    is_ended: bool  # False for a piece that is not the line's last
+    offset: int  # of its first byte in the (decompressed) file
+
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 
@@ -28,18 +36,20 @@ _DECOMPRESSED_BYTES = 2**20  # at once
 _ROWS_PER_BATCH = 64  # of a Parquet file
 
 
-def documents_of(file: File, stream: ReachableFile, start: int, stop: int) -> Iterator[str | None]:
+def documents_of(file: File, stream: ReachableFile, start: int, stop: int) -> Iterator[str | Skip]:
     if file.format == "parquet":
         return _parquet_documents(file, stream, start)
+    if file.format == "arrow":
+        return _arrow_documents(stream, start, stop, file.column)
     if file.compression is not None:
         decompressed = stream.decompressed(file.compression)
-        lines = _split_lines(iter(lambda: decompressed.read(_DECOMPRESSED_BYTES), b""), sys.maxsize)
+        lines = _split_lines(iter(lambda: decompressed.read(_DECOMPRESSED_BYTES), b""), 0, sys.maxsize)
     else:
         lines = _range_lines(stream, start, stop)
     return _text_documents(lines) if file.format == "text" else _json_documents(lines, file.column)
 
 
-def _parquet_documents(file: File, stream: ReachableFile, row_group: int) -> Iterator[str | None]:
+def _parquet_documents(file: File, stream: ReachableFile, row_group: int) -> Iterator[str | Skip]:
     # buffer_size makes Arrow stream the column's pages instead of loading the whole chunk. It reads nothing beyond it.
     parquet = pq.ParquetFile(
         pa.PythonFile(stream, mode="r"),
@@ -48,14 +58,24 @@ def _parquet_documents(file: File, stream: ReachableFile, row_group: int) -> Ite
         buffer_size=STREAM_BYTES,
         page_checksum_verification=True,
     )
+    is_json = is_json_column(parquet.metadata.schema, file.column)
+    rows = itertools.count()
     groups, columns = [row_group], [file.column]
     for batch in parquet.iter_batches(_ROWS_PER_BATCH, row_groups=groups, columns=columns, use_threads=False):
-        values = batch.column(0)
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        # As bytes, because Arrow does not check that a string column is UTF-8.
-        for value in values.cast(pa.large_binary()).to_pylist():
-            yield None if value is None else _decode(value)
+        for text, row in zip(column_texts(batch.column(0), is_json=is_json), rows, strict=False):
+            yield Skip(text, f"row {row} of row group {row_group}") if isinstance(text, Reason) else text
+
+
+def _arrow_documents(stream: ReachableFile, start: int, stop: int, column: str) -> Iterator[str | Skip]:
+    for offset, batch in read_batches(stream, start, stop):
+        values = batch.column(column)
+        for first in range(0, len(values), _ROWS_PER_BATCH):
+            rows = values.slice(first, _ROWS_PER_BATCH)
+            for row, text in enumerate(column_texts(rows, is_json=is_json_type(values.type)), first):
+                if isinstance(text, Reason):
+                    yield Skip(text, f"row {row} of the record batch at byte {offset}")
+                else:
+                    yield text
 
 
 def _range_lines(stream: ReachableFile, start: int, stop: int) -> Iterator[Line]:
@@ -70,17 +90,20 @@ def _range_lines(stream: ReachableFile, start: int, stop: int) -> Iterator[Line]
             return
         chunk = chunk[newline + 1 :]
     tail = iter(lambda: stream.read(_TAIL_BYTES), b"")
-    yield from _split_lines(itertools.chain([chunk, beyond], tail), num_bytes=len(chunk))
+    yield from _split_lines(itertools.chain([chunk, beyond], tail), stop - len(chunk), num_bytes=len(chunk))
 
 
-def _split_lines(chunks: Iterable[bytes], num_bytes: int) -> Iterator[Line]:
-    """Yield the lines that start within the first `num_bytes`, those over MAX_DOCUMENT_BYTES in pieces."""
+def _split_lines(chunks: Iterable[bytes], begin: int, num_bytes: int) -> Iterator[Line]:
+    """Yield the lines that start within the first `num_bytes`, those over MAX_DOCUMENT_BYTES in pieces.
+
+    `begin` is where in the file the first chunk begins.
+    """
     offset = 0
     unfinished = bytearray()
     for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
         for piece in ended:
-            yield b"".join((unfinished, piece)), True
+            yield Line(b"".join((unfinished, piece)), True, begin + offset - len(unfinished))
             unfinished = bytearray()
             offset += len(piece) + 1
             if offset >= num_bytes:
@@ -89,10 +112,10 @@ def _split_lines(chunks: Iterable[bytes], num_bytes: int) -> Iterator[Line]:
         unfinished += rest
         if len(unfinished) > MAX_DOCUMENT_BYTES:
             cut = _character_boundary(unfinished, MAX_DOCUMENT_BYTES)
-            yield bytes(unfinished[:cut]), False
+            yield Line(bytes(unfinished[:cut]), False, begin + offset - len(unfinished))
             del unfinished[:cut]
     if unfinished:
-        yield bytes(unfinished), True
+        yield Line(bytes(unfinished), True, begin + offset - len(unfinished))
 
 
 def _character_boundary(text: bytearray, position: int) -> int:
@@ -101,52 +124,36 @@ def _character_boundary(text: bytearray, position: int) -> int:
     return next((p for p in range(position, position - 4, -1) if text[p] & 0xC0 != 0x80), position)
 
 
-def _text_documents(lines: Iterable[Line]) -> Iterator[str | None]:
+def _text_documents(lines: Iterable[Line]) -> Iterator[str | Skip]:
     document: list[bytes] = []
-    num_bytes = 0
-    for line, is_ended in lines:
-        is_blank = not line or line.isspace()
+    num_bytes = begin = 0
+    for line in lines:
+        is_blank = not line.content or line.content.isspace()
         if not is_blank:
-            document.append(line.removesuffix(b"\r"))
-            num_bytes += len(line)
-        if document and (is_blank or not is_ended or num_bytes >= MAX_DOCUMENT_BYTES):
-            yield _decode(b"\n".join(document))
+            if not document:
+                begin = line.offset
+            document.append(line.content.removesuffix(b"\r"))
+            num_bytes += len(line.content)
+        if document and (is_blank or not line.is_ended or num_bytes >= MAX_DOCUMENT_BYTES):
+            yield _at_byte(text_of_bytes(b"\n".join(document)), begin)
             document, num_bytes = [], 0
     if document:
-        yield _decode(b"\n".join(document))
+        yield _at_byte(text_of_bytes(b"\n".join(document)), begin)
 
 
-def _json_documents(lines: Iterable[Line], column: str) -> Iterator[str | None]:
-    is_too_long = False
-    for line, is_ended in lines:
-        if not is_ended:
-            is_too_long = True
-        elif is_too_long:
-            yield None
-            is_too_long = False
-        elif line and not line.isspace():
-            text = (json_object(line) or {}).get(column)
-            yield text if isinstance(text, str) and _is_usable(text) else None
+def _json_documents(lines: Iterable[Line], key: str) -> Iterator[str | Skip]:
+    begin: int | None = None  # of a line that is too long
+    for line in lines:
+        if not line.is_ended:
+            begin = line.offset if begin is None else begin
+        elif begin is not None:
+            yield Skip(Reason.TOO_LONG, f"byte {begin}")
+            begin = None
+        elif line.content and not line.content.isspace():
+            yield _at_byte(text_of_line(line.content, key), line.offset)
+    if begin is not None:
+        yield Skip(Reason.TOO_LONG, f"byte {begin}")
 
 
-def json_object(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError):  # not UTF-8, not JSON, or brackets nested without end
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _decode(raw: bytes) -> str | None:
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return None
-    return text if _is_usable(text) else None
-
-
-def _is_usable(text: str) -> bool:
-    """Whether there is anything to read, and no lone surrogate: JSON can spell one, no tokenizer takes it."""
-    if not text or text.isspace():
-        return False
-    return text.isascii() or re.search("[\ud800-\udfff]", text) is None
+def _at_byte(text: str | Reason, offset: int) -> str | Skip:
+    return Skip(text, f"byte {offset}") if isinstance(text, Reason) else text

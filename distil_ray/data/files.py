@@ -20,11 +20,12 @@ from distil_ray.data.hub import HubFile, HubPath, advice_on
 from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import Patience
 
-Format = Literal["parquet", "jsonl", "text"]
+Format = Literal["parquet", "arrow", "jsonl", "text"]
 Compression = Literal["gzip", "zstd"]
 
 _FORMATS: dict[str, Format] = {
     ".parquet": "parquet",
+    ".arrow": "arrow",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "jsonl",
@@ -83,13 +84,14 @@ def _one_attempt(protocol: str) -> dict[str, Any]:
     return {"config_kwargs": config | {"retries": {"total_max_attempts": 1}}}
 
 
-def format_of(path: str) -> tuple[Format, Compression | None] | None:
+def format_of(path: str, given: Format | None = None) -> tuple[Format, Compression | None] | None:
+    """Return what a file is, by its suffixes or as `given`, and how it is compressed; None if that is not supported."""
     stem, suffix = os.path.splitext(path.lower())
     compression = _COMPRESSIONS.get(suffix)
     if compression is not None:
         suffix = os.path.splitext(stem)[1]
-    file_format = _FORMATS.get(suffix)
-    if file_format is None or (file_format == "parquet" and compression is not None):
+    file_format = given or _FORMATS.get(suffix)
+    if file_format is None or (file_format in ("parquet", "arrow") and compression is not None):
         return None
     return file_format, compression
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Arrays, filler_rows
 from distil_ray.data.plan import DataPlan, TextPlan
-from distil_ray.data.rows import count_pieces, make_rows
+from distil_ray.data.rows import count_pieces
 from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError, OutageError, RunError
 
@@ -332,20 +332,14 @@ def sample_piece_counts(
     return total
 
 
-def _make_rows(plan: DataPlan, split: str, group: int) -> tuple[Arrays, list[str]]:
-    """The rows of one group, and a note on each unit that is left out."""
+def _make_rows(plan: DataPlan, split: Literal["train", "eval"], group: int) -> tuple[Arrays, list[str]]:
+    """The rows of one group, and a note on each unit that is left out, or on why there is no row."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task, one core: Ray counts on it
-    in_training = split == "train"
-    rows, unit_errors = make_rows(
-        plan.corpus if in_training else plan.eval_corpus,
-        plan.schedule.units_of(group) if in_training else plan.eval_units[group : group + 1],
-        plan.vocabulary,
-        plan.settings,
-        split=split,
-        group=group,
-        skip_bad_units=plan.skip_bad_files,
-    )
-    return rows, [f"left out: {error}" for error in unit_errors]
+    rows, tally = plan.rows_of(split, group)
+    notes = [f"left out: {error}" for error in tally.unit_errors]
+    if not len(rows["row"]):
+        notes.append(f"{split} group {group} gave no row: {tally.why_no_row()}")
+    return rows, notes
 
 
 def _run(

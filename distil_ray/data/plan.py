@@ -10,8 +10,9 @@ import numpy.typing as npt
 from distil_ray.data.batch import Arrays
 from distil_ray.data.corpus import Corpus, Source, explain_difference, list_corpus
 from distil_ray.data.hashing import draws, stream_key
-from distil_ray.data.rows import RowSettings, make_rows
+from distil_ray.data.rows import RowSettings, count_documents, make_rows
 from distil_ray.data.schedule import Schedule, split_units
+from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
 
@@ -20,6 +21,13 @@ MAX_HELDOUT_UNITS = 64
 
 IN_SAMPLE = "in_sample"
 """Name of a further array of held-out rows, ``[B]`` bool: the rows of which more is asked."""
+
+_MAX_BYTES_WITHOUT_ROW = 32 * 2**20
+"""Of text from all over the corpus; if none of it gives a row, the rest is not read to find one."""
+
+_MAX_BYTES_TALLIED = 8 * 2**20
+
+_MAX_GLANCES, _MAX_UNITS_GLANCED_AT, _GLANCE_CHARACTERS = 16, 256, 100_000
 
 _AMPLE_BYTES_PER_TOKEN = 32
 _ALL = np.iinfo(np.int64).max
@@ -40,6 +48,83 @@ class DataPlan:
     vocabulary: Vocabulary
     settings: RowSettings
     skip_bad_files: bool
+
+    def rows_of(self, split: Literal["train", "eval"], group: int) -> tuple[Arrays, Tally]:
+        """Make the rows of a group of the schedule, or of the held-out unit of that number. See `make_rows`."""
+        in_training = split == "train"
+        return make_rows(
+            self.corpus if in_training else self.eval_corpus,
+            self.schedule.units_of(group) if in_training else self.eval_units[group : group + 1],
+            self.vocabulary,
+            self.settings,
+            split=split,
+            group=group,
+            skip_bad_units=self.skip_bad_files,
+        )
+
+    def first_rows(self) -> tuple[Arrays, Tally]:
+        """Make the rows of the first group of an epoch that gives any, and tally the text up to there.
+
+        If that is little, documents of the groups that follow are tallied, too, without making rows of them.
+
+        Raises:
+            InputError: no group of an epoch (of a large one: none of those in its first 32 MiB) gives a row, and why.
+        """
+        tally = Tally()
+        rows: Arrays | None = None
+        num_bytes, num_groups = 0, self.schedule.groups_per_epoch
+        for group in range(num_groups):
+            units = self.schedule.units_of(group)
+            if rows is None:
+                made, of_group = self.rows_of("train", group)
+                rows = made if len(made["row"]) else None
+            else:
+                of_group = count_documents(self.corpus, units, self.skip_bad_files)
+            tally.add(of_group)
+            num_bytes += int(self.corpus.unit_bytes[units].sum())
+            if num_bytes >= (_MAX_BYTES_WITHOUT_ROW if rows is None else _MAX_BYTES_TALLIED):
+                break
+        if rows is None:
+            looked_at = (
+                "the text" if group == num_groups - 1 else f"the {num_bytes / 1e6:,.0f} MB of text that were read"
+            )
+            raise InputError(f"data.sources: {looked_at} gives no row to train on: {tally.why_no_row()}")
+        return rows, tally
+
+    def glance(self) -> Tally:
+        """Make rows of a little text to train on and a little that is held out: enough to know that it can be used.
+
+        Raises:
+            InputError: the text cannot be read, or gives no row.
+        """
+        groups = range(min(self.schedule.groups_per_epoch, _MAX_GLANCES))
+        units = np.concatenate([self.schedule.units_of(group) for group in groups])
+        tally = self._glance("data.sources", self.corpus, units)
+        if len(self.eval_units):
+            tally.add(self._glance("the held-out text", self.eval_corpus, self.eval_units))
+        return tally
+
+    def _glance(self, name: str, corpus: Corpus, units: npt.NDArray[np.int64]) -> Tally:
+        tally = Tally()
+        num_tried = 0
+        for unit in units[:_MAX_UNITS_GLANCED_AT]:
+            rows, of_unit = make_rows(
+                corpus,
+                [unit],
+                self.vocabulary,
+                self.settings,
+                split="glance",
+                group=0,
+                skip_bad_units=self.skip_bad_files,
+                max_characters=_GLANCE_CHARACTERS,
+            )
+            tally.add(of_unit)
+            if len(rows["row"]):
+                return tally
+            num_tried += of_unit.num_documents > 0  # a range within a long line has none
+            if num_tried == _MAX_GLANCES:
+                break
+        raise InputError(f"{name}: the units that were tried give no row: {tally.why_no_row()}")
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able identity of corpus and tokenizer; a run goes on only with the same one."""

@@ -1,44 +1,84 @@
 """The beginning or the footer of a data file -> what it is, or what is wrong with it, before anything else is read."""
 
+import codecs
 import difflib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
-from distil_ray.data.documents import json_object
+from distil_ray.data.arrow import FILE_MAGIC, STREAM_MAGIC, find_batches
 from distil_ray.data.files import BadFileError, File, ReachableFile, first_of, format_of
 from distil_ray.data.footers import read_footer
 from distil_ray.data.sources import Candidate
+from distil_ray.data.tally import Reason
+from distil_ray.data.values import is_text_type, parse_json
 from distil_ray.errors import InputError, reason_of
 from distil_ray.outages import Patience
 
-_MAGIC = {
-    b"\x1f\x8b": ("gzip", ".gz"),
-    b"\x28\xb5\x2f\xfd": ("zstd", ".zst"),
-    b"PAR1": ("Parquet", ".parquet"),
-}
 _PROBE_BYTES = 64 * 2**10
+_MAX_LINE_BYTES = 4 * 2**20
+"""A first line of JSON is looked at if it is no longer."""
 _MAX_COLUMNS_SHOWN = 20
+_MAX_SHOWN_BYTES = 80
+_MAX_BAD_FRACTION = 0.5
+"""A larger share of lines that are not UTF-8 in a file's beginning means that it is in another encoding."""
+_MAX_NUL_FRACTION = 0.1
+
+# How contents begin, what they are, and the suffix under which they are read.
+_MAGIC = (
+    (rb"\x1f\x8b", "gzip", ".gz"),
+    (rb"\x28\xb5\x2f\xfd", "zstd", ".zst"),
+    (rb"PAR1", "Parquet", ".parquet"),
+    (rb"PARE", "encrypted Parquet", None),
+    (re.escape(FILE_MAGIC) + rb"|" + re.escape(STREAM_MAGIC), "Arrow", ".arrow"),
+    (rb"BZh[1-9]1AY&SY", "bzip2", None),
+    (rb"\xfd7zXZ\x00", "xz", None),
+    (rb"PK\x03\x04", "a zip archive", None),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", None),
+    (rb"\x04\x22\x4d\x18", "lz4", None),
+    (rb".{257}ustar", "a tar archive", None),
+    (rb"Obj\x01", "Avro", None),
+    (rb"%PDF-", "PDF", None),
+)
+_BYTE_ORDER_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_UTF8_MARK = b"\xef\xbb\xbf"
+_HTML = re.compile(rb"\s*<(!doctype\s+html|html)\b", re.IGNORECASE)
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MAX_POINTER_BYTES = 1024  # by its specification
 
 
 @dataclass(frozen=True)
 class Probed:
     file: File
     row_group_bytes: list[int] = field(default_factory=list)  # Parquet: of the column; 0 = no rows
+    batch_edges: list[int] = field(default_factory=list)  # Arrow: where record batches begin, and the last one ends
 
 
 def try_probe(candidate: Candidate, patience: Patience) -> Probed | InputError:
     try:
+        return _probe(candidate, patience)
+    except BadFileError as error:
+        if "://" not in candidate.path:
+            return error
+    except InputError as error:
+        return error
+    try:  # once more: on the way the bytes may have become others
         return _probe(candidate, patience)
     except InputError as error:
         return error
 
 
 def _probe(candidate: Candidate, patience: Patience) -> Probed:
-    recognised = format_of(candidate.path)
+    recognised = format_of(candidate.path, candidate.format)
     assert recognised is not None
     file_format, compression = recognised
     with ReachableFile(candidate, patience) as stream:
@@ -53,10 +93,27 @@ def _probe(candidate: Candidate, patience: Patience) -> Probed:
             size_bytes=stream.size,
             version=candidate.version,
         )
+        if stream.size <= _MAX_POINTER_BYTES:
+            _refuse_pointer(file, stream)
         if file_format == "parquet":
             return _probe_parquet(file, stream)
+        if file_format == "arrow":
+            return _probe_arrow(file, stream)
         _probe_lines(file, stream)
         return Probed(file)
+
+
+def _refuse_pointer(file: File, stream: ReachableFile) -> None:
+    # Not a bad file, which could be left out: what it stands for has only not been fetched.
+    if stream.read(_MAX_POINTER_BYTES).startswith(_POINTER):
+        raise InputError(
+            f"{file.path}: is a Git LFS pointer of {file.size_bytes} bytes, not the file it stands for; fetch that: "
+            "git lfs pull"
+        )
+    stream.seek(0)
+
+
+# --- Parquet and Arrow
 
 
 def _probe_parquet(file: File, stream: ReachableFile) -> Probed:
@@ -65,18 +122,10 @@ def _probe_parquet(file: File, stream: ReachableFile) -> Probed:
         metadata = read_footer(stream)
         schema = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
-        raise BadFileError(f"{file.path}: not a Parquet file, or damaged ({reason_of(error)})") from error
+        _refuse_content(file, stream, "not a Parquet file, or damaged", error)
     if metadata.num_rows == 0:
         raise BadFileError(f"{file.path}: holds no rows")
-    types = {column.name: column.type for column in schema}
-    if file.column not in types:
-        raise InputError(_missing_column(file, types))
-    value_type = types[file.column]
-    if pa.types.is_dictionary(value_type):
-        value_type = value_type.value_type
-    if not (pa.types.is_string(value_type) or pa.types.is_large_string(value_type)):
-        raise InputError(f"{file.path}: column {file.column!r} is {types[file.column]}, expected string")
-
+    _check_column(file, schema)
     leaf = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(file.column)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     row_group_bytes = [g.column(leaf).total_uncompressed_size if g.num_rows else 0 for g in groups]
@@ -84,27 +133,159 @@ def _probe_parquet(file: File, stream: ReachableFile) -> Probed:
     return Probed(file, row_group_bytes)
 
 
+def _probe_arrow(file: File, stream: ReachableFile) -> Probed:
+    """Find the record batches; check the column."""
+    try:
+        schema, edges = find_batches(stream)
+    except (OSError, pa.ArrowException) as error:
+        _refuse_content(file, stream, "not an Arrow file, or damaged", error)
+    if not edges:
+        raise BadFileError(f"{file.path}: holds no rows")
+    _check_column(file, schema)
+    return Probed(file, batch_edges=edges)
+
+
+def _check_column(file: File, schema: pa.Schema) -> None:
+    types = {column.name: column.type for column in schema}
+    if file.column not in types:
+        raise InputError(_missing_column(file, types))
+    if not is_text_type(types[file.column]):
+        raise InputError(f"{file.path}: column {file.column!r} is {types[file.column]}, expected string")
+
+
+def _refuse_content(file: File, stream: ReachableFile, expected: str, error: Exception) -> NoReturn:
+    """Say that a file is not what its name says, and what it is instead if its beginning tells."""
+    stream.seek(0)
+    head = stream.read(_PROBE_BYTES)
+    _refuse_page(file, head)
+    kind, suffix = _kind_of(head)
+    named = {"parquet": ".parquet", "arrow": ".arrow", "gzip": ".gz", "zstd": ".zst"}
+    if kind and suffix != named[file.compression or file.format]:
+        expected += f": its content is {kind}"
+    raise BadFileError(f"{file.path}: {expected} ({reason_of(error)})") from error
+
+
+def _refuse_page(file: File, head: bytes) -> None:
+    # Not a bad file, which could be left out: whoever serves it has sent something else in its place.
+    if "://" in file.path and _HTML.match(head):
+        raise InputError(
+            f"{file.path}: what was sent in its place is a web page (it begins {_shown(head)}); an error page of the "
+            "server or of a proxy in between? Try again later, or download the file and name it by its path"
+        )
+
+
+def _kind_of(head: bytes) -> tuple[str | None, str | None]:
+    """What a content is that is no text, and the suffix under which it is read; None for what is not known."""
+    for pattern, kind, suffix in _MAGIC:
+        if re.match(pattern, head, re.DOTALL):
+            return kind, suffix
+    return None, None
+
+
+# --- Text and JSON lines
+
+
 def _probe_lines(file: File, stream: ReachableFile) -> None:
     """Check that the first 64 KiB are text or JSON lines, and decompress if the name says so."""
     try:
         text = stream.decompressed(file.compression, _PROBE_BYTES) if file.compression else stream
         head = text.read(_PROBE_BYTES)
-    except OSError as error:
-        raise BadFileError(f"{file.path}: not {file.compression}, or damaged ({reason_of(error)})") from error
-    for magic, (kind, suffix) in _MAGIC.items():
-        if head.startswith(magic):
-            name = os.path.basename(file.path)
-            right_name = (os.path.splitext(name)[0] if kind == "Parquet" else name) + suffix
-            raise BadFileError(f"{file.path}: its content is {kind}, not text; rename it to {right_name}")
-    if file.format == "jsonl":
         is_whole = len(head) < _PROBE_BYTES
-        lines = head.split(b"\n") if is_whole else head.split(b"\n")[:-1]
-        _probe_json(file, head, [record for line in lines if (record := json_object(line)) is not None])
+        if file.format == "jsonl" and not is_whole and b"\n" not in head:
+            head += text.read(_MAX_LINE_BYTES)
+            is_whole = len(head) < _PROBE_BYTES + _MAX_LINE_BYTES
+    except OSError as error:
+        _refuse_content(file, stream, f"not {file.compression}, or damaged", error)
+    _check_is_text(file, head)
+    lines = head.removeprefix(_UTF8_MARK).split(b"\n")
+    if not is_whole and (len(lines) > 1 or file.format == "jsonl"):
+        del lines[-1]  # it is cut off
+    _check_encoding(file, lines)
+    if file.format == "jsonl":
+        _check_json(file, head.removeprefix(_UTF8_MARK), [line for line in lines if line.strip()])
 
 
-def _probe_json(file: File, head: bytes, records: list[dict[str, Any]]) -> None:
-    if re.match(rb"\s*\[\s*\{", head):
-        raise BadFileError(f"{file.path}: holds a JSON array; expected JSON lines, one object a line")
+def _check_is_text(file: File, head: bytes) -> None:
+    name = os.path.basename(file.path)
+    kind, suffix = _kind_of(head)
+    if kind:
+        remedy = f"expected {_EXPECTED[file.format]}"
+        if suffix in (".gz", ".zst"):
+            remedy = f"rename it to {name}{suffix}"
+        elif suffix:
+            remedy = f"rename it to {os.path.splitext(name)[0]}{suffix}"
+        raise BadFileError(f"{file.path}: its content is {kind}, not text; {remedy}")
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            raise BadFileError(_not_utf8(file, f"is {encoding}", encoding))
+    num_nuls = head.count(0)
+    if num_nuls > _MAX_NUL_FRACTION * len(head):
+        share = f"{num_nuls / len(head):.0%} of the first {len(head):,} bytes are NUL"
+        num_odd = head[1::2].count(0)
+        if max(num_odd, num_nuls - num_odd) > 0.9 * num_nuls:
+            encoding = "UTF-16LE" if num_odd > num_nuls / 2 else "UTF-16BE"
+            raise BadFileError(_not_utf8(file, f"looks like {encoding} ({share})", encoding))
+        raise BadFileError(f"{file.path}: holds binary data ({share}); expected {_EXPECTED[file.format]}")
+
+
+_EXPECTED = {"text": "text in UTF-8", "jsonl": "JSON lines in UTF-8"}
+
+
+def _not_utf8(file: File, what: str, encoding: str) -> str:
+    return f"{file.path}: {what}, expected UTF-8; convert it: {_command(file, f'iconv -f {encoding} -t UTF-8')}"
+
+
+def _command(file: File, command: str) -> str:
+    """A shell's command line that applies a command to the file's text."""
+    name = os.path.basename(file.path)
+    unpack = {"gzip": "gzip -dc", "zstd": "zstd -dc"}
+    given = f"{unpack[file.compression]} {name} | {command}" if file.compression else f"{command} {name}"
+    return f"{given} > NEW_FILE"
+
+
+def _check_encoding(file: File, lines: list[bytes]) -> None:
+    """Refuse a file that is in another encoding; a few bad lines are counted when they are read."""
+    bad = [number for number, line in enumerate(lines, 1) if not _is_utf8(line)]
+    num_lines = sum(map(bool, lines))
+    if len(bad) > _MAX_BAD_FRACTION * num_lines:
+        what = f"is not UTF-8 ({len(bad)} of its first {num_lines} lines are not, the first of them line {bad[0]})"
+        raise BadFileError(_not_utf8(file, what, "ENCODING") + " (GBK, SHIFT_JIS, WINDOWS-1252, …)")
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        codecs.utf_8_decode(line, "strict", False)  # False: its last character may be cut off
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _check_json(file: File, head: bytes, lines: list[bytes]) -> None:
+    values = [parse_json(line) for line in lines]
+    records = [value for value in values if isinstance(value, dict)]
+    begin = head.lstrip()
+    if re.match(rb"\[\s*\{", begin) or (lines and not records and begin.startswith(b"[")):
+        _refuse_json(file, "a JSON array", "jq -c '.[]'")
+    if lines and not records:
+        if begin.startswith(b"{") and not lines[0].rstrip().endswith(b"}"):
+            _refuse_json(file, "JSON objects that go over several lines", "jq -c .")
+        _refuse_page(file, head)
+        types = sorted({type(value).__name__ for value in values if not isinstance(value, Reason)})
+        what = f"{' and '.join(types)} values" if types else "something else than JSON"
+        raise BadFileError(
+            f"{file.path}: holds {what}: none of its first {len(lines)} lines is a JSON object, and the first begins "
+            f"{_shown(lines[0])}; expected JSON lines, one object a line"
+        )
+    _check_key(file, records)
+
+
+def _refuse_json(file: File, what: str, command: str) -> NoReturn:
+    raise BadFileError(
+        f"{file.path}: holds {what}; expected JSON lines, one object a line; convert it: {_command(file, command)}"
+    )
+
+
+def _check_key(file: File, records: list[dict[str, Any]]) -> None:
     types: dict[str, str] = {}
     for record in records:
         for key, value in record.items():
@@ -117,8 +298,13 @@ def _probe_json(file: File, head: bytes, records: list[dict[str, Any]]) -> None:
         raise InputError(f"{file.path}: {file.column!r} holds {types[file.column]}, expected a string")
 
 
-def _missing_column(file: File, types: dict[str, Any]) -> str:
+def _missing_column(file: File, types: Mapping[str, Any]) -> str:
     nearest = difflib.get_close_matches(file.column, types, n=1)
     columns = first_of([f"{name} ({kind})" for name, kind in types.items()], _MAX_COLUMNS_SHOWN, "column(s)")
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     return f"{file.path}: no column {file.column!r}{hint}; its columns: {', '.join(columns)}"
+
+
+def _shown(raw: bytes) -> str:
+    text = raw.lstrip()[:_MAX_SHOWN_BYTES].decode("utf-8", "replace")
+    return repr(text.splitlines()[0] if text else "")

@@ -1,7 +1,7 @@
 """One group, from text to masked rows: read, tokenize, pack, shuffle, mask. A pure function, run in any process."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from distil_ray.data.corpus import BadFileError, Corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import count_maskable, mask_rows, num_masked_positions, special_table
 from distil_ray.data.packing import pack_rows
+from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary, token_stream
 
 
@@ -31,13 +32,6 @@ class RowSettings:
         return num_masked_positions(self.max_seq_length, self.mlm_probability)
 
 
-@dataclass
-class _Skips:
-    documents: int = 0
-    rows: int = 0
-    unit_errors: list[str] = field(default_factory=list)
-
-
 def make_rows(
     corpus: Corpus,
     units: Sequence[int] | npt.NDArray[np.integer],
@@ -47,7 +41,8 @@ def make_rows(
     split: str,
     group: int,
     skip_bad_units: bool = False,
-) -> tuple[Arrays, list[str]]:
+    max_characters: int | None = None,
+) -> tuple[Arrays, Tally]:
     """Make the masked rows of one group, in their final order.
 
     Args:
@@ -58,18 +53,21 @@ def make_rows(
         split: ``"train"`` or ``"eval"``: names the stream of random draws.
         group: the group's number in the run; epochs have numbers of their own, so masks differ between them.
         skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
+        max_characters: read no further document after so many characters, to look at a text; None reads it all.
 
     Returns:
-        The arrays of `batch` (skips are counted at the first row), and notes: on each unit left out, and on a group
-        without any row, whose skips nothing else counts. Rows with fewer than K ordinary pieces carry no signal and are
-        left out and counted.
+        The arrays of `batch`, and what became of the text, which stands at the first row, too (a group without any row
+        has nothing else to count it). Rows with fewer than K ordinary pieces carry no signal and are left out.
 
     Raises:
         BadFileError: a unit is damaged and ``skip_bad_units`` is off.
         InputError: a unit cannot be reached or has changed since it was listed.
     """
-    skips = _Skips()
-    stream = token_stream(vocabulary, _documents(corpus, units, skips, skip_bad_units))
+    tally = Tally()
+    documents = _documents(corpus, units, tally, skip_bad_units)
+    if max_characters is not None:
+        documents = _beginning(documents, max_characters)
+    stream = token_stream(vocabulary, documents)
     rows = pack_rows(
         stream,
         max_seq_length=settings.max_seq_length,
@@ -78,7 +76,10 @@ def make_rows(
     )
     is_special = special_table(vocabulary.size, vocabulary.special_ids)
     has_targets = count_maskable(rows, is_special) >= settings.num_masked
-    skips.rows = int(np.count_nonzero(~has_targets))
+    tally.num_rows, tally.num_skipped_rows = len(rows), int(np.count_nonzero(~has_targets))
+    tally.num_pieces = len(stream)
+    if vocabulary.unk_id is not None:
+        tally.num_unknown = int(np.count_nonzero(stream == vocabulary.unk_id))
     rows = rows[has_targets]
 
     row_numbers = np.arange(len(rows), dtype=np.uint64)
@@ -94,17 +95,14 @@ def make_rows(
         piece_weights=settings.piece_weights,
     )
     skipped = np.zeros((len(rows), len(SKIPPED)), dtype=np.int32)
-    skipped[:1] = (skips.documents, skips.rows, len(skips.unit_errors))
-    notes = list(skips.unit_errors)
-    if not len(rows):  # then there is no first row to count them at
-        notes.append(f"{split} group {group} gave no row: {skips.documents} documents, {skips.rows} rows left out")
+    skipped[:1] = list(tally.counts().values())
     return {
         **masked._asdict(),
         "group": np.full(len(rows), group, dtype=np.int32),
         "row": row_numbers.astype(np.int32),
         "group_rows": np.full(len(rows), len(rows), dtype=np.int32),
         "skipped": skipped,
-    }, notes
+    }, tally
 
 
 def count_pieces(
@@ -114,25 +112,39 @@ def count_pieces(
     skip_bad_units: bool,
 ) -> npt.NDArray[np.int64]:
     """Return how often each piece occurs in ``units``, ``[V]``."""
-    stream = token_stream(vocabulary, _documents(corpus, units, _Skips(), skip_bad_units))
+    stream = token_stream(vocabulary, _documents(corpus, units, Tally(), skip_bad_units))
     return np.bincount(stream, minlength=vocabulary.size).astype(np.int64)
+
+
+def count_documents(corpus: Corpus, units: Sequence[int] | npt.NDArray[np.integer], skip_bad_units: bool) -> Tally:
+    """Read ``units`` and tally their documents, without tokenizing them."""
+    tally = Tally()
+    for _ in _documents(corpus, units, tally, skip_bad_units):
+        pass
+    return tally
 
 
 def _documents(
     corpus: Corpus,
     units: Sequence[int] | npt.NDArray[np.integer],
-    skips: _Skips,
+    tally: Tally,
     skip_bad_units: bool,
 ) -> Iterator[str]:
     """Yield the documents of ``units`` and count what is left out."""
     for unit in units:
         try:
-            for document in read_unit(corpus, int(unit)):
-                if document is None:
-                    skips.documents += 1
-                else:
+            for document in read_unit(corpus, int(unit), tally):
+                if document is not None:
                     yield document
         except BadFileError as error:
             if not skip_bad_units:
                 raise
-            skips.unit_errors.append(str(error))
+            tally.unit_errors.append(str(error))
+
+
+def _beginning(documents: Iterator[str], max_characters: int) -> Iterator[str]:
+    for document in documents:
+        yield document
+        max_characters -= len(document)
+        if max_characters <= 0:
+            return

@@ -13,13 +13,19 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from distil_ray.data.docstrings import docstring_folder
-from distil_ray.data.files import SUPPORTED, file_system, first_of, format_of, reaching, version_of
+from distil_ray.data.files import SUPPORTED, Format, file_system, first_of, format_of, reaching, version_of
 from distil_ray.data.hub import HubEntry, HubPath, advice_on, fetch, list_below, look_up
 from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START, Patience
 
 _GLOB = re.compile(r"[*?[]")
 _MAX_NAMES_SHOWN, _MAX_CONFIGURATIONS_SHOWN = 5, 10
+
+# What lies beside data files and holds no text to learn from. The last ones are of `datasets`' `save_to_disk`.
+_DOCUMENTATION = re.compile(
+    r"(readme|licen[sc]e|copying|notice|citation|changelog)(\.(md|rst|cff|bib))?$", re.IGNORECASE
+)
+_DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Source:
         name: the Hub data set's configuration.
         revision: the Hub data set's branch, tag or commit.
         split: the Hub data set's split, or that of the documentation strings.
-        column: the Parquet column or JSON key that holds the text; not used for text files.
+        column: the column (Parquet, Arrow) or JSON key that holds the text; not used for text files.
+        format: what the files are, whatever their suffixes say; `.gz` and `.zst` on top still count.
 
     Raises:
         InputError: unless exactly one of `path`, `hub` and `docstrings` is given.
@@ -46,6 +53,7 @@ class Source:
     revision: str | None = None
     split: str = "train"
     column: str = "text"
+    format: Format | None = None
 
     def __post_init__(self) -> None:
         if [bool(self.path), bool(self.hub), bool(self.docstrings)].count(True) != 1:
@@ -64,6 +72,8 @@ class Candidate:
     column: str
     size_bytes: int | None = None
     version: str = ""
+    format: Format | None = None
+    left_out: str = ""  # why it is not read, if so
 
 
 class _Found(NamedTuple):
@@ -74,7 +84,8 @@ class _Found(NamedTuple):
 
 
 def find_files(source: Source, patience: Patience = AT_START) -> list[Candidate]:
-    """Return the source's files sorted by name, all of supported suffixes; those of the Hub at a commit.
+    """Return the source's files sorted by name, those of the Hub at a commit; all of supported formats but for those that
+    are left out.
 
     Raises:
         InputError: there is no such source, or files of other suffixes.
@@ -84,11 +95,39 @@ def find_files(source: Source, patience: Patience = AT_START) -> list[Candidate]
         found = _find_at_path(str(docstring_folder(source.split)), patience)
     else:
         found = _find_on_hub(source, patience) if source.hub else _find_at_path(source.path or "", patience)
-    unsupported = [file.path for file in sorted(found) if format_of(file.path) is None]
+    reasons = _left_out([file.path for file in found], source.format)
+    paths = [file.path for file in sorted(found) if file.path not in reasons]
+    unsupported = [path for path in paths if format_of(path, source.format) is None]
     if unsupported:
         shown = ", ".join(first_of(unsupported, _MAX_NAMES_SHOWN, "file(s)"))
-        raise InputError(f"unsupported file(s): {shown}. Supported: {SUPPORTED}. Name only those, by a glob")
-    return [Candidate(file.name, file.path, source.column, file.size_bytes, file.version) for file in sorted(found)]
+        raise InputError(
+            f"unsupported file(s): {shown}. Supported: {SUPPORTED}. Name only those, by a glob, or say what they are "
+            "by the source's key format: text, jsonl, parquet or arrow (the last two not compressed)"
+        )
+    return [
+        Candidate(
+            file.name,
+            file.path,
+            source.column,
+            file.size_bytes,
+            file.version,
+            source.format,
+            reasons.get(file.path, ""),
+        )
+        for file in sorted(found)
+    ]
+
+
+def _left_out(paths: list[str], given: Format | None) -> dict[str, str]:
+    """Return why files are left out that only describe the others; none are if there are no others."""
+    names = {path: path.rpartition("/")[2] for path in paths}
+    reasons = {
+        path: "documentation beside the data files" for path, name in names.items() if _DOCUMENTATION.match(name)
+    }
+    if given in (None, "arrow") and any(name.endswith(".arrow") for name in names.values()):
+        described = "describes the Arrow files"
+        reasons |= {path: described for path, name in names.items() if name in _DESCRIPTIONS}
+    return reasons if len(reasons) < len(paths) else {}
 
 
 # --- Paths

@@ -79,6 +79,11 @@ class Vocabulary:
         return np.dtype(np.uint16 if self.size <= 65_536 else np.int32)
 
     @functools.cached_property
+    def unk_id(self) -> int | None:
+        """Id of the piece that stands for what the tokenizer does not know; None if it knows everything (by bytes)."""
+        return _unk_id(self.tokenizer_json)
+
+    @functools.cached_property
     def digest(self) -> str:
         """Digest of everything that decides which ids a text becomes, and which of them are special."""
         return hashlib.blake2b(repr(astuple(self)).encode(), digest_size=16).hexdigest()
@@ -152,6 +157,16 @@ def _load(tokenizer_json: str) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.encode_special_tokens = True  # what is special, control pieces, is not searched for in a text
     return tokenizer
+
+
+@functools.lru_cache(maxsize=2)
+def _unk_id(tokenizer_json: str) -> int | None:
+    model = json.loads(tokenizer_json)["model"]
+    if model["type"] == "Unigram":
+        unk_id = model.get("unk_id")
+        return None if unk_id is None else int(unk_id)
+    unk_token = model.get("unk_token")
+    return None if unk_token is None else _load(tokenizer_json).token_to_id(unk_token)
 
 
 def _pieces_over_blanks(tokenizer: Tokenizer) -> tuple[str, ...]:

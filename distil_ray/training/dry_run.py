@@ -1,13 +1,12 @@
 """`--dry-run`: everything a run would do first, shown to the person who is about to pay for it; nothing is trained."""
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, learned, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
-from distil_ray.data.rows import make_rows
+from distil_ray.data.tally import describe_text, text_warnings
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.cluster import check_fits, connect, describe_resources, slots_needed
 from distil_ray.training.console import Console
@@ -21,7 +20,7 @@ def dry_run(config: Config, console: Console) -> None:
     """Resolve the configuration, list what is there, build one batch and show masked rows.
 
     Raises:
-        InputError: whatever a run would refuse.
+        InputError: whatever a run would refuse, and text that gives no row.
     """
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
@@ -35,22 +34,23 @@ def dry_run(config: Config, console: Console) -> None:
     console.line(describe_resources(config))
     for line in check_fits(config):
         console.line(line)
-    plan, heldout = prepare_data(config, plan, console.line)
-    rows, warnings = make_rows(
-        plan.corpus,
-        plan.schedule.units_of(0),
-        plan.vocabulary,
-        plan.settings,
-        split="train",
-        group=0,
-        skip_bad_units=plan.skip_bad_files,
-    )
+    notes: list[str] = []
+    plan, heldout = prepare_data(config, plan, notes.append)
+    rows, tally = plan.first_rows()
+    counts, places = tally.counts(), tally.first_places
+    warnings = text_warnings(counts, places, max_lost_fraction=config.data.warn_skipped_fraction)
+    num_heldout = len(heldout.get("group", ()))
+    if len(plan.eval_units) and not num_heldout:
+        warnings.append("the held-out text gives no row, so nothing will be evaluated")
     lines = [
-        *(f"left out: {warning}" for warning in warnings),
+        *notes,
+        *(f"left out: {error}" for error in tally.unit_errors),
+        *(f"of the text that was looked at: {line}" for line in describe_text(counts, places)),
         *_describe_length(config, plan, rows),
-        f"held-out rows: {len(heldout.get('group', ())):,}",
+        f"held-out rows: {num_heldout:,}",
         *_describe_batch(config, rows),
         *_examples(tokenizer, rows),
+        *(f"warning: {warning}" for warning in warnings),
         "dry run: nothing was trained",
     ]
     for line in lines:
@@ -58,10 +58,11 @@ def dry_run(config: Config, console: Console) -> None:
 
 
 def _describe_length(config: Config, plan: DataPlan, rows: Arrays) -> list[str]:
-    """Tokens and steps, estimated from the first group's bytes a token."""
+    """Tokens and steps, estimated from the bytes a row of the first group that gives rows, and of those before it."""
     schedule = plan.schedule
-    is_first = np.isin(schedule.units, schedule.units_of(0))
-    bytes_per_row = int(schedule.unit_bytes[is_first].sum()) / max(len(rows["group"]), 1)
+    groups = range(int(rows["group"][0]) + 1)
+    num_bytes = sum(int(plan.corpus.unit_bytes[schedule.units_of(group)].sum()) for group in groups)
+    bytes_per_row = num_bytes / len(rows["group"])
     rows_per_epoch = int(schedule.unit_bytes.sum() / bytes_per_row)
     batch = config.optim.global_batch_size
     if config.optim.num_steps is not None:
@@ -72,7 +73,7 @@ def _describe_length(config: Config, plan: DataPlan, rows: Arrays) -> list[str]:
         num_steps = int(rows_per_epoch * num_epochs) // batch
     length = config.data.max_seq_length
     return [
-        f"an epoch: {rows_per_epoch * length:,} tokens in {rows_per_epoch:,} rows, estimated from the first group",
+        f"an epoch: {rows_per_epoch * length:,} tokens in {rows_per_epoch:,} rows, estimated from the first rows",
         f"the run: about {num_steps:,} steps of {batch:,} rows, {num_steps * batch * length:,} tokens, "
         f"{num_epochs:.2f} epochs",
     ]
