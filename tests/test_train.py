@@ -155,11 +155,12 @@ def test_damaged_heldout_text_is_an_input_error_or_left_out(settings, words, tmp
     del settings["data"]["eval_fraction"]
     settings = changed(settings, data__eval_sources=str(damaged), eval__num_rows=4096)
     config = parse_config(settings)
+    tokenizer = build_tokenizer(config)
     with pytest.raises(InputError, match=r"^/.*a\.parquet: row group 4: damaged"):
-        prepare_data(config, build_plan(config, build_tokenizer(config)), warn=print)
+        prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=print)
 
     config, notes = parse_config(changed(settings, data__on_bad_file="skip")), []
-    _, heldout = prepare_data(config, build_plan(config, build_tokenizer(config)), warn=notes.append)
+    heldout = prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=notes.append).heldout
     assert len(heldout["group"]) > 64
     assert [note for note in notes if "left out: " in note and "row group 4" in note]
 
@@ -230,7 +231,8 @@ def test_more_workers_than_the_cluster_holds(settings):
 
 def test_mlm_smoothing_weighs_pieces_by_their_count_in_the_text(settings):
     config = parse_config(changed(settings, data__mlm_smoothing=0.5))
-    plan, _ = prepare_data(config, build_plan(config, build_tokenizer(config)), warn=print)
+    tokenizer = build_tokenizer(config)
+    plan = prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=print).plan
 
     weights = plan.settings.piece_weights
     assert weights is not None

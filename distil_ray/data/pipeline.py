@@ -22,7 +22,9 @@ from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Ar
 from distil_ray.data.plan import DataPlan, TextPlan
 from distil_ray.data.rows import count_pieces
 from distil_ray.data.schedule import Position
+from distil_ray.data.tally import Tally
 from distil_ray.errors import InputError, OutageError, RunError
+from distil_ray.outages import AT_START, Patience
 
 Result = TypeVar("Result")
 
@@ -118,6 +120,7 @@ def train_dataset(
     filler_blocks: int,
     num_cpus: int,
     listener: Listener,
+    outage_seconds: float,
 ) -> Dataset:
     """Build the pipeline of training rows after ``start``, in blocks of exactly ``block_rows`` rows.
 
@@ -132,6 +135,7 @@ def train_dataset(
             workers, less one: it must drop these.
         num_cpus: CPU slots that the pipeline will have.
         listener: hears, in the process that reads, of what is left out and of what cannot be read.
+        outage_seconds: how long an outage of where the text lies is waited out.
     """
     configure_context()
     end = start.group + num_groups
@@ -156,7 +160,7 @@ def train_dataset(
         first = start.group + task * groups_per_task
         for group in range(first, min(first + groups_per_task, end)):
             try:
-                rows, notes = _make_rows(plan, "train", group)
+                rows, notes = _make_rows(plan, "train", group, Patience(outage_seconds, listener.line))
             except (InputError, OutageError) as error:
                 listener.note("unreadable", group, (isinstance(error, InputError), str(error)))
                 yield filler(READ_FAILED)
@@ -314,6 +318,24 @@ def _in_a_line(error: ray.exceptions.RayError) -> Exception:
     return RunError(f"the evaluation of the text failed: {type(cause).__name__}: {' '.join(message.split())}")
 
 
+def look_at_text(plan: DataPlan, *, node_label: Mapping[str, str] | None) -> tuple[Tally, list[str]]:
+    """Read some of the training text where data tasks will: what becomes of it, and its first documents.
+
+    Raises:
+        InputError: it cannot be read, or no group of an epoch gives a row.
+        OutageError: where it lies does not answer.
+    """
+
+    def look(plan: DataPlan, _: int) -> tuple[Tally, list[str]]:
+        try:
+            tally = plan.glance()
+        except InputError:
+            tally = plan.first_rows()[1]  # or it raises what is wrong
+        return tally, plan.first_documents()
+
+    return next(iter(_run(look, plan, 1, 1, node_label)))
+
+
 def sample_piece_counts(
     plan: DataPlan, *, num_cpus: int, node_label: Mapping[str, str] | None
 ) -> npt.NDArray[np.int64]:
@@ -332,10 +354,12 @@ def sample_piece_counts(
     return total
 
 
-def _make_rows(plan: DataPlan, split: Literal["train", "eval"], group: int) -> tuple[Arrays, list[str]]:
+def _make_rows(
+    plan: DataPlan, split: Literal["train", "eval"], group: int, patience: Patience = AT_START
+) -> tuple[Arrays, list[str]]:
     """The rows of one group, and a note on each unit that is left out, or on why there is no row."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one task, one core: Ray counts on it
-    rows, tally = plan.rows_of(split, group)
+    rows, tally = plan.rows_of(split, group, patience)
     notes = [f"left out: {error}" for error in tally.unit_errors]
     if not len(rows["row"]):
         notes.append(f"{split} group {group} gave no row: {tally.why_no_row()}")

@@ -10,11 +10,12 @@ import numpy.typing as npt
 from distil_ray.data.batch import Arrays
 from distil_ray.data.corpus import Corpus, Source, explain_difference, list_corpus
 from distil_ray.data.hashing import draws, stream_key
-from distil_ray.data.rows import RowSettings, count_documents, make_rows
+from distil_ray.data.rows import RowSettings, count_documents, first_documents, make_rows
 from distil_ray.data.schedule import Schedule, split_units
 from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
+from distil_ray.outages import AT_START, Patience
 
 MAX_HELDOUT_UNITS = 64
 """Held-out rows come from at most so many units, an equal share from each."""
@@ -49,7 +50,9 @@ class DataPlan:
     settings: RowSettings
     skip_bad_files: bool
 
-    def rows_of(self, split: Literal["train", "eval"], group: int) -> tuple[Arrays, Tally]:
+    def rows_of(
+        self, split: Literal["train", "eval"], group: int, patience: Patience = AT_START
+    ) -> tuple[Arrays, Tally]:
         """Make the rows of a group of the schedule, or of the held-out unit of that number. See `make_rows`."""
         in_training = split == "train"
         return make_rows(
@@ -60,7 +63,21 @@ class DataPlan:
             split=split,
             group=group,
             skip_bad_units=self.skip_bad_files,
+            patience=patience,
         )
+
+    def first_documents(self) -> list[str]:
+        """Some text, as it will be trained on: the first documents of an epoch, to try the tokenizer on.
+
+        Raises:
+            InputError: the text cannot be read.
+        """
+        units = np.concatenate([self.schedule.units_of(group) for group in range(self._groups_glanced_at)])
+        return first_documents(self.corpus, units, self.skip_bad_files, _GLANCE_CHARACTERS)
+
+    @property
+    def _groups_glanced_at(self) -> int:
+        return min(self.schedule.groups_per_epoch, _MAX_GLANCES)
 
     def first_rows(self) -> tuple[Arrays, Tally]:
         """Make the rows of the first group of an epoch that gives any, and tally the text up to there.
@@ -97,8 +114,7 @@ class DataPlan:
         Raises:
             InputError: the text cannot be read, or gives no row.
         """
-        groups = range(min(self.schedule.groups_per_epoch, _MAX_GLANCES))
-        units = np.concatenate([self.schedule.units_of(group) for group in groups])
+        units = np.concatenate([self.schedule.units_of(group) for group in range(self._groups_glanced_at)])
         tally = self._glance("data.sources", self.corpus, units)
         if len(self.eval_units):
             tally.add(self._glance("the held-out text", self.eval_corpus, self.eval_units))

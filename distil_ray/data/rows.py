@@ -13,6 +13,7 @@ from distil_ray.data.masking import count_maskable, mask_rows, num_masked_positi
 from distil_ray.data.packing import pack_rows
 from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary, token_stream
+from distil_ray.outages import AT_START, Patience
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def make_rows(
     group: int,
     skip_bad_units: bool = False,
     max_characters: int | None = None,
+    patience: Patience = AT_START,
 ) -> tuple[Arrays, Tally]:
     """Make the masked rows of one group, in their final order.
 
@@ -54,6 +56,7 @@ def make_rows(
         group: the group's number in the run; epochs have numbers of their own, so masks differ between them.
         skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
         max_characters: read no further document after so many characters, to look at a text; None reads it all.
+        patience: how long an outage of where the text lies is waited out.
 
     Returns:
         The arrays of `batch`, and what became of the text, which stands at the first row, too (a group without any row
@@ -62,9 +65,10 @@ def make_rows(
     Raises:
         BadFileError: a unit is damaged and ``skip_bad_units`` is off.
         InputError: a unit cannot be reached or has changed since it was listed.
+        OutageError: where it lies did not answer for as long as was waited.
     """
     tally = Tally()
-    documents = _documents(corpus, units, tally, skip_bad_units)
+    documents = _documents(corpus, units, tally, skip_bad_units, patience)
     if max_characters is not None:
         documents = _beginning(documents, max_characters)
     stream = token_stream(vocabulary, documents)
@@ -116,6 +120,14 @@ def count_pieces(
     return np.bincount(stream, minlength=vocabulary.size).astype(np.int64)
 
 
+def first_documents(
+    corpus: Corpus, units: Sequence[int] | npt.NDArray[np.integer], skip_bad_units: bool, max_characters: int
+) -> list[str]:
+    """Return the first documents of ``units`` up to so many characters in all, the last one cut there."""
+    documents = _beginning(_documents(corpus, units, Tally(), skip_bad_units), max_characters)
+    return [document[:max_characters] for document in documents]
+
+
 def count_documents(corpus: Corpus, units: Sequence[int] | npt.NDArray[np.integer], skip_bad_units: bool) -> Tally:
     """Read ``units`` and tally their documents, without tokenizing them."""
     tally = Tally()
@@ -129,11 +141,12 @@ def _documents(
     units: Sequence[int] | npt.NDArray[np.integer],
     tally: Tally,
     skip_bad_units: bool,
+    patience: Patience = AT_START,
 ) -> Iterator[str]:
     """Yield the documents of ``units`` and count what is left out."""
     for unit in units:
         try:
-            for document in read_unit(corpus, int(unit), tally):
+            for document in read_unit(corpus, int(unit), tally, patience):
                 if document is not None:
                     yield document
         except BadFileError as error:

@@ -84,8 +84,9 @@ class _Found(NamedTuple):
 
 
 def find_files(source: Source, patience: Patience = AT_START) -> list[Candidate]:
-    """Return the source's files sorted by name, those of the Hub at a commit; all of supported formats but for those that
-    are left out.
+    """Return the source's files sorted by name, those of the Hub at a commit.
+
+    All are of supported formats, but for those that are left out.
 
     Raises:
         InputError: there is no such source, or files of other suffixes.

@@ -1,5 +1,6 @@
 """`--dry-run`: everything a run would do first, shown to the person who is about to pay for it; nothing is trained."""
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -7,7 +8,8 @@ from distil_ray.config import Config, learned, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import describe_text, text_warnings
-from distil_ray.training.assembly import build_models, build_tokenizer
+from distil_ray.distillation.models import check_finite_outputs
+from distil_ray.training.assembly import build_models
 from distil_ray.training.cluster import check_fits, connect, describe_resources, slots_needed
 from distil_ray.training.console import Console
 from distil_ray.training.launcher import check_learned_settings, examine, prepare_data
@@ -25,8 +27,7 @@ def dry_run(config: Config, console: Console) -> None:
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
     known = check_learned_settings(learned(config), folder)
-    identity, _, plan = examine(config, folder, console, known, {})
-    tokenizer = build_tokenizer(config, identity.models)
+    identity, tokenizer, _, plan = examine(config, folder, console, known, {})
     teacher, student = build_models(config, tokenizer, identity.models)  # as each worker will
     for line in describe_memory(config, teacher, student):
         console.line(line)
@@ -35,7 +36,9 @@ def dry_run(config: Config, console: Console) -> None:
     for line in check_fits(config):
         console.line(line)
     notes: list[str] = []
-    plan, heldout = prepare_data(config, plan, notes.append)
+    plan, heldout, sample, _ = prepare_data(config, tokenizer, plan, notes.append)
+    if teacher is not None:
+        check_finite_outputs(teacher, torch.from_numpy(sample.astype(np.int64)), "teacher")
     rows, tally = plan.first_rows()
     counts, places = tally.counts(), tally.first_places
     warnings = text_warnings(counts, places, max_lost_fraction=config.data.warn_skipped_fraction)

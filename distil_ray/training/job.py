@@ -6,6 +6,9 @@ Imports little: Ray Train's controller reads these, and need not load the loop a
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
 from distil_ray.training.events import Line
@@ -19,6 +22,7 @@ class Job:
     Attributes:
         models: teacher, student and tokenizer, pinned.
         heldout: held-out rows, the arrays of `data.batch`; empty = no evaluation.
+        sample: ids of some rows ``[B, T]``, on which the teacher is tried.
         num_groups: of the whole schedule; None = endless.
         continues_at: step at which this pass continues, as planned, where the pipeline before it ended.
     """
@@ -26,6 +30,7 @@ class Job:
     config: Config
     models: Pins
     heldout: Arrays
+    sample: npt.NDArray[np.integer]
     num_groups: int | None
     events: Line
     continues_at: int | None = None

@@ -5,22 +5,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import ray.train
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, Section, learned, to_yaml
 from distil_ray.data.batch import Arrays
+from distil_ray.data.packing import pack_rows
+from distil_ray.data.parity import check_parity
 from distil_ray.data.pipeline import (
     HORIZON_GROUPS,
     execution_options,
     heldout_rows,
+    look_at_text,
     num_groups_ahead,
     sample_piece_counts,
     train_dataset,
 )
 from distil_ray.data.plan import DataPlan
+from distil_ray.data.tally import text_warnings
+from distil_ray.data.tokenization import token_stream
 from distil_ray.errors import DivergedError, InputError, OutageError, RunError, Stopped, reason_of
 from distil_ray.outages import Patience
 from distil_ray.training.assembly import Models, build_plan, build_tokenizer, outline_models, smoothing_weights
@@ -56,18 +63,18 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
     if folder.exists(FINISHED_FILE):
         console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
         return
-    identity, _, plan = examine(config, folder, console, known, pins or {})
+    examined = examine(config, folder, console, known, pins or {})
     console.line(connect(slots_needed(config)["CPU"]))
     for line in check_fits(config):
         console.line(line)
     folder.write_text(CONFIG_FILE, to_yaml(config))
-    identity.write(folder)
+    examined.identity.write(folder)
     console.line(f"run {config.run.name} in {folder.path}")
     events = Line()
     stopping = Stopping(events)
     try:
         with console.following(events), telling_of_nodes(events.line), stopping.handled():
-            outcome = _train(config, identity.models, plan, folder, events, stopping, callbacks)
+            outcome = _train(config, examined, folder, events, stopping, callbacks)
     except KeyboardInterrupt:
         message = f"stopped at once; {_how_to_resume(folder)}"
         raise Stopped(stopping.signal_number, message) from None
@@ -107,6 +114,7 @@ class Examined(NamedTuple):
     """What a run is made of; ``models``: teacher and student without their weights."""
 
     identity: Identity
+    tokenizer: PreTrainedTokenizerBase
     models: Models
     plan: DataPlan
 
@@ -136,7 +144,7 @@ def examine(config: Config, folder: RunFolder, console: Console, known: Identity
     folder.check_writable()
     if known is not None:
         known.check_data(plan.fingerprint(), folder)
-    return Examined(Identity(learned(config), plan.fingerprint(), models), outlines, plan)
+    return Examined(Identity(learned(config), plan.fingerprint(), models), tokenizer, outlines, plan)
 
 
 def check_learned_settings(settings: Mapping[str, Any], folder: RunFolder, *roots: type[Section]) -> Identity | None:
@@ -185,28 +193,71 @@ def describe_data(config: Config, plan: DataPlan) -> list[str]:
     return lines
 
 
-def prepare_data(config: Config, plan: DataPlan, warn: Callable[[str], None]) -> tuple[DataPlan, Arrays]:
-    """Read what must be known before the first step: piece counts for smoothing, and the held-out rows."""
-    cpus: dict[str, Any] = {"num_cpus": config.runtime.data_cpus, "node_label": config.runtime.data_label}
+class Prepared(NamedTuple):
+    """What must be known of the text before the first step.
+
+    Attributes:
+        plan: with the weights of `mlm_smoothing`.
+        heldout: held-out rows.
+        sample: ids of some rows to train on ``[B, T]``, not masked.
+        warnings: what the user should look at.
+    """
+
+    plan: DataPlan
+    heldout: Arrays
+    sample: npt.NDArray[np.integer]
+    warnings: list[str]
+
+
+def prepare_data(
+    config: Config, tokenizer: PreTrainedTokenizerBase, plan: DataPlan, warn: Callable[[str], None]
+) -> Prepared:
+    """Try the text and the tokenizer on each other, and read what must be known before the first step.
+
+    Raises:
+        InputError: the text cannot be used, or the tokenizer gives other pieces here than in transformers.
+    """
+    label = config.runtime.data_label
+    tally, texts = look_at_text(plan, node_label=label)
+    check_parity(tokenizer, plan.vocabulary, texts)
+    cpus: dict[str, Any] = {"num_cpus": config.runtime.data_cpus, "node_label": label}
     smoothing = config.data.mlm_smoothing
     if smoothing:
         weights = smoothing_weights(sample_piece_counts(plan, **cpus), smoothing)
         plan = replace(plan, settings=replace(plan.settings, piece_weights=weights))
-    return plan, heldout_rows(plan, config.eval.num_rows, warn=warn, **cpus)
+    max_lost = config.data.warn_skipped_fraction
+    return Prepared(
+        plan,
+        heldout_rows(plan, config.eval.num_rows, warn=warn, **cpus),
+        _rows_of(plan, texts),
+        text_warnings(tally.counts(), tally.first_places, max_lost_fraction=max_lost),
+    )
+
+
+def _rows_of(plan: DataPlan, texts: Sequence[str]) -> npt.NDArray[np.integer]:
+    vocabulary = plan.vocabulary
+    ids = {"cls_id": vocabulary.cls_id, "sep_id": vocabulary.sep_id}
+    stream = token_stream(vocabulary, texts)
+    return pack_rows(stream, max_seq_length=plan.settings.max_seq_length, **ids)[:_NUM_SAMPLE_ROWS]
+
+
+_NUM_SAMPLE_ROWS = 4  # on which the teacher is tried
 
 
 def _train(
     config: Config,
-    models: Pins,
-    plan: DataPlan,
+    examined: "Examined",
     folder: RunFolder,
     events: Line,
     stopping: Stopping,
     callbacks: Sequence[UserCallback],
 ) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
-    plan, heldout = prepare_data(config, plan, events.line)
-    job = Job(config, models, heldout, plan.schedule.num_groups, events)
+    identity, tokenizer, _, plan = examined
+    plan, heldout, sample, warnings = prepare_data(config, tokenizer, plan, events.line)
+    for warning in warnings:
+        events.line(f"warning: {warning}")
+    job = Job(config, identity.models, heldout, sample, plan.schedule.num_groups, events)
     generosity, num_again = 1, 0
 
     def fit() -> Outcome:
@@ -261,6 +312,7 @@ def _fit(
             filler_blocks=config.runtime.max_workers,
             num_cpus=config.runtime.data_cpus,
             listener=job.events,
+            outage_seconds=config.runtime.outage_seconds,
         )
 
     # How often Ray Train's controller looks at the workers, seconds: it takes one report, and sees the end, per look.

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import ray.train
 import ray.train.torch
+import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from distil_ray.config import Config
+from distil_ray.distillation.models import check_finite_outputs
 from distil_ray.errors import InputError, OutageError
 from distil_ray.outages import Patience
 from distil_ray.training.assembly import build_models, build_tokenizer
@@ -160,7 +163,12 @@ def _set_up(job: Job) -> tuple[PreTrainedTokenizerBase, Learner]:
     """
     tokenizer = build_tokenizer(job.config, job.models)
     models = build_models(job.config, tokenizer, job.models)
-    return tokenizer, Learner(job.config, *models, device=ray.train.torch.get_device())
+    learner = Learner(job.config, *models, device=ray.train.torch.get_device())
+    if learner.teacher is not None:
+        sample = torch.from_numpy(job.sample.astype(np.int64)).to(learner.device)
+        with learner.autocast():
+            check_finite_outputs(learner.teacher, sample, "teacher")
+    return tokenizer, learner
 
 
 def _first_failure(problem: Exception | None, world_size: int, group: dist.ProcessGroup | None) -> Outcome | None:
