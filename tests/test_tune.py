@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,9 +20,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distil_ray import report, train, tune
 from distil_ray.config import load_config
+from distil_ray.errors import RunError
 from distil_ray.search import tuner
 from distil_ray.search.board import Board
 from distil_ray.search.settings import plan_of
+from distil_ray.search.trials import Trials
+from distil_ray.training.storage import RunFolder
 
 NUM_STEPS = 200
 SPACE = {"optim.learning_rate": {"grid": [1e-6, 1e38, 3e-3]}}  # it lags behind, it diverges, it is the best
@@ -234,6 +238,33 @@ def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, r
     assert "1 at a time" in output
     assert any(line.startswith("stopped early at step 10:") for line in told(output, "trial-001")), output
     assert any(line.startswith("stopped early at step") for line in told(output, "trial-002")), output
+
+
+def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings, tmp_path, monkeypatch):
+    """Tune alone counts to search.max_failures, whatever it is that fails."""
+    plan = plan_of(changed(search_settings, run__storage_path=str(tmp_path), search__max_failures=5))
+    trials = Trials(RunFolder(str(tmp_path), "search"), plan.folder, plan.search.metric)
+    trial = tuner.new_trial(plan, trials)
+    suggestions = tuner._Suggestions(plan, trials, Board(plan, trials))
+    spec = suggestions.suggest("id")
+    launched, sent = [], []
+
+    def launch(config, console, callbacks):
+        launched.append(config.run.name)
+        raise RunError(f"worker lost, time {len(launched)}")
+
+    monkeypatch.setattr(tuner, "launch", launch)
+    monkeypatch.setattr(tuner, "ReportObjective", lambda metric: None)  # there is no session of Tune here
+    for _ in range(2):
+        with pytest.raises(RunError):
+            tuner._run_trial(spec, plan=plan, events=SimpleNamespace(send=lambda *event: sent.append(event)))
+    assert launched == [trial.name] * 2
+    assert sent == [("line", (trial.name, "is tried again: worker lost, time 1"))]
+
+    suggestions.on_trial_complete("id", error=True)
+
+    assert (trials[trial.name].status, trials[trial.name].message) == ("failed", "worker lost, time 2")
+    assert sorted(path.name for path in (tmp_path / "search/trials" / trial.name).glob("*.json")) == ["failed.json"]
 
 
 def test_failed_trials_are_tried_again_on_request(monkeypatch, search_settings, tmp_path):

@@ -7,11 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
-    AutoscalingState,
-    GetClusterStatusReply,
-)
 
 from distil_ray.training.cluster import has_autoscaler
 
@@ -35,6 +30,10 @@ def telling_of_nodes(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def _watch(tell: Callable[[str], None], done: threading.Event) -> None:
+    # Of Ray's insides, so imported only where there is an autoscaler. Its public client leaves out what is infeasible.
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     told: set[str] = set()
     while not done.wait(_POLL_SECONDS):
@@ -48,8 +47,8 @@ def _watch(tell: Callable[[str], None], done: threading.Event) -> None:
                 tell(line)
 
 
-def describe(state: AutoscalingState) -> list[str]:
-    """What the autoscaler does about the nodes that are asked of it, a line each."""
+def describe(state: Any) -> list[str]:
+    """What the autoscaler does about the nodes that are asked of it, a line each; ``state``: its `AutoscalingState`."""
     starting = Counter(instance.ray_node_type_name for instance in state.pending_instances)
     for request in state.pending_instance_requests:
         starting[request.ray_node_type_name] += request.count
