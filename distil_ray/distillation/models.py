@@ -111,32 +111,39 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
     return model
 
 
-def load_classifier(path: str, num_labels: int, seed: int) -> PreTrainedModel:
+def load_classifier(path: str, num_labels: int, seed: int, revision: str | None = None) -> PreTrainedModel:
     """Load an encoder in fp32, with a new head of ``num_labels`` outputs whose weights are drawn from ``seed``.
 
     Raises:
         InputError: as `load_masked_lm`, but for the MLM head, which is not needed.
     """
-    return _load_with_new_head(AutoModelForSequenceClassification, path, num_labels, seed)
+    return _load_with_new_head(AutoModelForSequenceClassification, path, num_labels, seed, revision)
 
 
-def load_span_answerer(path: str, seed: int) -> PreTrainedModel:
+def load_span_answerer(path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
     """Load an encoder in fp32, with a new head for starts and ends of spans whose weights are drawn from ``seed``.
 
     Raises:
         InputError: as `load_classifier`.
     """
-    return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed)
+    return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed, revision)
 
 
-def _load_with_new_head(auto_class: Any, path: str, num_labels: int, seed: int) -> PreTrainedModel:
+def _load_with_new_head(
+    auto_class: Any, path: str, num_labels: int, seed: int, revision: str | None
+) -> PreTrainedModel:
     with _loading("a model", path, needs="config.json") as location, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False, **_PLAIN_OUTPUTS)
         check_config(config, path)
         config.num_labels = num_labels
         loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
-            location, config=config, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            location,
+            config=config,
+            revision=revision,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     model, info = loaded
     encoder = f"{model.base_model_prefix}."
@@ -168,7 +175,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
-def load_tokenizer_of(model: PreTrainedModel, path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer_of(model: PreTrainedModel, path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of ``path`` so that it tells the two texts of a pair apart only if the model can.
 
     A model with embeddings for one type of token, or for none, cannot: a second type would be out of its range.
@@ -176,7 +183,7 @@ def load_tokenizer_of(model: PreTrainedModel, path: str) -> PreTrainedTokenizerB
     Raises:
         InputError: as `load_tokenizer`.
     """
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, revision)
     if getattr(model.config, "type_vocab_size", 0) < 2:
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     return tokenizer
