@@ -136,6 +136,7 @@ def test_there_is_nothing_to_compare(given):
         (["--tasks", "sst2", "--glue", "{tmp}/none"], "--glue"),
         (["--tasks", "sst2", "--glue", "{glue}", "run.storage_path=s3://bucket/runs"], "expected a folder that"),
         (["run.storage_path=s3://bucket/runs"], "--output: missing"),
+        (["data.eval_fraction=0", "data.eval_sources=null"], "ablation: given neither held-out text nor --tasks"),
         (["--output", "{glue}/sst2/train-00000-of-00001.parquet"], "--output: cannot write into"),
     ],
 )

@@ -313,7 +313,7 @@ def _note(board: Scoreboard) -> str:
     seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
     parts = [f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."]
     if board.facts:
-        parts.append(f"{_CONSTANT}: the commonest class or the mean of the training rows, or no answer to a question.")
+        parts.append(f"{_CONSTANT.capitalize()}: the commonest class or the mean of the training rows, or no answer.")
     if not_learned(board):
         parts.append(f"{_NOT_LEARNED.strip()} The teacher is not above that.")
     if any(standing.name.endswith(SECOND_STEP) for standing in board.standings):
