@@ -38,8 +38,10 @@ def _ablate(argv: list[str] | None) -> None:
     protocol = load_protocol(arguments.protocol, arguments.set)
     from distil_ray.ablation.runs import check_heldout, check_tasks, run_all, with_scores
     from distil_ray.evaluation.glue import chosen_tasks
+    from distil_ray.evaluation.standings import check_rows
     from distil_ray.evaluation.tasks import Task, read_tasks
     from distil_ray.reporting.files import check_place, make_folder
+    from distil_ray.training.assembly import build_tokenizer
     from distil_ray.training.console import Console
 
     chosen: list[Task] = []
@@ -49,6 +51,8 @@ def _ablate(argv: list[str] | None) -> None:
     else:
         check_heldout(plan)
     tasks, data = read_tasks(chosen, protocol)  # before anything is trained
+    if tasks:
+        check_rows([build_tokenizer(plan.config)], tasks, data, protocol)
     if "://" in plan.folder and not arguments.output:
         raise InputError("--output: missing; with a run.storage_path that is a URL, name a local folder for the report")
     if arguments.output:

@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The files with tests that use `ray_cluster`, or what rests on it, but for those that shall run beside them.
 SHARING_RAY = {
-    *("test_ablation", "test_cluster", "test_doctor", "test_drain", "test_jobs"),
-    *("test_node_loss", "test_report", "test_train", "test_tune"),
+    *("test_ablation", "test_cluster", "test_deployment", "test_doctor", "test_drain", "test_jobs"),
+    *("test_node_loss", "test_nodes", "test_report", "test_train", "test_tune"),
 }
 
 

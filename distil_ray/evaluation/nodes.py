@@ -28,7 +28,7 @@ def join(models: Mapping[str, Origin], resources: Resources) -> str:
     line = connect(resources.cpus)
     own = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and _has_room(node, resources)]
-    check_reachable(models, others)
+    check_reachable({name: (origin, listing_of(origin.path)) for name, origin in models.items()}, others)
     return line
 
 
@@ -37,18 +37,24 @@ def _has_room(node: Mapping[str, Any], resources: Resources) -> bool:
     return bool(there.get("CPU", 0.0) >= resources.cpus and there.get("GPU", 0.0) >= min(resources.gpus, 1.0))
 
 
-def check_reachable(models: Mapping[str, Origin], nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InputError unless each node has the models' folders as they are here, or gets the models from the Hub."""
-    expected = {name: (origin, listing_of(origin.path)) for name, origin in models.items()}
+def check_reachable(models: Mapping[str, tuple[Origin, Listing]], nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Ask nodes for models.
+
+    Args:
+        models: by the name of their row, each with the files that its folder has here, none for a model of the Hub.
+        nodes: as `ray.nodes` describes them.
+
+    Raises:
+        InputError: a node has not the same files there, or does not get a model from the Hub.
+    """
     function: Any = _problems
-    answers = {}
+    answers = []
     for node in nodes:
         affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        answers[node["NodeManagerAddress"]] = (
-            ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=affinity).remote(expected)
-        )
+        remote = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=affinity)
+        answers.append((node["NodeManagerAddress"], remote.remote(models)))
     problems = []
-    for address, answer in answers.items():
+    for address, answer in answers:
         try:
             problems += [f"node {address}: {problem}" for problem in ray.get(answer, timeout=_MAX_SECONDS)]
         except ray.exceptions.RayError as error:
