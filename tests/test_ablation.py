@@ -148,7 +148,9 @@ def test_mistakes_are_named_before_anything_is_trained(tmp_path, capsys, more, m
     glue = write_glue(tmp_path / "glue")
     long = {"question": "how long? " * 60, "context": "so long", "answers": {"text": [], "answer_start": []}}
     (tmp_path / "long.jsonl").write_text(json.dumps(long))
-    more = [text.replace("{long}", str(tmp_path / "long.jsonl")) for text in more]
+    places = {"{long}": tmp_path / "long.jsonl", "{tmp}": tmp_path, "{glue}": glue}
+    for name, path in places.items():
+        more = [text.replace(name, str(path)) for text in more]
     given = ["--config=configs/quickstart.yaml", "--config=configs/ablation.yaml", f"run.storage_path={tmp_path}/runs"]
     assert (
         ablate.main([*given, *(text.replace("{tmp}", str(tmp_path)).replace("{glue}", str(glue)) for text in more)])
