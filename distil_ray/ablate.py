@@ -38,20 +38,28 @@ def _ablate(argv: list[str] | None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     plan = load_ablation(arguments.config, arguments.settings)
     protocol = load_protocol(arguments.protocol, arguments.set)
-    from distil_ray.ablation.runs import check_tasks, run_all, with_scores
+    from distil_ray.ablation.runs import check_heldout, check_tasks, run_all, with_scores
     from distil_ray.evaluation.glue import chosen_tasks
+    from distil_ray.evaluation.standings import check_rows
     from distil_ray.evaluation.tasks import Task, read_tasks
-    from distil_ray.reporting.files import make_folder
+    from distil_ray.reporting.files import check_place, make_folder
+    from distil_ray.training.assembly import build_tokenizer
     from distil_ray.training.console import Console
 
     chosen: list[Task] = []
     if arguments.tasks:
         chosen = chosen_tasks(arguments.tasks, arguments.glue, protocol.tasks)
         check_tasks(plan)
+    else:
+        check_heldout(plan)
     tasks, data = read_tasks(chosen, protocol)  # before anything is trained
+    if tasks:
+        check_rows([build_tokenizer(plan.config)], tasks, data, protocol)
     if "://" in plan.folder and not arguments.output:
         raise InputError("--output: missing; with a run.storage_path that is a URL, name a local folder for the report")
-    output = Path(arguments.output or plan.folder)
+    if arguments.output:
+        check_place("--output", arguments.output)
+    output = Path(arguments.output or plan.folder).expanduser()
     console = Console()
     if arguments.dry_run:
         for (variant, seed), _ in plan.runs.items():
@@ -59,6 +67,7 @@ def _ablate(argv: list[str] | None) -> None:
             console.line(f"{variant}, seed {seed}: {changes or 'as it stands'}")
         return
     make_folder(output)
+    # From here on, the folder `output` belongs to this command alone: the place to take a lease of it.
     outcomes = run_all(plan, console)
     if tasks:
         outcomes = with_scores(outcomes, tasks, data, output, protocol, console)
@@ -67,12 +76,13 @@ def _ablate(argv: list[str] | None) -> None:
 
 def _write(outcomes: list[Any], output: Path) -> None:
     from distil_ray.ablation.report import Comparison, to_html, to_json, to_markdown
-    from distil_ray.reporting.files import write_report
+    from distil_ray.reporting.files import show_report, write_report
     from distil_ray.reporting.html import made_by
 
     comparison, footer = Comparison(outcomes), made_by()
     json, html, markdown = (make(comparison, footer) for make in (to_json, to_html, to_markdown))
     write_report(output, json=json, html=html, markdown=markdown)
+    show_report(output, markdown)
 
 
 if __name__ == "__main__":

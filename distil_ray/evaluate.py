@@ -1,6 +1,7 @@
 """`python -m distil_ray.evaluate --teacher T --student S [S…]`: how much smaller, how much faster, how much as good."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,33 +27,41 @@ def _evaluate(argv: list[str] | None) -> None:
     from distil_ray.evaluation.protocol import load_protocol
 
     protocol = load_protocol(arguments.protocol, arguments.set)
-    models = name_models(arguments.teacher, arguments.student)
+    given = name_models(arguments.teacher, arguments.student)
     if arguments.seeds < 1:
         raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
     from distil_ray.config import parse_sources
+    from distil_ray.distillation.origin import resolve
     from distil_ray.evaluation.card import add_to_card, check_card
     from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
     from distil_ray.evaluation.standings import Question, answer
-    from distil_ray.reporting.files import write_report
+    from distil_ray.reporting.files import check_place, show_report, write_report
     from distil_ray.training.console import Console
 
-    students = {name: path for name, path in models.items() if name != _TEACHER and arguments.card}
+    check_place("--output", arguments.output)
+    tasks, text = _tasks(arguments, protocol), parse_sources(arguments.text) if arguments.text else ()
+    # Once, here: workers have other working folders, and a branch of the Hub may move meanwhile.
+    models = {name: resolve(path, None) for name, path in given.items()}
+    students = {name: model.path for name, model in models.items() if name != _TEACHER and arguments.card}
     for name, path in students.items():
         check_card(name, path)
-    output = Path(arguments.output)
+    output = Path(arguments.output).expanduser()
     question = Question(
         models,
-        _tasks(arguments, protocol),
+        tasks,
         arguments.seeds,
         output,
         with_second_step=arguments.second_step,
-        text=parse_sources(arguments.text) if arguments.text else (),
+        text=text,
         device_task=arguments.on_device,
     )
+    # From here on, the folder `output` belongs to this command alone: the place to take a lease of it.
     board = answer(question, protocol, Console())
-    write_report(output, json=to_json(board), html=to_html(board), markdown=to_markdown(board))
+    markdown = to_markdown(board)
+    write_report(output, json=to_json(board), html=to_html(board), markdown=markdown)
     for path in students.values():
         add_to_card(path, board)
+    show_report(output, markdown)
 
 
 def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
@@ -66,16 +75,20 @@ def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
 
 
 def name_models(teacher: str, students: list[str]) -> dict[str, str]:
-    """Paths by the name of their row: of a student, what stands before "=", or its run's or folder's name.
+    """Paths by the name of their row: of a student, NAME of NAME=PATH, or its run's or folder's name.
+
+    What exists is a path, whatever its name; a NAME has no "/".
 
     Raises:
-        InputError: two have the same name.
+        InputError: two have the same name, or one has none.
     """
     models = {_TEACHER: teacher}
     for given in students:
-        name, is_named, path = given.partition("=")
-        if not is_named:
+        name, equals, path = given.partition("=")
+        if not equals or "/" in name or os.path.exists(os.path.expanduser(given)):
             name, path = _name_of(given), given
+        if not path or not name or name in (".", "..") or name.endswith(" (D)"):
+            raise InputError(f"--student: given {given!r}, expected MODEL or NAME=MODEL, without (D) at the NAME's end")
         if name in models:
             raise InputError(f"--student: two models would be called {name}; name them: --student {name}-2={path}")
         models[name] = path
@@ -83,8 +96,12 @@ def name_models(teacher: str, students: list[str]) -> dict[str, str]:
 
 
 def _name_of(path: str) -> str:
+    if os.path.exists(os.path.expanduser(path)):
+        path = os.path.abspath(os.path.expanduser(path))
     parts = [part for part in path.rstrip("/").split("/") if part]
-    return parts[-2] if len(parts) > 1 and parts[-1] == "export" else parts[-1]
+    if len(parts) > 1 and parts[-1] == "export":
+        return parts[-2]
+    return parts[-1] if parts else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distil_ray.evaluate",
         description="Fine-tune a teacher and students on GLUE and other tasks, each (model, task, seed) as a Ray task, "
-        "measure their size and speed, and write tables like the DistilBERT paper's. Typed again, it goes on.",
+        "measure their size and speed, and write tables like the DistilBERT paper's. Typed again, it resumes.",
         epilog=f"protocol keys:\n\n{describe_keys(Protocol)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

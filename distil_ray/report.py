@@ -6,6 +6,8 @@ from pathlib import Path
 
 from distil_ray.cli import main_of
 from distil_ray.errors import InputError
+from distil_ray.reporting.files import check_place
+from distil_ray.reporting.text import show
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,10 +33,8 @@ def _report(argv: list[str] | None) -> None:
         print(complaint)
     page = compare(histories)
     _write(output, to_html(page))
-    print(f"\n{to_text(page)}\n")
-    for name, folder in page.students:
-        print(f"student of {name}: {folder}")
-    print(f"report: {output.absolute()}")
+    students = [f"student of {name}: {folder}" for name, folder in page.students]
+    show("\n".join([f"\n{to_text(page)}\n", *students, f"report: {output.absolute()}"]))
 
 
 def _report_search(paths: list[str], output: Path) -> None:
@@ -44,14 +44,16 @@ def _report_search(paths: list[str], output: Path) -> None:
         raise InputError("a search has a page of its own: expected its folder alone, or folders of runs only")
     plan, trials = read_search(paths[0])
     _write(output, to_html(plan, trials))
-    print(f"\n{to_text(plan, trials)}\n\nreport: {output.absolute()}")
+    show(f"\n{to_text(plan, trials)}\n\nreport: {output.absolute()}")
 
 
 def _output(run: str, output: str | None) -> Path:
     """Where the page goes."""
     if "://" in run and not output:
         raise InputError("--output: missing; for a run that is not on this machine, name a local file for the page")
-    return Path(output or f"{run}/report.html")
+    if output:
+        check_place("--output", output)
+    return Path(output or f"{run}/report.html").expanduser()
 
 
 def _write(file: Path, text: str) -> None:

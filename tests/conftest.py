@@ -20,8 +20,9 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process l
 
 # The files with tests that use `ray_cluster`, or what rests on it, but for those that shall run beside them.
 SHARING_RAY = {
-    *("test_ablation", "test_cluster", "test_doctor", "test_drain", "test_dry_run", "test_events", "test_identity"),
-    *("test_jobs", "test_lost_parts", "test_node_loss", "test_placement", "test_report", "test_train", "test_tune"),
+    *("test_ablation", "test_cluster", "test_deployment", "test_doctor", "test_drain", "test_dry_run", "test_events"),
+    *("test_identity", "test_jobs", "test_lost_parts", "test_node_loss", "test_nodes", "test_placement", "test_report"),
+    *("test_train", "test_tune"),
 }
 
 

@@ -136,13 +136,26 @@ def test_there_is_nothing_to_compare(given):
         (["--tasks", "sst2", "--glue", "{tmp}/none"], "--glue"),
         (["--tasks", "sst2", "--glue", "{glue}", "run.storage_path=s3://bucket/runs"], "expected a folder that"),
         (["run.storage_path=s3://bucket/runs"], "--output: missing"),
+        (
+            ["--tasks", "answers", "--set=tasks.answers={kind: span, train: {long}, validation: {long}}"],
+            "for which finetuning.max_seq_length 128 leaves no room for a context",
+        ),
+        (["data.eval_fraction=0", "data.eval_sources=null"], "ablation: given neither held-out text nor --tasks"),
         (["--output", "{glue}/sst2/train-00000-of-00001.parquet"], "--output: cannot write into"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_trained(tmp_path, capsys, more, message):
     glue = write_glue(tmp_path / "glue")
+    long = {"question": "how long? " * 60, "context": "so long", "answers": {"text": [], "answer_start": []}}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long))
+    places = {"{long}": tmp_path / "long.jsonl", "{tmp}": tmp_path, "{glue}": glue}
+    for name, path in places.items():
+        more = [text.replace(name, str(path)) for text in more]
     given = ["--config=configs/quickstart.yaml", "--config=configs/ablation.yaml", f"run.storage_path={tmp_path}/runs"]
-    assert ablate.main([*given, *(text.format(tmp=tmp_path, glue=glue) for text in more)]) == 2
+    assert (
+        ablate.main([*given, *(text.replace("{tmp}", str(tmp_path)).replace("{glue}", str(glue)) for text in more)])
+        == 2
+    )
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors

@@ -162,6 +162,13 @@ def test_losses():
     assert task_loss(starts_and_ends, torch.tensor([[3, 1]])).item() == pytest.approx(np.log(4))
 
 
+def test_the_classes_have_names(model_folder):
+    model = adapter_of(TASKS["rte"]).load(model_folder, 0)
+    assert model.config.id2label == {0: "entailment", 1: "not_entailment"}
+    assert model.config.label2id == {"entailment": 0, "not_entailment": 1}
+    assert adapter_of(TASKS["mnli"]).load(model_folder, 0).config.num_labels == 3
+
+
 def test_a_model_that_lacks_a_layer_is_refused(tmp_path):
     folder = save_model(tmp_path, small_model("bert", num_hidden_layers=1))
     config = (tmp_path / "config.json").read_text()

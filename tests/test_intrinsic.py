@@ -26,6 +26,7 @@ from distil_ray.data.masking import special_table
 from distil_ray.data.plan import IN_SAMPLE, MAX_HELDOUT_UNITS, make_plan
 from distil_ray.data.rows import make_rows
 from distil_ray.distillation import figures
+from distil_ray.distillation.origin import Origin
 from distil_ray.errors import InputError
 from distil_ray.evaluation.intrinsic import (
     Totals,
@@ -34,6 +35,7 @@ from distil_ray.evaluation.intrinsic import (
     measure_intrinsic,
     room_on,
     rows_per_block,
+    text_digest,
     text_plan,
 )
 from distil_ray.evaluation.protocol import Resources, load_protocol
@@ -235,7 +237,7 @@ def paths(tmp_path_factory):
 
 def refused(models, sources, text=TEXT):
     with pytest.raises(InputError) as caught:
-        measure_intrinsic(models, sources, text, Resources(), print)
+        measure_intrinsic({name: Origin(path) for name, path in models.items()}, sources, text, Resources(), print)
     return str(caught.value)
 
 
@@ -247,6 +249,24 @@ def test_a_text_without_a_row(sources):
     named = rf"{sources[0]}: gave no row with 2 ordinary pieces to mask; expected text"
     with pytest.raises(InputError, match=named):
         figures_of(Totals.zero(2), ["teacher", "half"], sources, TEXT)
+
+
+def test_a_digest_is_of_the_text_and_not_of_its_place(paths, tmp_path):
+    models = {name: Origin(path) for name, path in paths.items()}
+
+    def digest(name, lengths, text=TEXT):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return text_digest(write_text(tmp_path / name / "text.parquet", lengths), models, text)
+
+    first = digest("a", [29, 39])
+    assert digest("b", [29, 39]) == first
+    assert digest("c", [29, 40]) != first
+    assert digest("d", [39, 29]) != first
+    corrected = tmp_path / "b/text.txt"
+    corrected.write_text("w1 w2 w3 w4 w5\n")
+    before = text_digest([Source(path=str(corrected))], models, TEXT)
+    corrected.write_text("w1 w2 w3 w4 w6\n")  # as many bytes
+    assert text_digest([Source(path=str(corrected))], models, TEXT) != before
 
 
 def test_models_that_cannot_be_compared(paths, sources, tmp_path):

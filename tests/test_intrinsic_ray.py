@@ -12,6 +12,7 @@ from distil_ray.config import Source
 from distil_ray.data.batch import Arrays
 from distil_ray.data.pipeline import Room, evaluated_blocks
 from distil_ray.distillation.models import load_masked_lm
+from distil_ray.distillation.origin import Origin
 from distil_ray.errors import InputError
 from distil_ray.evaluation import intrinsic
 from distil_ray.evaluation.intrinsic import measure_intrinsic, text_plan
@@ -32,7 +33,8 @@ def test_figures_are_those_of_one_process(ray_cluster, paths, tmp_path, monkeypa
 
     for cpus, num_processes in ((4, 1), (3, 2)):  # the two leave no slot for the text
         lines: list[str] = []
-        found = measure_intrinsic(paths, sources, TEXT, Resources(cpus=cpus), lines.append)
+        origins = {name: Origin(path) for name, path in paths.items()}
+        found = measure_intrinsic(origins, sources, TEXT, Resources(cpus=cpus), lines.append)
         assert list(found) == ["teacher", "half"]
         for index, figures in enumerate(found.values()):
             assert figures._asdict() == close(expected.of(index)._asdict(), rel=1e-6)

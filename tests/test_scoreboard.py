@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from distil_ray.evaluation.deployment import Deployed, Figures
+from distil_ray.evaluation.facts import TaskFacts
 from distil_ray.evaluation.intrinsic import Intrinsic
 from distil_ray.evaluation.scoreboard import (
     Scoreboard,
@@ -14,6 +15,7 @@ from distil_ray.evaluation.scoreboard import (
     device_table,
     findings,
     score_table,
+    task_table,
     text_table,
     to_html,
     to_json,
@@ -107,3 +109,69 @@ def test_one_seed_has_no_spread():
     board = Scoreboard([standing("teacher", 1, {"rte": 60.0}, 1.0, seeds=1)], {}, "")
     assert score_table(board)[1] == ["teacher", "60.0", "100.0%", "60.0"]
     assert "one seed" in to_markdown(board)
+
+
+@pytest.fixture
+def with_facts(board):
+    facts = {
+        "cola": TaskFacts("classification", ("matthews",), 8551, 8551, 1043, 3, 2e-5, 32, 128, 0.0),
+        "sst2": TaskFacts("classification", ("accuracy", "f1"), 1000, 67349, 872, 4, 3e-4, 16, 64, 90.0),
+    }
+    return replace(board, facts=facts)
+
+
+def test_what_scores_are_of(with_facts):
+    assert task_table(with_facts.facts) == [
+        ["task", "score", "training rows", "validation rows", "epochs", "learning rate", "batch", "pieces a row"],
+        ["cola", "Matthews correlation", "8,551", "1,043", "3", "2e-05", "32", "up to 128"],
+        ["sst2", "accuracy and F1", "1,000 of 67,349", "872", "4", "0.0003", "16", "up to 64"],
+    ]
+    assert "<td>1,000 of 67,349</td>" in to_html(with_facts)
+    assert "| cola | Matthews correlation | 8,551 |" in to_markdown(with_facts)
+    assert json.loads(to_json(with_facts))["tasks"]["sst2"]["constant_score"] == 90.0
+
+
+def test_a_constant_answer_stands_beside_the_scores_and_tasks_that_the_teacher_has_not_learned_are_marked(with_facts):
+    table = score_table(with_facts)
+    assert table[0] == ["model", "score", "retained", "cola", "sst2 †"]
+    assert table[-1] == ["one answer for all rows", "45.0", "64.3%", "0.0", "90.0"]
+    assert findings(with_facts)[-1].startswith("On sst2 the teacher is not above one answer for all rows, ")
+    assert "† The teacher is not above that." in to_markdown(with_facts)
+
+    learned = replace(
+        with_facts, facts={**with_facts.facts, "sst2": with_facts.facts["sst2"]._replace(constant_score=50.9)}
+    )
+    assert "†" not in to_markdown(learned)
+    assert len(findings(learned)) == 1
+
+
+def test_a_score_of_0_is_a_score():
+    teacher, student = standing("teacher", 10, {"cola": 50.0}, 1.0), standing("student", 10, {"cola": 0.0}, 1.0)
+    board = Scoreboard([teacher, student], {}, "")
+    assert score_table(board)[2] == ["student", "0.0", "0.0%", "0.0 (-1.0–2.0)"]
+    assert "0.0% of the teacher's score" in findings(board)[0]
+    assert score_table(replace(board, standings=[student, teacher]))[2][:3] == ["teacher", "50.0", "–"]
+
+
+def test_number_formats_of_the_files_are_said(board):
+    teacher, student = board.standings
+    both = replace(board, standings=[replace(teacher, dtype="bf16"), replace(student, dtype="fp32")])
+    assert [row[2] for row in cost_table(both)] == ["MB on disk", "440.0 (bf16)", "264.0 (fp32)"]
+    assert "The files hold weights in different formats: compare parameters" in to_markdown(both)
+    assert "different formats" not in to_markdown(board)
+
+
+def test_two_commits_of_a_model_are_two_models(board):
+    teacher, student = board.standings
+    both = replace(board, standings=[replace(teacher, revision="1"), replace(student, path=teacher.path, revision="2")])
+    assert [row[0] for row in cost_table(both)] == ["model", "teacher", "distilled"]
+
+
+def test_rows_of_the_second_step_are_explained(board):
+    again = replace(board.standings[1], name="distilled (D)")
+    both = replace(
+        board, standings=[*board.standings, again], protocol={"second_step": {"temperature": 2.0, "alpha": 0.5}}
+    )
+    assert "(D): fine-tuned also with the soft targets of the fine-tuned teacher (temperature 2, weight 0.5)" in (
+        to_markdown(both)
+    )

@@ -18,7 +18,9 @@ def test_classes(metric, expected):
 
 def test_of_more_than_two_classes_f1_is_the_mean_over_them():
     labels, predictions = np.array([0, 1, 2, 2]), np.array([0, 2, 2, 2])
-    assert score(["f1"], labels, predictions) == {"f1": pytest.approx(100 * (1 + 0 + 0.8) / 3)}
+    assert score(["f1"], labels, predictions, num_classes=3) == {"f1": pytest.approx(100 * (1 + 0 + 0.8) / 3)}
+    labels = np.array([0, 1, 1, 1])  # of a split that lacks the third class, which is predicted nevertheless
+    assert score(["f1"], labels, predictions, num_classes=3) == {"f1": pytest.approx(100 * (1 + 0 + 0) / 3)}
 
 
 def test_numbers():

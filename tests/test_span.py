@@ -115,6 +115,16 @@ def test_a_model_learns_to_answer_and_another_from_it(folder):
 
 
 def test_a_question_that_leaves_no_room(folder):
-    rows = Rows([(" ".join(["w1"] * 12), "w2 w3")], [Answers((), ())])
-    with pytest.raises(InputError, match=r"squad: its longest question has 12 pieces.*expected \d+ or more"):
-        Spans(TASK).encode(load_tokenizer(folder), rows, 16)
+    rows = Rows([(" ".join(["w1"] * 12), "w2 w3"), ("w1", "w2")], [Answers((), ())] * 2)
+    for use in (Spans(TASK).encode, Spans(TASK).check):
+        with pytest.raises(InputError, match=r"squad: its longest question has 12 pieces.*expected \d+ or more"):
+            use(load_tokenizer(folder), rows, 16)
+    Spans(TASK).check(load_tokenizer(folder), rows, 24)
+    Spans(TASK).check(load_tokenizer(folder), Rows(rows.texts[1:], rows.labels[1:]), 16)
+
+
+def test_the_metrics_are_those_of_the_task():
+    task = own_task("squad", OwnTask(kind="span", hub="x", metrics=("exact_match",)))
+    rows = Rows([("q", "a b c")] * 2, [Answers((), ()), Answers(("b",), (2,))])
+    assert Spans(task).constant_score(rows, rows) == {"exact_match": 50.0}
+    assert Spans(TASK).constant_score(rows, rows) == {"exact_match": 50.0, "f1": 50.0}

@@ -9,11 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from glue_rows import write_glue, write_split
 
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, OutageError
 from distil_ray.evaluation.glue import TASKS, chosen_tasks
 from distil_ray.evaluation.protocol import Finetuning, OwnTask, Protocol, load_protocol
 from distil_ray.evaluation.tables import Origin, read_table
-from distil_ray.evaluation.tasks import Answers, own_task, read_tasks
+from distil_ray.evaluation.tasks import Answers, Rows, own_task, read_tasks
+from distil_ray.outages import Patience
 
 REVIEWS = {"text": ["good film", "bad film", "so so"], "label": [1, 0, 1]}
 
@@ -73,7 +74,7 @@ def test_files_of_every_kind(tmp_path, ending):
     task, splits = read_own(train=str(file), validation=str(tmp_path / "*"))
     assert splits["validation"].texts == [("good film",), ("bad film",), ("so so",)]
     assert splits["train"].labels.tolist() == [1, 0, 1]
-    assert (task.num_labels, task.metrics) == (2, ("accuracy",))
+    assert (task.classes, task.metrics) == (("0", "1"), ("accuracy",))
 
 
 def test_names_of_classes_and_other_columns(tmp_path):
@@ -82,11 +83,11 @@ def test_names_of_classes_and_other_columns(tmp_path):
     given = {"train": str(tmp_path / "train.csv"), "text": ("review",), "label": "stars"}
     task, splits = read_own(validation=str(tmp_path / "dev.csv"), **given)
 
-    assert task.num_labels == 3
+    assert task.classes == ("meh", "neg", "pos")
     assert splits["train"].labels.tolist() == [2, 1, 0]  # in the order of the alphabet
     assert splits["validation"].labels.tolist() == [1]
     (tmp_path / "dev.csv").write_text("review,stars\nd,good\n")
-    with pytest.raises(InputError, match=r"row 0 has label 'good', expected one of those of .*: meh, neg, pos"):
+    with pytest.raises(InputError, match=r"row 0 has label 'good', expected one of those of .*: 'meh', 'neg', 'pos'$"):
         read_own(validation=str(tmp_path / "dev.csv"), **given)
 
 
@@ -103,11 +104,25 @@ def test_a_part_of_the_training_rows(tmp_path):
     _, data = read_tasks(chosen_tasks(["sst2", "stsb"], str(tmp_path), {}), protocol)
     assert [len(data[name]["train"].texts) for name in ("sst2", "stsb")] == [7, 5]
     assert len(data["sst2"]["validation"].texts) == 96
-    _, whole = read_tasks(chosen_tasks(["sst2"], str(tmp_path), {}), Protocol())
-    train = whole["sst2"]["train"]
-    assert data["sst2"]["train"].texts == [train.texts[i * 96 // 7] for i in range(7)]
-    assert data["sst2"]["train"].labels.tolist() == [train.labels[i * 96 // 7] for i in range(7)]
+    _, whole = read_tasks(chosen_tasks(["sst2", "stsb"], str(tmp_path), {}), Protocol())
+    train, sample = whole["sst2"]["train"], data["sst2"]["train"]
+    places = [train.texts.index(text) for text in sample.texts]
+    assert places == sorted(places)
+    assert sample.labels.tolist() == [train.labels[place] for place in places]
+    assert (sample.drawn_from, train.drawn_from) == (96, None)
+    assert train.sample(7).texts == sample.texts
     assert train.sample(96) is train
+    assert whole["stsb"]["train"].sample(5).texts == data["stsb"]["train"].texts
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 4])
+def test_a_sample_has_the_classes_in_their_proportions_however_they_are_ordered(num_classes):
+    alternating = np.arange(960, dtype=np.int64) % num_classes
+    for labels in (alternating, np.sort(alternating)):
+        sample = Rows([(str(i),) for i in range(960)], labels).sample(120)
+        assert np.bincount(sample.labels).tolist() == [120 // num_classes] * num_classes
+    rare = Rows([(str(i),) for i in range(100)], (np.arange(100) % 10 == 0).astype(np.int64))
+    assert np.bincount(rare.sample(50).labels).tolist() == [45, 5]
 
 
 def test_answers(tmp_path):
@@ -122,9 +137,32 @@ def test_answers(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "none",
+    [
+        None,
+        {"text": [], "answer_start": []},
+        {"text": [""], "answer_start": [-1]},
+        {"text": [""], "answer_start": [0]},
+        {"text": None, "answer_start": None},
+        {"text": "", "answer_start": -1},
+    ],
+)
+def test_a_question_without_an_answer_is_written_in_several_ways(tmp_path, none):
+    one = {"text": "blue", "answer_start": 0}
+    if none is None or isinstance(none["text"], list):
+        one = {name: [value] for name, value in one.items()}
+    row = {"question": "what?", "context": "blue sky"}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row | {"answers": answers}) + "\n" for answers in (one, none)))
+    spec = OwnTask(kind="span", train=str(tmp_path / "a.jsonl"), validation=str(tmp_path / "a.jsonl"))
+    (_, data) = read_tasks([own_task("squad", spec)], Protocol())
+    assert data["squad"]["train"].labels == [Answers(("blue",), (0,)), Answers((), ())]
+
+
+@pytest.mark.parametrize(
     ("answers", "message"),
     [
         ({"text": ["blue"], "answer_start": [3]}, "row 0: 'blue' does not stand at 3 of the context"),
+        ({"text": ["sky"], "answer_start": [-3]}, "row 0: 'sky' does not stand at -3 of the context"),
         ({"text": ["blue"], "answer_start": [0, 1]}, "row 0 has 1 texts and 2 answer_start"),
         ("blue", r"row 0 has answers 'blue', expected \{text: \[…\], answer_start: \[…\]\}"),
     ],
@@ -162,21 +200,31 @@ def test_rows_that_do_not_fit(tmp_path, task, columns, message):
     ("columns", "message"),
     [
         ({"text": ["a"]}, "reviews: .*a.parquet: has no column label, but text"),
-        ({"text": ["a", "b"], "label": [1.5, 0]}, "row 0 has label 1.5, expected 0 to 1"),
-        ({"text": ["a", "b"], "label": [-3, 0]}, "row 0 has label -3, expected 0 to 1"),
+        ({"text": ["a", "b"], "label": [1.5, 0]}, "row 0 has label 1.5, expected whole numbers or names of classes"),
+        ({"text": ["a", "b", "c"], "label": [1, -1, 0]}, "row 1 has label -1, which says in many data sets that"),
         ({"text": ["a", "b"], "label": [0, 0]}, "all rows have one label, expected two classes or more"),
+        ({"text": ["a", "b"], "label": ["x", None]}, "row 1 has no label in label"),
+        ({"text": ["a", "b"], "label": [float("nan"), 1.0]}, "row 0 has no label in label"),
+        ({"text": ["a", "b"], "label": [b"x", b"\xe9"]}, "column label: row 1 is not UTF-8; convert the file"),
+        ({"text": ["a", "b"], "label": [["x"], ["y"]]}, "column label holds list<.*>, expected text"),
+        ({"text": ["a", "b"], "label": [0, 1], "text2": [1, 2]}, None),
+        ({"text": [1, 2], "label": [0, 1]}, "column text holds int64, expected text"),
+        (
+            {"text": ["a"] * 300, "label": list(range(300))},
+            "column label has 300 different values in 300 rows, expected",
+        ),
     ],
 )
 def test_own_rows_that_do_not_fit(tmp_path, columns, message):
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    if message is None:  # what no task asks for is of no account
+        assert len(read_own(train=str(tmp_path / "a.parquet"), validation=str(tmp_path / "a.parquet"))[1]) == 2
+        return
     with pytest.raises(InputError, match=message):
         read_own(train=str(tmp_path / "a.parquet"), validation=str(tmp_path / "a.parquet"))
 
 
-def test_rows_that_are_not_there(tmp_path, monkeypatch):
-    def without_network(*_, **__):
-        raise ConnectionError("no route to the Hub")
-
+def test_rows_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match=r"--glue: .* has no rte/train-\*.parquet; expected the layout"):
         read_table(Origin(str(tmp_path), "rte", "--glue"), "train")
     with pytest.raises(InputError, match=r"tasks.mine: there is no file /no/\*.csv"):
@@ -188,11 +236,106 @@ def test_rows_that_are_not_there(tmp_path, monkeypatch):
     (tmp_path / "rows.txt").write_text("a")
     with pytest.raises(InputError, match=r"rows.txt: expected a name that ends in .parquet, .csv"):
         read_table(Origin(), str(tmp_path / "rows.txt"))
-    monkeypatch.setattr("datasets.load_dataset", without_network)  # it would try for long
+
+
+def test_the_hub_is_waited_for_and_what_it_does_not_have_is_named(monkeypatch):
+    answers = [ConnectionError("no route"), TimeoutError("too slow"), ValueError("no such data set")]
+
+    def load_dataset(*_, **__):
+        raise answers.pop(0)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)  # it would try for long
     with pytest.raises(
-        InputError, match="--glue: org/nothing is no folder, and its rte cannot be had from the Hub: no"
+        InputError, match="--glue: org/nothing is no folder, and its rte cannot be had from the Hub: no such data set"
     ):
         read_table(Origin("org/nothing", "rte", "--glue"), "train")
+    assert not answers
+
+    answers += [ConnectionError("no route")] * 9
+    monkeypatch.setattr("distil_ray.evaluation.tables.AT_START", Patience(seconds=0.0))
+    with pytest.raises(OutageError, match=r"--glue: the Hub \(org/nothing\) did not answer .* no route; type the comm"):
+        read_table(Origin("org/nothing", "rte", "--glue"), "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        ([-1, 1, -1], ("-1", "1"), [0, 1, 0]),
+        ([40_000_000, 7, 7], ("7", "40000000"), [1, 0, 0]),
+        ([0.0, 2.0, 0.0], ("0", "1", "2"), [0, 2, 0]),  # a class that the training rows lack, which others may have
+        ([True, False, True], ("0", "1"), [1, 0, 1]),
+        ([b"no", b"yes", b"no"], ("no", "yes"), [0, 1, 0]),
+        (pa.array(["no", "yes", "no"], pa.string_view()), ("no", "yes"), [0, 1, 0]),
+        (pa.array(["no", "yes", "no"]).dictionary_encode(), ("no", "yes"), [0, 1, 0]),
+    ],
+)
+def test_classes_of_every_kind(tmp_path, labels, classes, numbers):
+    pq.write_table(pa.table({"text": pa.array([b"a", b"b", b"c"]), "label": labels}), tmp_path / "a.parquet")
+    task, splits = read_own(train=str(tmp_path / "a.parquet"), validation=str(tmp_path / "a.parquet"))
+    assert task.classes == classes
+    assert task.num_outputs == len(classes)
+    for rows in splits.values():
+        assert rows.labels.tolist() == numbers
+        assert rows.texts == [("a",), ("b",), ("c",)]
+
+
+def test_classes_that_a_data_set_of_the_hub_names(tmp_path):
+    feature = {"label": {"names": ["no", "maybe", "yes"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [0, 2]}, metadata=metadata), tmp_path / "a.parquet")
+    task, splits = read_own(train=str(tmp_path / "a.parquet"), validation=str(tmp_path / "a.parquet"))
+    assert task.classes == ("no", "maybe", "yes")
+    assert splits["train"].labels.tolist() == [0, 2]
+
+
+def test_labels_that_are_text_here_and_numbers_there(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": "0"}\n{"text": "b", "label": "1"}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "a", "label": 0}\n')
+    given = {"train": str(tmp_path / "a.jsonl"), "validation": str(tmp_path / "b.jsonl")}
+    with pytest.raises(InputError, match=r"row 0 has label 0, expected one of .*: '0', '1'; one is text and the other"):
+        read_own(**given)
+    with pytest.raises(InputError, match=r"a.jsonl and 1 more: a column is not of the same type in all of them"):
+        read_own(train=str(tmp_path / "*.jsonl"), validation=str(tmp_path / "a.jsonl"))
+
+
+def test_shards_with_whole_and_with_decimal_numbers(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 0}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "b", "label": 1.0}\n')
+    _, splits = read_own(train=str(tmp_path / "*.jsonl"), validation=str(tmp_path / "a.jsonl"))
+    assert splits["train"].labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,label\ncafé,1\nbad,0\n", "a.csv: column text: row 0 is not UTF-8; convert the file, such as by `iconv"),
+        ("text,prix à payer,label\na,1,1\nb,2,0\n", "a.csv: a name of a column is not UTF-8; convert the file"),
+    ],
+)
+def test_tables_that_are_not_utf_8(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content, encoding="latin-1")
+    with pytest.raises(InputError, match=message):
+        read_own(train=str(tmp_path / "a.csv"), validation=str(tmp_path / "a.csv"))
+
+
+def test_numbers_that_are_not_finite(tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\na,1.5\nb,inf\n")
+    with pytest.raises(InputError, match="row 1 has label inf, expected a number"):
+        read_own(kind="regression", train=str(tmp_path / "a.csv"), validation=str(tmp_path / "a.csv"))
+
+
+def test_a_digest_is_of_the_rows_and_not_of_their_place(tmp_path):
+    digests = []
+    for folder, text in (("a", "good film"), ("b", "good film"), ("c", "fine film")):
+        write_split(tmp_path / folder, "sst2", "train", sentence=[text, "bad"], label=[1, 0])
+        write_split(tmp_path / folder, "sst2", "validation", sentence=["x", "y"], label=[1, 0])
+        splits = rows_of(tmp_path / folder, "sst2")[1]
+        digests.append([splits[name].digest() for name in ("train", "validation")])
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+    assert digests[0][1] == digests[2][1]
+    assert Rows([("a", "b")], np.array([1])).digest() != Rows([("ab", "")], np.array([1])).digest()
+    assert Rows([("a",)], [Answers(("a",), (0,))]).digest() != Rows([("a",)], [Answers((), ())]).digest()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distil_ray.ablation.settings import Plan
+from distil_ray.distillation.origin import resolve
 from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
@@ -69,6 +70,16 @@ def check_tasks(plan: Plan) -> None:
         )
 
 
+def check_heldout(plan: Plan) -> None:
+    """Raise InputError where neither tasks nor held-out text would tell the variants apart."""
+    data = plan.config.data
+    if data.eval_sources is None and data.eval_fraction == 0:
+        raise InputError(
+            "ablation: given neither held-out text nor --tasks, so that nothing could be compared; expected "
+            "data.eval_fraction above 0, data.eval_sources, or --tasks"
+        )
+
+
 def with_scores(
     outcomes: Sequence[Outcome],
     tasks: Sequence[Task],
@@ -80,12 +91,12 @@ def with_scores(
     """Fine-tune the student of each run on each task, with the run's own seed.
 
     Raises:
-        InputError: scores of another protocol are there.
+        InputError: scores of another protocol, of other rows or other students are there.
         RunError: fine-tunings failed; what succeeded is kept.
     """
-    results = Results(folder, protocol)
+    results = Results(folder, protocol, tasks, data)
     cells = {
-        (number, task.name): Cell(one.variant, one.history.export_path, task.name, one.seed)
+        (number, task.name): Cell(one.variant, resolve(one.history.export_path, None), task.name, one.seed)
         for number, one in enumerate(outcomes)
         for task in tasks
     }

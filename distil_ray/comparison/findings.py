@@ -70,6 +70,6 @@ def _against_teacher(student: Row, teacher: Row) -> list[str]:
         fewer = 1 - student.cost.num_parameters / teacher.cost.num_parameters
         faster = teacher.cost.latency_ms / student.cost.latency_ms - 1
         parts += [f"{fewer:.0%} fewer parameters", f"an encoder that is {faster:.0%} faster on this CPU"]
-    if student.mlm_accuracy and teacher.mlm_accuracy:
+    if student.mlm_accuracy is not None and teacher.mlm_accuracy:
         parts.append(f"{student.mlm_accuracy / teacher.mlm_accuracy:.0%} of its held-out accuracy")
     return [f"{student.name} against its teacher: {', '.join(parts)}."] if parts else []

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.scoreboard import Scoreboard, tables_in_markdown
+from distil_ray.reporting.files import writing
+from distil_ray.training.storage import replace_file
 
 _BEGIN, _END = "<!-- evaluation by distil_ray: begin -->", "<!-- evaluation by distil_ray: end -->"
 CARD = "README.md"
@@ -27,6 +29,5 @@ def add_to_card(path: str, board: Scoreboard) -> None:
     after = rest.partition(_END)[2]
     own = board.of([board.teacher.name, *(standing.name for standing in board.standings if standing.path == path)])
     lines = [_BEGIN, "## Evaluation", "", *tables_in_markdown(own), "", own.footer, _END]
-    partial = file.with_suffix(".part")
-    partial.write_text(before.rstrip("\n") + "\n\n" + "\n".join(lines) + (after or "\n"), encoding="utf-8")
-    partial.replace(file)
+    with writing(file):
+        replace_file(file, (before.rstrip("\n") + "\n\n" + "\n".join(lines) + (after or "\n")).encode())

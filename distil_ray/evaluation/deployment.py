@@ -14,6 +14,7 @@ from distil_ray.distillation.models import load_tokenizer
 from distil_ray.errors import InputError, RunError, reason_of
 from distil_ray.evaluation.downstream import finetuner_of
 from distil_ray.evaluation.labelling import Labelling
+from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.on_device import (
     INT8_FILE,
     LOW_AGREEMENT,
@@ -24,10 +25,10 @@ from distil_ray.evaluation.on_device import (
     logits_of,
 )
 from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import Cell, Results
+from distil_ray.evaluation.results import Cell, Results, Stale
 from distil_ray.evaluation.speed import Contender, Run, Timing, as_function, measure_latency, using_threads
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
-from distil_ray.training.cluster import connect
+from distil_ray.reporting.files import writing
 
 _FIGURES_FILE = "figures.json"
 FORMATS = {"PyTorch": "", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
@@ -69,21 +70,26 @@ def deploy_all(
     """Fine-tune and export models, or what is left of them, to ``folder/<model>``, and time them here, in turns.
 
     Raises:
-        RunError: an export is not the model it was made from.
+        RunError: exports that failed, with why; the others are kept.
     """
-    open_cells = [cell for cell in cells if not _is_done(folder, cell, results)]
+    open_cells = [cell for cell in cells if not (folder / cell.model / _FIGURES_FILE).exists()]
     if open_cells:
-        tell(connect(protocol.resources.cpus))
+        tell(join({cell.model: cell.origin for cell in open_cells}, protocol.resources))
     function: Any = _export
     remote: Any = ray.remote(function).options(num_cpus=protocol.resources.cpus, num_gpus=protocol.resources.gpus)
     waiting = [(cell, remote.remote(cell, task, splits, protocol)) for cell in open_cells]
+    failures = []
     for cell, reference in waiting:
         try:
             files = ray.get(reference)
         except ray.exceptions.RayError as error:
-            raise RunError(f"{cell.model} for a device: {reason_of(error)}") from error
-        _keep(folder / cell.model, files, results.made_with(cell))
+            failures.append(f"{cell.model}: {reason_of(error)}")
+            continue
+        with writing(folder / cell.model):
+            _keep(folder / cell.model, files, results.made_with(cell))
         tell(f"{cell.model}: {task.name} for a device, in {folder / cell.model}")
+    if failures:
+        raise RunError(f"{len(failures)} of {len(open_cells)} exports for a device failed:\n  " + "\n  ".join(failures))
     rows = first_validation(splits)
     latency = _latency(cells, task, folder, rows, protocol)
     found = {cell.model: _deployed(cell, folder, latency) for cell in cells}
@@ -94,12 +100,16 @@ def deploy_all(
     return found
 
 
-def _is_done(folder: Path, cell: Cell, results: Results) -> bool:
-    file = folder / cell.model / _FIGURES_FILE
-    if not file.exists():
-        return False
-    results.check_made_with(file, json.loads(file.read_text(encoding="utf-8")), cell)
-    return True
+def stale_files(cells: Sequence[Cell], results: Results, folder: Path) -> list[Stale]:
+    """Files of an earlier comparison that were made with something else than they would be made with now."""
+    files = [(folder / cell.model / _FIGURES_FILE, cell) for cell in cells]
+    found = [results.stale(file, _figures(file), cell) for file, cell in files if file.exists()]
+    return [stale for stale in found if stale is not None]
+
+
+def _figures(file: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return figures
 
 
 def _export(cell: Cell, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
@@ -163,7 +173,7 @@ def _run(folder: Path, file: str, task: Task) -> Run:
 
 def _deployed(cell: Cell, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:
     own = folder / cell.model
-    formats = json.loads((own / _FIGURES_FILE).read_text(encoding="utf-8"))["formats"]
+    formats = _figures(own / _FIGURES_FILE)["formats"]
     return [
         Deployed(
             kind,

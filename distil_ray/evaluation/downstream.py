@@ -38,7 +38,7 @@ def fine_tune_all(
     """Fine-tune cells, at least one, as many at a time as the cluster holds.
 
     Raises:
-        RunError: cells that failed, with why; the others are done and kept.
+        RunError: cells that failed, with why, the others are done and kept; or scores that cannot be written.
     """
     waiting = dict(_start(cells, tasks, data, protocol, results))
     failures = []
@@ -86,8 +86,9 @@ def _start(
 def finetuner_of(cell: Cell, task: Task, protocol: Protocol) -> Finetuner:
     """A cell's model on the device and the threads that a Ray task of the protocol has."""
     torch.set_num_threads(protocol.resources.cpus)
-    model = adapter_of(task).load(cell.path, cell.seed)
-    tokenizer, finetuning = load_tokenizer_of(model, cell.path), protocol.finetuning_on(task.name)
+    path, revision = cell.origin
+    model = adapter_of(task).load(path, cell.seed, revision)
+    tokenizer, finetuning = load_tokenizer_of(model, path, revision), protocol.finetuning_on(task.name)
     return Finetuner(model, tokenizer, task, finetuning, seed=cell.seed, device=assigned_device())
 
 

@@ -24,7 +24,7 @@ class Window(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Inputs of a model, and what it shall answer.
+    """Inputs of a model, and what it should answer.
 
     Attributes:
         inputs: of each feature, by argument of the model.
@@ -45,8 +45,11 @@ class Features(NamedTuple):
 class Adapter(Protocol):
     """What differs between kinds of tasks."""
 
-    def load(self, path: str, seed: int) -> PreTrainedModel:
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
         """Load an encoder with a new head whose weights are drawn from ``seed``."""
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
+        """Raise InputError if features cannot be made of the rows; quicker than making them."""
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
         """Make features of rows."""
@@ -56,3 +59,6 @@ class Adapter(Protocol):
 
     def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
         """The official metrics in percent."""
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """The same metrics of one answer to all rows: the commonest class or the mean of ``train``, or no answer."""

@@ -10,20 +10,34 @@ from distil_ray.evaluation.tasks import Task, own_task
 
 _PAIR = ("sentence1", "sentence2")
 _ACCURACY: tuple[Metric, ...] = ("accuracy",)
+_ENTAILMENT = ("entailment", "not_entailment")
 _MNLI = ("validation_matched", "validation_mismatched")
-# In the order of the paper's table 1.
+# In the order of the paper's table 1; the classes as the Hub's nyu-mll/glue names them.
 TASKS = {
     task.name: task
     for task in (
-        Task("cola", "classification", ("sentence",), ("matthews",), 2),
-        Task("mnli", "classification", ("premise", "hypothesis"), _ACCURACY, 3, validation=_MNLI),
-        Task("mrpc", "classification", _PAIR, ("accuracy", "f1"), 2),
-        Task("qnli", "classification", ("question", "sentence"), _ACCURACY, 2),
-        Task("qqp", "classification", ("question1", "question2"), ("accuracy", "f1"), 2),
-        Task("rte", "classification", _PAIR, _ACCURACY, 2),
-        Task("sst2", "classification", ("sentence",), _ACCURACY, 2),
+        Task("cola", "classification", ("sentence",), ("matthews",), ("unacceptable", "acceptable")),
+        Task(
+            "mnli",
+            "classification",
+            ("premise", "hypothesis"),
+            _ACCURACY,
+            ("entailment", "neutral", "contradiction"),
+            validation=_MNLI,
+        ),
+        Task("mrpc", "classification", _PAIR, ("accuracy", "f1"), ("not_equivalent", "equivalent")),
+        Task("qnli", "classification", ("question", "sentence"), _ACCURACY, _ENTAILMENT),
+        Task(
+            "qqp",
+            "classification",
+            ("question1", "question2"),
+            ("accuracy", "f1"),
+            ("not_duplicate", "duplicate"),
+        ),
+        Task("rte", "classification", _PAIR, _ACCURACY, _ENTAILMENT),
+        Task("sst2", "classification", ("sentence",), _ACCURACY, ("negative", "positive")),
         Task("stsb", "regression", _PAIR, ("pearson", "spearman"), limits=(0.0, 5.0)),
-        Task("wnli", "classification", _PAIR, _ACCURACY, 2),
+        Task("wnli", "classification", _PAIR, _ACCURACY, _ENTAILMENT[::-1]),
     )
 }
 

@@ -3,6 +3,8 @@
 Shapes: B rows, T tokens a row, K masked positions a row, P ordinary pieces of a row, M models.
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from transformers import PreTrainedModel
 
 from distil_ray import config
 from distil_ray.data.batch import Arrays, Batch, to_device
-from distil_ray.data.corpus import Source
+from distil_ray.data.corpus import Source, read_unit
 from distil_ray.data.masking import special_table
 from distil_ray.data.pipeline import Room, evaluated_blocks
 from distil_ray.data.plan import IN_SAMPLE, TextPlan, plan_text
@@ -32,6 +34,7 @@ from distil_ray.distillation.models import (
     load_tokenizer,
     max_tokens,
 )
+from distil_ray.distillation.origin import Origin
 from distil_ray.errors import InputError
 from distil_ray.evaluation.protocol import HeldOutText, Resources
 from distil_ray.training.cluster import assigned_device, has_autoscaler
@@ -66,7 +69,7 @@ class Intrinsic(NamedTuple):
 
 
 def measure_intrinsic(
-    models: Mapping[str, str],
+    models: Mapping[str, Origin],
     sources: Sequence[config.Source],
     text: HeldOutText,
     resources: Resources,
@@ -78,7 +81,7 @@ def measure_intrinsic(
     neither they nor what is added up depends on the cluster.
 
     Args:
-        models: folders or Hub ids by the name of their row, the teacher first.
+        models: by the name of their row, the teacher first.
         sources: the text.
         text: which rows and masks.
         resources: of each of the processes that evaluate. Each holds all models.
@@ -190,15 +193,31 @@ def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:
     )
 
 
-def _check_models(models: Mapping[str, str], max_seq_length: int) -> Vocabulary:
+def text_digest(sources: Sequence[config.Source], models: Mapping[str, Origin], text: HeldOutText) -> str:
+    """SHA-256 of the documents that `measure_intrinsic` would read, wherever they lie.
+
+    Raises:
+        InputError: a source or the teacher's tokenizer is unusable.
+    """
+    teacher = next(iter(models.values()))
+    plan = text_plan(sources, Vocabulary.from_pretrained(load_tokenizer(*teacher)), text)
+    digest = hashlib.sha256()
+    for unit, num_rows in zip(plan.units, plan.num_rows, strict=True):
+        digest.update(f"unit of which {num_rows} rows\n".encode())
+        for document in read_unit(plan.corpus, int(unit)):
+            digest.update(json.dumps(document).encode())
+    return digest.hexdigest()
+
+
+def _check_models(models: Mapping[str, Origin], max_seq_length: int) -> Vocabulary:
     """Load each model once, to see whether all can be compared on such rows; return the teacher's vocabulary."""
-    tokenizer = load_tokenizer(next(iter(models.values())))
+    tokenizer = load_tokenizer(*next(iter(models.values())))
     vocab_size = None
-    for name, path in models.items():
-        model = load_masked_lm(path)
+    for name, (path, revision) in models.items():
+        model = load_masked_lm(path, revision)
         vocab_size = vocab_size or model.config.vocab_size
         try:
-            check_vocabulary(tokenizer, load_tokenizer(path))
+            check_vocabulary(tokenizer, load_tokenizer(path, revision))
             check_vocabulary_fits(model, tokenizer)
         except InputError as error:
             raise InputError(f"{name}, {path}: {error}") from error
@@ -267,11 +286,11 @@ class Evaluator:
     """All models in a process of the cluster, on its GPU if it has one."""
 
     def __init__(
-        self, paths: Sequence[str], mask_id: int, special_ids: Sequence[int], batch_size: int, num_threads: int
+        self, models: Sequence[Origin], mask_id: int, special_ids: Sequence[int], batch_size: int, num_threads: int
     ) -> None:
         torch.set_num_threads(num_threads)
         self._device = assigned_device()
-        self._models = [load_masked_lm(path).eval() for path in paths]
+        self._models = [load_masked_lm(path, revision).eval() for path, revision in models]
         for model in self._models:
             nn.Module.to(model, self._device)
         self._mask_id, self._special_ids, self._batch_size = mask_id, special_ids, batch_size

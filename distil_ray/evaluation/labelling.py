@@ -23,9 +23,16 @@ class Labelling:
     def __init__(self, task: Task) -> None:
         self._task = task
 
-    def load(self, path: str, seed: int) -> PreTrainedModel:
-        """Load an encoder with a new head, see `load_classifier`."""
-        return load_classifier(path, self._task.num_outputs, seed)
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
+        """Load an encoder with a new head, see `load_classifier`; its configuration names the classes."""
+        model = load_classifier(path, self._task.num_outputs, seed, revision)
+        if self._task.classes:
+            model.config.id2label = dict(enumerate(self._task.classes))
+            model.config.label2id = {name: number for number, name in enumerate(self._task.classes)}
+        return model
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
+        """Whatever is too long is cut."""
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
         """One feature a row; of a pair that is too long the longer text is cut first."""
@@ -43,7 +50,16 @@ class Labelling:
 
     def scores(self, rows: Rows, logits: Logits) -> dict[str, float]:
         """The task's metrics, in percent, of the logits [C] of each row."""
-        return score(self._task.metrics, np.asarray(rows.labels), self.predictions(logits))
+        return self._score(rows, self.predictions(logits))
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """The task's metrics, in percent, of the commonest class or the mean number of ``train``."""
+        labels = np.asarray(train.labels)
+        answer = labels.mean() if self._task.kind == "regression" else np.bincount(labels).argmax()
+        return self._score(rows, np.full(len(rows.texts), answer))
+
+    def _score(self, rows: Rows, predictions: npt.NDArray[Any]) -> dict[str, float]:
+        return score(self._task.metrics, np.asarray(rows.labels), predictions, len(self._task.classes))
 
     def predictions(self, logits: Logits) -> npt.NDArray[Any]:
         """The class or the number of each row."""

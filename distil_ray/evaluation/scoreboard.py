@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distil_ray.evaluation.deployment import Deployed
+from distil_ray.evaluation.facts import TaskFacts
 from distil_ray.evaluation.intrinsic import Intrinsic
 from distil_ray.evaluation.on_device import TOLERANCE
 from distil_ray.evaluation.scores import Summary, macro
@@ -14,7 +15,12 @@ from distil_ray.reporting.html import render
 from distil_ray.reporting.plots import scatter_chart
 from distil_ray.reporting.text import to_markdown_table
 
+SECOND_STEP = " (D)"
+"""Ends the name of a student that was distilled during fine-tuning, too, as in the paper's table 2."""
+
 _NOTHING = "–"
+_NOT_LEARNED = " †"  # marks a task on which the teacher is not above one answer for all rows
+_CONSTANT = "one answer for all rows"
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Standing:
 
     Attributes:
         tasks: scores by task, in percent.
-        num_bytes: of its weights on disk.
+        num_bytes, dtype: of its weights on disk, and the number format of most of them; "" if unknown.
+        revision: commit of a model on the Hub; None of a folder.
     """
 
     name: str
@@ -34,6 +41,8 @@ class Standing:
     speeds: list[Speed] = field(default_factory=list)
     intrinsic: Intrinsic | None = None
     on_device: list[Deployed] = field(default_factory=list)
+    dtype: str = ""
+    revision: str | None = None
 
     @property
     def score(self) -> float | None:
@@ -43,12 +52,13 @@ class Standing:
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """A comparison; the first of ``standings`` is the teacher's."""
+    """A comparison; the first of ``standings`` is the teacher's, ``facts`` are of each task."""
 
     standings: Sequence[Standing]
     protocol: Mapping[str, Any]
     footer: str
     device_task: str | None = None
+    facts: Mapping[str, TaskFacts] = field(default_factory=dict)
 
     @property
     def teacher(self) -> Standing:
@@ -61,7 +71,7 @@ class Scoreboard:
 
 
 def findings(board: Scoreboard) -> list[str]:
-    """A sentence a student: smaller, faster, as good."""
+    """A sentence a student: smaller, faster, as good; and one on tasks that tell nothing."""
     sentences = []
     for student in board.standings[1:]:
         parts = [f"{1 - student.num_parameters / board.teacher.num_parameters:.0%} fewer parameters"]
@@ -71,25 +81,76 @@ def findings(board: Scoreboard) -> list[str]:
         if (retained := retained_percent(board, student)) is not None:
             parts.append(f"{retained:.1f}% of the teacher's score")
         sentences.append(f"{student.name}: {', '.join(parts)}.")
+    if tasks := not_learned(board):
+        sentences.append(
+            f"On {', '.join(tasks)} the teacher is not above one answer for all rows, the commonest class or the mean: "
+            f"{'this task tells' if len(tasks) == 1 else 'these tasks tell'} no models apart."
+        )
     return sentences
 
 
+def not_learned(board: Scoreboard) -> list[str]:
+    """The tasks on which the teacher scores no more than one and the same answer for all rows."""
+    scores = board.teacher.tasks
+    return [name for name, facts in board.facts.items() if scores[name].median <= facts.constant_score]
+
+
 def retained_percent(board: Scoreboard, student: Standing) -> float | None:
-    """The student's macro score as a share of the teacher's."""
-    if not student.score or not board.teacher.score:
+    """The student's macro score as a share of the teacher's; None if there is none, or the teacher's is 0 or below."""
+    return _share_of_teacher(board, student.score)
+
+
+def _share_of_teacher(board: Scoreboard, score: float | None) -> float | None:
+    of_teacher = board.teacher.score
+    if score is None or of_teacher is None or of_teacher <= 0:
         return None
-    return 100 * student.score / board.teacher.score
+    return 100 * score / of_teacher
 
 
 def score_table(board: Scoreboard) -> list[list[str]]:
-    """The paper's table 1: macro score, what is retained, and each task's median with lowest and highest."""
-    tasks = list(board.teacher.tasks)
-    table = [["model", "score", "retained", *tasks]]
+    """The paper's table 1: macro score, what is retained, and each task's median with lowest and highest.
+
+    Its last row is what one answer for all rows scores.
+    """
+    tasks, weak = list(board.teacher.tasks), not_learned(board)
+    table = [["model", "score", "retained", *(f"{task}{_NOT_LEARNED}" if task in weak else task for task in tasks)]]
     for standing in board.standings:
-        retained = retained_percent(board, standing)
-        row = [standing.name, _shown(standing.score), _NOTHING if retained is None else f"{retained:.1f}%"]
+        row = [standing.name, _shown(standing.score), _percent(retained_percent(board, standing))]
         table.append([*row, *(_summary(standing.tasks.get(task)) for task in tasks)])
+    if board.facts:
+        constant = [board.facts[task].constant_score for task in tasks]
+        score = macro(constant)
+        table.append([_CONSTANT, _shown(score), _percent(_share_of_teacher(board, score)), *map(_shown, constant)])
     return table
+
+
+def task_table(facts: Mapping[str, TaskFacts]) -> list[list[str]]:
+    """What the scores are of, and how models were fine-tuned."""
+    table = [["task", "score", "training rows", "validation rows", "epochs", "learning rate", "batch", "pieces a row"]]
+    for name, one in facts.items():
+        some = f" of {one.num_rows_there:,}" if one.num_train_rows < one.num_rows_there else ""
+        table.append(
+            [
+                name,
+                " and ".join(_METRIC_NAMES.get(metric, metric) for metric in one.metrics),
+                f"{one.num_train_rows:,}{some}",
+                f"{one.num_validation_rows:,}",
+                str(one.num_epochs),
+                f"{one.learning_rate:g}",
+                str(one.batch_size),
+                f"up to {one.max_seq_length}",
+            ]
+        )
+    return table
+
+
+_METRIC_NAMES = {
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "exact_match": "exact match",
+}
 
 
 def cost_table(board: Scoreboard) -> list[list[str]]:
@@ -98,17 +159,22 @@ def cost_table(board: Scoreboard) -> list[list[str]]:
     for speed in board.teacher.speeds:
         header += [f"ms a row ({speed.where})", f"rows/s in batches of 32 ({speed.where})"]
     table = [header]
-    seen: set[str] = set()  # a model may stand in several rows, fine-tuned in several ways
-    for standing in board.standings:
-        if standing.path in seen:
-            continue
-        seen.add(standing.path)
-        row = [standing.name, f"{standing.num_parameters / 1e6:.1f} M", f"{standing.num_bytes / 1e6:.1f}"]
+    for standing in _distinct(board):
+        dtype = f" ({standing.dtype})" if standing.dtype else ""
+        row = [standing.name, f"{standing.num_parameters / 1e6:.1f} M", f"{standing.num_bytes / 1e6:.1f}{dtype}"]
         for speed in standing.speeds:
             for timing in (speed.latency_ms, speed.rows_per_second):
                 row.append(_timing(timing))
         table.append(row)
     return table
+
+
+def _distinct(board: Scoreboard) -> list[Standing]:
+    """Each model once: it may stand in several rows, fine-tuned in several ways."""
+    models: dict[tuple[str, str | None], Standing] = {}
+    for standing in board.standings:
+        models.setdefault((standing.path, standing.revision), standing)
+    return list(models.values())
 
 
 def to_markdown(board: Scoreboard) -> str:
@@ -128,9 +194,11 @@ def tables(board: Scoreboard) -> Iterator[tuple[str, list[list[str]], str]]:
     """Title, rows and a note for each table that there is something to say in."""
     if board.teacher.tasks:
         yield "Scores", score_table(board), _note(board)
+        if board.facts:
+            yield "Tasks", task_table(board.facts), FACTS_NOTE
     if board.teacher.intrinsic is not None:
         yield "Held-out text", text_table(board), _text_note(board.teacher.intrinsic)
-    yield "Cost", cost_table(board), "Times: median and quartiles of forward passes over equal texts, in turns."
+    yield "Cost", cost_table(board), _cost_note(board)
     if board.device_task is not None:
         note = f"Fine-tuned for {board.device_task} with seed 1; ONNX logits are within {TOLERANCE:g} of PyTorch's."
         yield "On a device", device_table(board), note
@@ -142,8 +210,10 @@ def to_json(board: Scoreboard) -> str:
         {
             "name": standing.name,
             "path": standing.path,
+            "revision": standing.revision,
             "num_parameters": standing.num_parameters,
             "num_bytes": standing.num_bytes,
+            "dtype": standing.dtype,
             "score": standing.score,
             "retained_percent": retained_percent(board, standing),
             "tasks": {task: summary._asdict() for task, summary in standing.tasks.items()},
@@ -163,7 +233,9 @@ def to_json(board: Scoreboard) -> str:
         }
         for standing in board.standings
     ]
-    return json.dumps({"models": models, "protocol": board.protocol, "made_by": board.footer}, indent=2) + "\n"
+    tasks = {name: facts._asdict() for name, facts in board.facts.items()}
+    content = {"models": models, "tasks": tasks, "protocol": board.protocol, "made_by": board.footer}
+    return json.dumps(content, indent=2) + "\n"
 
 
 def to_html(board: Scoreboard) -> str:
@@ -239,7 +311,37 @@ def _text_note(found: Intrinsic) -> str:
 def _note(board: Scoreboard) -> str:
     count = next(iter(board.teacher.tasks.values())).num_seeds
     seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
-    return f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."
+    parts = [f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."]
+    if board.facts:
+        parts.append(f"{_CONSTANT.capitalize()}: the commonest class or the mean of the training rows, or no answer.")
+    if not_learned(board):
+        parts.append(f"{_NOT_LEARNED.strip()} The teacher is not above that.")
+    if any(standing.name.endswith(SECOND_STEP) for standing in board.standings):
+        step = board.protocol.get("second_step", {})
+        parts.append(
+            f"{SECOND_STEP.strip()}: fine-tuned also with the soft targets of the fine-tuned teacher "
+            f"(temperature {step.get('temperature', 0):g}, weight {step.get('alpha', 0):g})."
+        )
+    return " ".join(parts)
+
+
+FACTS_NOTE = (
+    "The score of a task is the mean of its metrics. Fine-tuning: AdamW, linear warm-up and decay of the learning "
+    "rate; every model in the same way."
+)
+
+
+def _cost_note(board: Scoreboard) -> str:
+    note = "Times: median and quartiles of forward passes in fp32 over equal texts, in turns."
+    if len({standing.dtype for standing in board.standings}) > 1:
+        note += (
+            " The files hold weights in different formats: compare parameters; bf16 and fp16 take half of fp32's bytes."
+        )
+    return note
+
+
+def _percent(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.1f}%"
 
 
 def _shown(value: float | None) -> str:

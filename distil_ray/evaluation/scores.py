@@ -14,20 +14,25 @@ Array = npt.NDArray[Any]
 
 METRICS: dict[str, Callable[[Array, Array], float]] = {
     "accuracy": metrics.accuracy_score,
-    "f1": lambda labels, predictions: metrics.f1_score(
-        labels, predictions, average="binary" if labels.max() < 2 else "macro", zero_division=0.0
-    ),
+    "f1": lambda labels, predictions: metrics.f1_score(labels, predictions, average="binary", zero_division=0.0),
+    "macro_f1": lambda labels, predictions: metrics.f1_score(labels, predictions, average="macro", zero_division=0.0),
     "matthews": metrics.matthews_corrcoef,
     "pearson": lambda labels, predictions: stats.pearsonr(labels, predictions).statistic,
     "spearman": lambda labels, predictions: stats.spearmanr(labels, predictions).statistic,
 }
 
 
-def score(names: Sequence[str], labels: Array, predictions: Array) -> dict[str, float]:
-    """The metrics of these names, in percent. One that is not defined, as for constant predictions, is 0."""
+def score(names: Sequence[str], labels: Array, predictions: Array, num_classes: int = 2) -> dict[str, float]:
+    """The metrics of these names, in percent. One that is not defined, as for constant predictions, is 0.
+
+    F1 is that of class 1, or the mean over the classes if there are more than two.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy's, about constant input
-        found = {name: float(METRICS[name](labels, predictions)) for name in names}
+        found = {}
+        for name in names:
+            metric = METRICS["macro_f1" if name == "f1" and num_classes > 2 else name]
+            found[name] = float(metric(labels, predictions))
     return {name: 100 * value if np.isfinite(value) else 0.0 for name, value in found.items()}
 
 

@@ -32,9 +32,9 @@ class Spans:
     def __init__(self, task: Task) -> None:
         self._task = task
 
-    def load(self, path: str, seed: int) -> PreTrainedModel:
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
         """Load an encoder with a new head, see `load_span_answerer`."""
-        return load_span_answerer(path, seed)
+        return load_span_answerer(path, seed, revision)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
         """Windows of all rows; the targets are positions of the first answer's first and last piece, 0 and 0 where a
@@ -43,10 +43,10 @@ class Spans:
         Raises:
             InputError: a question leaves no room for the context.
         """
+        self.check(tokenizer, rows, max_seq_length)
         questions, contexts = (list(column) for column in zip(*rows.texts, strict=True))
         questions = [question.strip() for question in questions]
         stride = int(max_seq_length * _OVERLAP)
-        self._check_room(tokenizer, questions, max_seq_length, stride)
         encoded: Any = tokenizer(
             questions,
             contexts,
@@ -66,16 +66,25 @@ class Spans:
         targets = [_position(window, rows.labels[window.row]) for window in windows]
         return Features(inputs, torch.tensor(targets, dtype=torch.int64), windows)
 
-    def _check_room(
-        self, tokenizer: PreTrainedTokenizerBase, questions: list[str], max_seq_length: int, stride: int
-    ) -> None:
-        encoded: Any = tokenizer(questions, add_special_tokens=False)
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
+        """Raise InputError if a question leaves no room for a context.
+
+        Only questions of more bytes than there is room for pieces are tokenized: a piece has a byte at least.
+        """
+        stride = int(max_seq_length * _OVERLAP)
+        around = tokenizer.num_special_tokens_to_add(pair=True) + stride + 1
+        long = {
+            text for question, _ in rows.texts if len((text := question.strip()).encode()) + around > max_seq_length
+        }
+        if not long:
+            return
+        encoded: Any = tokenizer(sorted(long), add_special_tokens=False)
         longest = max(map(len, encoded["input_ids"]))
-        needed = longest + tokenizer.num_special_tokens_to_add(pair=True) + stride + 1
-        if needed > max_seq_length:
+        if longest + around > max_seq_length:
             raise InputError(
                 f"{self._task.name}: its longest question has {longest} pieces, for which finetuning.max_seq_length "
-                f"{max_seq_length} leaves no room for a context; expected {int((needed - stride) * 1.5) + 1} or more"
+                f"{max_seq_length} leaves no room for a context; expected {int((longest + around - stride) * 1.5) + 1} "
+                "or more"
             )
 
     def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
@@ -85,7 +94,13 @@ class Spans:
 
     def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
         """Exact match and F1, in percent."""
-        found = self.predictions(rows, features, logits)
+        return self._score(rows, self.predictions(rows, features, logits))
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """Exact match and F1, in percent, of "no answer" to all questions."""
+        return self._score(rows, [""] * len(rows.texts))
+
+    def _score(self, rows: Rows, found: list[str]) -> dict[str, float]:
         predictions: list[Any] = [{"id": str(index), "prediction_text": text} for index, text in enumerate(found)]
         targets: list[Any] = [
             {
@@ -94,7 +109,8 @@ class Spans:
             }
             for index, answers in enumerate(rows.labels)
         ]
-        return {name: float(value) for name, value in squad(predictions, targets).items()}
+        scores = squad(predictions, targets)
+        return {name: float(scores[name]) for name in self._task.metrics}
 
     def predictions(self, rows: Rows, features: Features, logits: Logits) -> list[str]:
         """The text of the likeliest span of each row; empty where, in a task with questions that have no answer, "no

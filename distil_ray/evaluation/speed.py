@@ -1,7 +1,6 @@
 """How fast models are on equal texts, taking turns so that a busy machine favours none."""
 
 import inspect
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.evaluation.labelling import encode_rows
 from distil_ray.evaluation.tasks import Rows
+from distil_ray.training.cluster import usable_cpus
 
 _NUM_SINGLE_ROWS, _NUM_BATCHES, _BATCH_SIZE, _NUM_WARMUPS = 40, 7, 32, 2
 
@@ -40,6 +40,10 @@ class Speed(NamedTuple):
     rows_per_second: Timing
 
 
+Passes = tuple[Run, Sequence[Mapping[str, Array]]]
+"""A model, and what it is run on pass by pass."""
+
+
 class Contender(NamedTuple):
     """A model to be timed, and its tokenizer."""
 
@@ -53,7 +57,7 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 def measure_speed(models: Mapping[str, Loaded], rows: Rows, max_seq_length: int) -> dict[str, list[Speed]]:
     """Measure on one thread, on all, and on a GPU if there is one (the paper: batches of 1 over STS-B's rows)."""
     speeds: dict[str, list[Speed]] = {name: [] for name in models}
-    for threads in sorted({1, os.cpu_count() or 1}):
+    for threads in sorted({1, usable_cpus()}):
         where = "1 thread" if threads == 1 else f"{threads} threads"
         with using_threads(threads):
             _measure(speeds, where, torch.device("cpu"), models, rows, max_seq_length)
@@ -72,7 +76,7 @@ def _measure(
 ) -> None:
     contenders = {name: Contender(as_function(model, device), tokenizer) for name, (model, tokenizer) in models.items()}
     latency = measure_latency(contenders, rows, max_seq_length)
-    batched = _times(contenders, rows, max_seq_length, _BATCH_SIZE, _NUM_BATCHES)
+    batched = _times(_passes(contenders, rows, max_seq_length, _BATCH_SIZE, _NUM_BATCHES))
     for name, (model, _) in models.items():
         rate = _timing([_BATCH_SIZE / seconds for seconds in batched[name]])
         speeds[name].append(Speed(where, latency[name], rate))
@@ -80,9 +84,17 @@ def _measure(
 
 
 def measure_latency(contenders: Mapping[Key, Contender], rows: Rows, max_seq_length: int) -> dict[Key, Timing]:
-    """Milliseconds of one row at a time."""
-    seconds = _times(contenders, rows, max_seq_length, 1, _NUM_SINGLE_ROWS)
-    return {name: _timing([1e3 * value for value in values]) for name, values in seconds.items()}
+    """Milliseconds of one row of a task at a time."""
+    return _latency(_passes(contenders, rows, max_seq_length, 1, _NUM_SINGLE_ROWS))
+
+
+def measure_latency_of_one(runs: Mapping[Key, Run], batch: Mapping[str, Array]) -> dict[Key, Timing]:
+    """Milliseconds of one row, the same one for all and each time."""
+    return _latency({name: (run, [batch] * (_NUM_WARMUPS + _NUM_SINGLE_ROWS)) for name, run in runs.items()})
+
+
+def _latency(passes: Mapping[Key, Passes]) -> dict[Key, Timing]:
+    return {name: _timing([1e3 * value for value in values]) for name, values in _times(passes).items()}
 
 
 def as_function(model: PreTrainedModel, device: torch.device) -> Run:
@@ -98,19 +110,24 @@ def as_function(model: PreTrainedModel, device: torch.device) -> Run:
     return run
 
 
-def _times(
+def _passes(
     contenders: Mapping[Key, Contender], rows: Rows, max_seq_length: int, batch_size: int, count: int
-) -> dict[Key, list[float]]:
-    """Seconds of ``count`` forward passes of each contender, after some that do not count."""
-    batches = {
-        name: list(_batches(contender.tokenizer, rows, max_seq_length, batch_size, count + _NUM_WARMUPS))
-        for name, contender in contenders.items()
+) -> dict[Key, Passes]:
+    """Each contender and its batches: ``count``, after some that do not count."""
+    return {
+        name: (run, list(_batches(tokenizer, rows, max_seq_length, batch_size, _NUM_WARMUPS + count)))
+        for name, (run, tokenizer) in contenders.items()
     }
-    seconds: dict[Key, list[float]] = {name: [] for name in contenders}
-    for turn in range(count + _NUM_WARMUPS):
-        for name, contender in contenders.items():
+
+
+def _times(passes: Mapping[Key, Passes]) -> dict[Key, list[float]]:
+    """Seconds of each pass but the first ones: models take turns, so that whatever else the machine does meets all."""
+    seconds: dict[Key, list[float]] = {name: [] for name in passes}
+    (count,) = {len(batches) for _, batches in passes.values()}
+    for turn in range(count):
+        for name, (run, batches) in passes.items():
             began = time.perf_counter()
-            contender.run(batches[name][turn])
+            run(batches[turn])
             seconds[name].append(time.perf_counter() - began)
     return {name: values[_NUM_WARMUPS:] for name, values in seconds.items()}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from distil_ray import __version__
 from distil_ray.config import Source
@@ -18,22 +19,22 @@ from distil_ray.distillation.models import (
     load_tokenizer_of,
     max_tokens,
 )
+from distil_ray.distillation.origin import Origin
 from distil_ray.errors import InputError
-from distil_ray.evaluation.deployment import Deployed, check_on_device, deploy_all
+from distil_ray.evaluation.deployment import Deployed, check_on_device, deploy_all, stale_files
 from distil_ray.evaluation.downstream import fine_tune_all
-from distil_ray.evaluation.intrinsic import Intrinsic, measure_intrinsic
+from distil_ray.evaluation.facts import facts_of, stored_weights
+from distil_ray.evaluation.finetuning import adapter_of
+from distil_ray.evaluation.intrinsic import Intrinsic, measure_intrinsic, text_digest
+from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
-from distil_ray.evaluation.scoreboard import Scoreboard, Standing
+from distil_ray.evaluation.scoreboard import SECOND_STEP, Scoreboard, Standing
 from distil_ray.evaluation.scores import Summary, summarise
 from distil_ray.evaluation.speed import Loaded, Speed, measure_speed
 from distil_ray.evaluation.tasks import Splits, Task, first_validation, read_tasks
 from distil_ray.reporting.files import make_folder
-from distil_ray.training.cluster import connect
 from distil_ray.training.console import Console
-
-SECOND_STEP = " (D)"
-"""Ends the name of a student that was distilled during fine-tuning, too, as in the paper's table 2."""
 
 _SPEED_TASK = "stsb"  # the paper's, if it is among the tasks
 
@@ -42,13 +43,13 @@ class Question(NamedTuple):
     """What is asked.
 
     Attributes:
-        models: paths by the name of their row, the teacher first.
+        models: by the name of their row, the teacher first.
         with_second_step: whether students are also fine-tuned with the teacher's soft targets.
         text: on which models are evaluated as they are; none = they are not.
         device_task: one of ``tasks``, for which models are exported to run on a device; None = for none.
     """
 
-    models: Mapping[str, str]
+    models: Mapping[str, Origin]
     tasks: Sequence[Task]
     num_seeds: int
     output: Path
@@ -65,64 +66,80 @@ class Question(NamedTuple):
         teacher, *students = self.models
         for seed in range(1, self.num_seeds + 1):
             for task in self.tasks:
-                own = {name: Cell(name, path, task.name, seed) for name, path in self.models.items()}
+                own = {name: Cell(name, origin, task.name, seed) for name, origin in self.models.items()}
                 own[teacher] = replace(own[teacher], teaches=self.with_second_step)
                 for name, cell in own.items():
                     yield cell
                     if self.with_second_step and name in students:
                         yield replace(cell, model=f"{name}{SECOND_STEP}", teacher=own[teacher])
 
+    @property
+    def device_cells(self) -> list[Cell]:
+        """The fine-tunings whose outcome is exported."""
+        if self.device_task is None:
+            return []
+        return [Cell(name, origin, self.device_task, seed=1) for name, origin in self.models.items()]
+
 
 def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboard:
     """Fine-tune each model on each task with each seed, or what is left of that, and measure the models.
 
     Raises:
-        InputError: a model or a task cannot be used; said before anything is trained.
+        InputError: a model, a task or an earlier result cannot be used; said before anything is trained.
         RunError: fine-tunings failed; what succeeded is kept.
     """
     for task in question.tasks:
         if task.name == question.device_task:
             check_on_device(task)
-    models = {name: _load(name, path, question, protocol) for name, path in question.models.items()}
+    models = {name: _load(name, origin, question, protocol) for name, origin in question.models.items()}
     tasks, data = read_tasks(question.tasks, protocol)
+    check_rows([tokenizer for _, tokenizer in models.values()], tasks, data, protocol)
     if question.with_second_step and any(task.kind == "span" for task in tasks):
         _check_same_pieces(models)
     make_folder(question.output)
-    results = Results(question.output, protocol)
+    results, device_folder = Results(question.output, protocol, tasks, data), question.output / "on-device"
+    results.done(question.cells)
+    results.check(stale_files(question.device_cells, results, device_folder))
     intrinsic = _read_text(question, protocol, results, console) if question.text else {}
     fine_tune(question.cells, tasks, data, protocol, results, console)
-    on_device = _deploy(question, tasks, data, protocol, results, console) if question.device_task else {}
+    on_device: dict[str, list[Deployed]] = {}
+    if cells := question.device_cells:
+        (task,) = (task for task in tasks if task.name == question.device_task)
+        on_device = deploy_all(cells, task, data[task.name], protocol, results, device_folder, console.line)
     speeds = _measure_speed(models, data, protocol, console) if data else {}
-    rows = {cell.model: cell.path for cell in question.cells} or question.models
+    rows = {cell.model: cell.origin for cell in question.cells} or question.models
+    stored = {origin: stored_weights(origin) for origin in rows.values()}
     standings = [
         Standing(
             name,
-            path,
+            origin.path,
             _num_parameters(models[name.removesuffix(SECOND_STEP)]),
-            _num_bytes(path),
+            stored[origin].num_bytes,
+            dtype=stored[origin].dtype,
+            revision=origin.revision,
             tasks=_summaries(name, question, results),
             speeds=speeds.get(name.removesuffix(SECOND_STEP), []),
             intrinsic=intrinsic.get(name),
             on_device=on_device.get(name, []),
         )
-        for name, path in rows.items()
+        for name, origin in rows.items()
     ]
-    return Scoreboard(standings, protocol.model_dump(mode="json"), _footer(), question.device_task)
+    facts = {task.name: facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks}
+    return Scoreboard(standings, protocol.model_dump(mode="json"), _footer(), question.device_task, facts)
 
 
-def _deploy(
-    question: Question,
+def check_rows(
+    tokenizers: Sequence[PreTrainedTokenizerBase],
     tasks: Sequence[Task],
     data: Mapping[str, Splits],
     protocol: Protocol,
-    results: Results,
-    console: Console,
-) -> dict[str, list[Deployed]]:
-    """Each model's files for a device, exported or there from before."""
-    task = next(task for task in tasks if task.name == question.device_task)
-    cells = [Cell(name, path, task.name, seed=1) for name, path in question.models.items()]
-    folder = question.output / "on-device"
-    return deploy_all(cells, task, data[task.name], protocol, results, folder, console.line)
+) -> None:
+    """Raise InputError if features cannot be made of a task's rows with one of the tokenizers."""
+    for task in tasks:
+        adapter, length = adapter_of(task), protocol.finetuning_on(task.name).max_seq_length
+        for tokenizer in tokenizers:
+            for rows in data[task.name].values():
+                adapter.check(tokenizer, rows, length)
 
 
 def _measure_speed(
@@ -135,12 +152,15 @@ def _measure_speed(
 
 def _read_text(question: Question, protocol: Protocol, results: Results, console: Console) -> dict[str, Intrinsic]:
     """Each model's figures on the text, measured or known from before."""
-    known = results.get_text(question.models, question.text)
+    digest = text_digest(question.text, question.models, protocol.text)
+    known, changes = results.get_text(question.models, question.text, digest)
+    if changes:
+        console.line(f"the text is evaluated again: {'; '.join(changes)}")
     if known is None:
-        console.line(connect(protocol.resources.cpus))
+        console.line(join(question.models, protocol.resources))
         found = measure_intrinsic(question.models, question.text, protocol.text, protocol.resources, console.line)
         known = {name: figures._asdict() for name, figures in found.items()}
-        results.put_text(question.models, question.text, known)
+        results.put_text(question.models, digest, known)
     return {name: Intrinsic(**figures) for name, figures in known.items()}
 
 
@@ -152,16 +172,27 @@ def fine_tune(
     results: Results,
     console: Console,
 ) -> None:
-    """Fine-tune what is not done yet; without joining a cluster if that is nothing."""
+    """Fine-tune what is not done yet; without joining a cluster if that is nothing.
+
+    Raises:
+        InputError: earlier results were made with something else.
+        RunError: fine-tunings failed; what succeeded is kept.
+    """
     if not cells:
         return
     num_seeds, num_models = len({cell.seed for cell in cells}), len({cell.model for cell in cells})
     console.line(f"{len(cells)} fine-tunings: {num_models} models, {len(tasks)} tasks, {num_seeds} seeds")
-    open_cells = [cell for cell in cells if results.get(cell) is None]
-    if len(open_cells) < len(cells):
-        console.line(f"{len(cells) - len(open_cells)} of {len(cells)} fine-tunings are done already")
+    done = results.done(cells)
+    open_cells = [cell for cell in cells if cell not in done]
+    if done:
+        console.line(f"{len(done)} of {len(cells)} fine-tunings are done already")
+    if num_unverified := results.num_unverified(done):
+        console.line(
+            f"{num_unverified} of them were done by an earlier version, which did not note the tasks' rows: they count "
+            "as made with those of today"
+        )
     if open_cells:
-        console.line(connect(protocol.resources.cpus))
+        console.line(join({cell.model: cell.origin for cell in open_cells}, protocol.resources))
         fine_tune_all(open_cells, {task.name: task for task in tasks}, data, protocol, results, console.line)
 
 
@@ -172,9 +203,10 @@ def _summaries(name: str, question: Question, results: Results) -> dict[str, Sum
     }
 
 
-def _load(name: str, path: str, question: Question, protocol: Protocol) -> Loaded:
-    model = load_classifier(path, num_labels=2, seed=0)
-    tokenizer = load_tokenizer_of(model, path)
+def _load(name: str, origin: Origin, question: Question, protocol: Protocol) -> Loaded:
+    path, revision = origin
+    model = load_classifier(path, num_labels=2, seed=0, revision=revision)
+    tokenizer = load_tokenizer_of(model, path, revision)
     try:
         check_vocabulary_fits(model, tokenizer)
     except InputError as error:
@@ -210,13 +242,3 @@ def _footer() -> str:
         f"distil_ray {__version__}, torch {torch.__version__}, {platform.machine()} with {torch.get_num_threads()} "
         f"threads, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
     )
-
-
-def _num_bytes(path: str) -> int:
-    """Bytes of the weights on disk; of a model on the Hub, those of the copy that was fetched."""
-    folder = Path(path)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(path, allow_patterns="*.safetensors", local_files_only=True))
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -10,7 +10,10 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, OutageError, reason_of
+from distil_ray.outages import AT_START
+
+TO_UTF8 = "convert the file, such as by `iconv -f latin1 -t utf-8`"
 
 
 class Origin(NamedTuple):
@@ -32,6 +35,7 @@ def read_table(origin: Origin, split: str) -> pa.Table:
 
     Raises:
         InputError: it is not there, or cannot be read as what it is.
+        OutageError: the Hub does not answer.
     """
     if origin.hub is None:
         return _read_files(sorted(glob.glob(split)), f"{origin.option}: there is no file {split}")
@@ -46,7 +50,14 @@ def read_table(origin: Origin, split: str) -> pa.Table:
 def _read_files(files: list[str], complaint: str) -> pa.Table:
     if not files:
         raise InputError(complaint)
-    return pa.concat_tables([_read_file(file) for file in files], promote_options="default")
+    tables = [_read_file(file) for file in files]
+    try:  # whole numbers in one file and decimal ones in another are numbers
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{files[0]} and {len(files) - 1} more: a column is not of the same type in all of them: "
+            f"{reason_of(error)}; write them alike"
+        ) from error
 
 
 def _read_file(file: str) -> pa.Table:
@@ -54,9 +65,13 @@ def _read_file(file: str) -> pa.Table:
     if not suffixes:
         raise InputError(f"{file}: expected a name that ends in {', '.join(_READERS)} (or .csv.gz and the like)")
     try:
-        return _READERS[suffixes[-1]](file)
+        table = _READERS[suffixes[-1]](file)
+        str(table.column_names)  # which pyarrow decodes when it is asked
+        return table
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: a name of a column is not UTF-8; {TO_UTF8}") from error
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file}: cannot be read: {reason_of(error)}") from error
 
 
 def _read_csv(delimiter: str) -> Callable[[str], pa.Table]:
@@ -79,10 +94,14 @@ def _read_hub(origin: Origin, split: str) -> pa.Table:
     from datasets import load_dataset
 
     try:
-        return load_dataset(origin.hub, origin.name, split=split).data.table
+        return AT_START.wait_out(
+            f"the Hub ({origin.hub})", lambda: load_dataset(origin.hub, origin.name, split=split).data.table
+        )
+    except OutageError as error:
+        raise OutageError(f"{origin.option}: {error}; type the command again later") from error
     except Exception as error:  # of many types; each means that there is nothing to read
         what = f"its {origin.name}" if origin.name else "it"
         raise InputError(
             f"{origin.option}: {origin.hub} is no folder, and {what} cannot be had from the Hub: "
-            f"{' '.join(str(error).split())}; expected a folder laid out like it, or a network"
+            f"{reason_of(error)}; expected a folder laid out like it, or a network"
         ) from error

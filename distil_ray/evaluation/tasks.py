@@ -1,5 +1,7 @@
 """What a task asks for, and its rows: read from files, a folder laid out like a Hub data set, or the Hub."""
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -10,13 +12,19 @@ import pyarrow as pa
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.protocol import METRICS_OF, Metric, OwnTask, Protocol
-from distil_ray.evaluation.tables import Origin, read_table
+from distil_ray.evaluation.tables import TO_UTF8, Origin, read_table
 
 Kind = Literal["classification", "regression", "span"]
 
 _TEXT_OF = {"classification": ("text",), "regression": ("text",), "span": ("question", "context")}
 _LABEL_OF = {"classification": "label", "regression": "label", "span": "answers"}
 _METRICS_OF = METRICS_OF | {"classification": ("accuracy",)}
+
+_SAMPLE_SEED = 0  # the rows are the same for all models and seeds
+# Numbers below this may leave some out; others are taken for names of classes, as a head has an output a number.
+_MAX_PLAIN_CLASSES = 1000
+# More classes than this, most of which stand at one row, are not classes.
+_FEW_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -26,9 +34,9 @@ class Task:
     Attributes:
         kind: of what is asked for: a class, a number, or a span of the second text (none, in SQuAD 2.0's way).
         columns: of the text; one or two.
-        label: column of what is asked for.
-        num_labels: classes 0 … num_labels - 1; None = as many as the training rows have.
         metrics: official ones, as `scores` names them; the task's score is their mean.
+        classes: names of the classes 0, 1, …; empty = those that the training rows have.
+        label: column of what is asked for.
         validation: names of the splits to score on; the score is the mean over them.
         limits: of a number that is asked for.
     """
@@ -37,7 +45,7 @@ class Task:
     kind: Kind
     columns: tuple[str, ...]
     metrics: tuple[Metric, ...]
-    num_labels: int | None = None
+    classes: tuple[str, ...] = ()
     label: str = "label"
     train: str = "train"
     validation: tuple[str, ...] = ("validation",)
@@ -47,7 +55,7 @@ class Task:
     @property
     def num_outputs(self) -> int:
         """Outputs of a head for the task: one a class; one for a number; a start and an end of a span."""
-        return {"regression": 1, "span": 2}.get(self.kind, self.num_labels or 0)
+        return {"regression": 1, "span": 2}.get(self.kind, len(self.classes))
 
 
 class Answers(NamedTuple):
@@ -59,20 +67,47 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a split: ``texts``, a tuple of one or two strings a row, and ``labels`` [rows]: int64 classes, float64
-    numbers, or a list of `Answers`.
+    """Rows of a split.
+
+    Attributes:
+        texts: a tuple of one or two strings a row.
+        labels: ``[rows]`` int64 classes or float64 numbers, or a list of `Answers`.
+        drawn_from: how many rows there were, if these are a sample of them.
     """
 
     texts: list[tuple[str, ...]]
     labels: npt.NDArray[Any] | list[Answers]
+    drawn_from: int | None = None
 
     def sample(self, count: int | None) -> "Rows":
-        """So many rows at equal distances (a data set may be sorted by label), or all if there are not more."""
-        if count is None or count >= len(self.texts):
+        """So many rows at random, always the same ones, with the classes in their proportions; all rows if there are
+        not more.
+        """
+        num_rows = len(self.texts)
+        if count is None or count >= num_rows:
             return self
-        chosen = np.arange(count) * len(self.texts) // count
+        order = np.random.default_rng(_SAMPLE_SEED).permutation(num_rows)
+        has_classes = isinstance(self.labels, np.ndarray) and self.labels.dtype == np.int64
+        groups = np.asarray(self.labels)[order] if has_classes else np.zeros(num_rows, dtype=np.int64)
+        place = np.empty(num_rows)  # of a row within its class, from 0 to 1
+        for group in np.unique(groups):
+            members = np.flatnonzero(groups == group)
+            place[members] = (np.arange(len(members)) + 0.5) / len(members)
+        chosen = np.sort(order[np.argsort(place, kind="stable")[:count]])
         labels = [self.labels[i] for i in chosen]
-        return Rows([self.texts[i] for i in chosen], labels if isinstance(self.labels, list) else np.array(labels))
+        return Rows(
+            [self.texts[i] for i in chosen],
+            labels if isinstance(self.labels, list) else np.array(labels),
+            drawn_from=num_rows,
+        )
+
+    def digest(self) -> str:
+        """SHA-256 of texts and labels, in their order."""
+        digest = hashlib.sha256()
+        labels = self.labels if isinstance(self.labels, list) else self.labels.tolist()
+        for row in zip(self.texts, labels, strict=True):
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
 
 
 Splits = dict[str, Rows]  # "train" and the validation splits
@@ -101,15 +136,16 @@ def read_tasks(tasks: Iterable[Task], protocol: Protocol) -> tuple[list[Task], d
     """Read all tasks' rows, before anything is trained.
 
     Returns:
-        The tasks, with the number of their classes, and their rows by name.
+        The tasks, with their classes, and their rows by name.
 
     Raises:
         InputError: rows are not there, or a column or a label is not what a task expects.
+        OutageError: the Hub does not answer.
     """
     complete, data = [], {}
     for task in tasks:
         tables = {split: read_table(task.origin, split) for split in (task.train, *task.validation)}
-        if task.kind == "classification" and task.num_labels is None:
+        if task.kind == "classification" and not task.classes:
             task, tables = _with_classes(task, tables)
         train = _rows(task, task.train, tables[task.train])
         data[task.name] = {"train": train.sample(protocol.finetuning_on(task.name).max_train_rows)}
@@ -132,11 +168,13 @@ def _rows(task: Task, split: str, table: pa.Table) -> Rows:
             f"{where}: has no column {', '.join(missing)}, but {', '.join(table.column_names)}; expected "
             f"{', '.join(expected)}"
         )
-    texts = list(zip(*(table[name].to_pylist() for name in task.columns), strict=True))
+    if not table.num_rows:
+        raise InputError(f"{where}: has no rows")
+    texts = list(
+        zip(*(_as_text(table[name], f"{where}: column {name}").to_pylist() for name in task.columns), strict=True)
+    )
     if empty := [index for index, row in enumerate(texts) if not all(isinstance(text, str) for text in row)]:
         raise InputError(f"{where}: row {empty[0]} has no text in {' or '.join(task.columns)}")
-    if not texts:
-        raise InputError(f"{where}: has no rows")
     column = table[task.label]
     if task.kind == "span":
         return Rows(
@@ -145,9 +183,40 @@ def _rows(task: Task, split: str, table: pa.Table) -> Rows:
     return Rows(texts, _labels(column, task, where))
 
 
+def _as_text(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
+    """A column of strings, whatever Arrow's type for them is; nulls stay.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type) or _is_text(column.type):
+        return column
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise InputError(f"{what} holds {column.type}, expected text")
+    try:  # what is not UTF-8 in a CSV file is read as bytes
+        return column.cast(pa.large_string())
+    except pa.ArrowInvalid as error:
+        index = next(index for index, value in enumerate(column.to_pylist()) if value and not _is_utf8(value))
+        raise InputError(f"{what}: row {index} is not UTF-8; {TO_UTF8}") from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _labels(column: pa.ChunkedArray, task: Task, where: str) -> npt.NDArray[Any]:
     is_number = task.kind == "regression"
-    low, high = task.limits if is_number else (0, (task.num_labels or 0) - 1)
+    low, high = task.limits if is_number else (0, len(task.classes) - 1)
     if is_number:
         expected = "a number" if np.isinf(high) else f"a number from {low:g} to {high:g}"
     else:
@@ -156,7 +225,7 @@ def _labels(column: pa.ChunkedArray, task: Task, where: str) -> npt.NDArray[Any]
         labels: npt.NDArray[Any] = column.to_numpy().astype(np.float64)
     except (ValueError, TypeError) as error:
         raise InputError(f"{where}: labels are of type {column.type}, expected {expected}") from error
-    is_wrong = ~((labels >= low) & (labels <= high))
+    is_wrong = ~((labels >= low) & (labels <= high) & np.isfinite(labels))
     if not is_number:
         is_wrong |= labels != np.round(labels)
     if is_wrong.any():
@@ -167,47 +236,121 @@ def _labels(column: pa.ChunkedArray, task: Task, where: str) -> npt.NDArray[Any]
 
 
 def _with_classes(task: Task, tables: dict[str, pa.Table]) -> tuple[Task, dict[str, pa.Table]]:
-    """Count the classes of the training rows; names of classes become numbers, in the order of the alphabet."""
+    """Find the classes in the training rows; names of classes become numbers, in the order of the alphabet.
+
+    Whole numbers from 0 on stay as they are, unless they are so large that they must be names.
+
+    Raises:
+        InputError: the labels are not classes.
+    """
     train = tables[task.train]
-    if task.label not in train.column_names:
+    if any(task.label not in table.column_names for table in tables.values()):
         return task, tables  # which is complained about like any other missing column
-    values = train[task.label].unique().to_pylist()
-    if all(isinstance(value, str) for value in values):
-        numbers = {name: number for number, name in enumerate(sorted(values))}
-        tables = {split: _numbered(task, split, table, numbers) for split, table in tables.items()}
-        num_labels = len(numbers)
-    else:
-        num_labels = max(2, 1 + max((int(value) for value in values if isinstance(value, int | float)), default=0))
-    if len(values) < 2:
-        raise InputError(f"{_where(task, task.train)}: all rows have one label, expected two classes or more")
-    return replace(task, num_labels=num_labels), tables
+    if names := _declared_classes(train, task.label):
+        return replace(task, classes=names), tables
+    tables = {split: _with_plain_labels(task, split, table) for split, table in tables.items()}
+    column, where = tables[task.train][task.label], _where(task, task.train)
+    values = column.unique().to_pylist()
+    _check_classes(values, column, task, where)
+    if not _is_text(column.type):
+        numbers = sorted(map(int, values))
+        if numbers[0] == -1 and 0 in numbers:
+            raise InputError(
+                f"{where}: row {column.index(-1).as_py()} has label -1, which says in many data sets that a row has no "
+                "label; leave such rows out, or give the classes names"
+            )
+        if numbers[0] >= 0 and numbers[-1] < max(_MAX_PLAIN_CLASSES, 2 * len(numbers)):
+            return replace(task, classes=tuple(map(str, range(numbers[-1] + 1)))), tables
+    ordered = sorted(values)
+    numbered = {split: _numbered(task, split, table, ordered) for split, table in tables.items()}
+    return replace(task, classes=tuple(_name_of(value) for value in ordered)), numbered
 
 
-def _numbered(task: Task, split: str, table: pa.Table, numbers: dict[str, int]) -> pa.Table:
-    if task.label not in table.column_names:
-        return table
-    names = table[task.label].to_pylist()
-    if unknown := [(index, name) for index, name in enumerate(names) if name not in numbers]:
-        index, name = unknown[0]
-        known = ", ".join(list(numbers)[:5]) + (", …" if len(numbers) > 5 else "")
+def _name_of(value: Any) -> str:
+    return value if isinstance(value, str) else str(int(value))
+
+
+def _declared_classes(table: pa.Table, label: str) -> tuple[str, ...]:
+    """The names of the classes as a data set of the Hub keeps them beside its rows, if it does."""
+    found = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = found.get("info", {}).get("features", {}).get(label)
+    return tuple(feature.get("names") or ()) if isinstance(feature, dict) else ()
+
+
+def _with_plain_labels(task: Task, split: str, table: pa.Table) -> pa.Table:
+    """The table with labels that are text or numbers, none of them null."""
+    where, column = _where(task, split), table[task.label]
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    column = column.cast(kind) if is_number else _as_text(column, f"{where}: column {task.label}")
+    is_missing = column.is_null(nan_is_null=True).to_pylist()
+    if True in is_missing:
+        raise InputError(f"{where}: row {is_missing.index(True)} has no label in {task.label}")
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int64())
+    return table.set_column(table.column_names.index(task.label), task.label, column)
+
+
+def _check_classes(values: list[Any], column: pa.ChunkedArray, task: Task, where: str) -> None:
+    """Raise InputError unless the distinct ``values`` of a column may be classes."""
+    if odd := [value for value in values if not isinstance(value, str) and value != round(value)]:
         raise InputError(
-            f"{_where(task, split)}: row {index} has label {name!r}, expected one of those of {task.train}: {known}"
+            f"{where}: row {column.index(odd[0]).as_py()} has label {odd[0]:g}, expected whole numbers or names of "
+            "classes; for numbers to be predicted, give kind: regression"
+        )
+    if len(values) < 2:
+        raise InputError(f"{where}: all rows have one label, expected two classes or more")
+    if len(values) > max(_FEW_CLASSES, len(column) / 2):
+        raise InputError(
+            f"{where}: column {task.label} has {len(values):,} different values in {len(column):,} rows, expected "
+            "classes; name the column that has them (label), or give kind: regression"
+        )
+
+
+def _numbered(task: Task, split: str, table: pa.Table, classes: list[Any]) -> pa.Table:
+    """The table with the place of each label among the ``classes``."""
+    numbers = {value: number for number, value in enumerate(classes)}
+    labels = table[task.label].to_pylist()
+    if unknown := [(index, label) for index, label in enumerate(labels) if label not in numbers]:
+        index, label = unknown[0]
+        known = ", ".join(map(repr, classes[:5])) + (", …" if len(classes) > 5 else "")
+        unlike = ""
+        if isinstance(label, str) != isinstance(classes[0], str):
+            unlike = "; one is text and the other a number, write both alike"
+        raise InputError(
+            f"{_where(task, split)}: row {index} has label {label!r}, expected one of those of {task.train}: {known}"
+            f"{unlike}"
         )
     place = table.column_names.index(task.label)
-    return table.set_column(place, task.label, pa.array([numbers[name] for name in names]))
+    return table.set_column(place, task.label, pa.array([numbers[label] for label in labels]))
 
 
 def _answers(where: str, index: int, given: Any, context: str) -> Answers:
-    """The answers of a row in SQuAD's layout: {text: [...], answer_start: [...]}."""
+    """The answers of a row in SQuAD's layout: {text: [...], answer_start: [...]}.
+
+    That there is none is written in several ways: null, no text, an empty text at any place.
+    """
+    if given is None:
+        return Answers((), ())
     try:
-        found = Answers(tuple(map(str, given["text"])), tuple(map(int, given["answer_start"])))
+        texts, starts = _listed(given["text"]), _listed(given["answer_start"])
+        if len(texts) != len(starts):
+            raise InputError(f"{where}: row {index} has {len(texts)} texts and {len(starts)} answer_start")
+        pairs = [(str(text), int(start)) for text, start in zip(texts, starts, strict=True) if text]
     except (TypeError, KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{where}: row {index} has answers {given!r:.80}, expected {{text: […], answer_start: […]}}"
         ) from error
-    if len(found.texts) != len(found.starts):
-        raise InputError(f"{where}: row {index} has {len(found.texts)} texts and {len(found.starts)} answer_start")
-    for text, start in zip(*found, strict=True):
-        if context[start : start + len(text)] != text:
+    for text, start in pairs:
+        if start < 0 or context[start : start + len(text)] != text:
             raise InputError(f"{where}: row {index}: {text!r:.80} does not stand at {start} of the context")
-    return found
+    return Answers(tuple(text for text, _ in pairs), tuple(start for _, start in pairs))
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, or one value as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,11 +1,25 @@
 """A report -> its files."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, RunError
+from distil_ray.reporting.text import show
 
 NAME = "report"
+# What Ray sets for the entry point of a submitted job.
+_IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def check_place(option: str, path: str) -> None:
+    """Raise InputError if what is written to ``path`` would be lost: Ray removes the folder that a job runs in."""
+    if _IN_A_JOB in os.environ and not os.path.isabs(os.path.expanduser(path)):
+        raise InputError(
+            f"{option}: given {path}, which in a job lies in a folder that Ray removes with it; expected an absolute "
+            "path, such as one on storage that outlives the cluster"
+        )
 
 
 def make_folder(folder: Path) -> None:
@@ -14,17 +28,42 @@ def make_folder(folder: Path) -> None:
     Raises:
         InputError: nothing can be written there.
     """
+    probe = folder / f".{NAME}.writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        problem = None if os.access(folder, os.W_OK) else "no permission"
+        try:
+            probe.write_text("whether there is room\n", encoding="utf-8")
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        problem = error.strerror
-    if problem:
-        raise InputError(f"--output: cannot write into {folder}: {problem}; name another folder")
+        raise InputError(
+            f"--output: cannot write into {folder}: {error.strerror}; name another folder, or free space"
+        ) from error
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Turn a failed write of ``file`` within the block into RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {file}: {error.strerror}; what was written before is kept, the same command does the rest"
+        ) from error
 
 
 def write_report(folder: Path, *, json: str, html: str, markdown: str) -> None:
-    """Write ``report.json``, ``.html`` and ``.md``, show the last, and say where they are."""
+    """Write ``report.json``, ``.html`` and ``.md``.
+
+    Raises:
+        RunError: one cannot be written.
+    """
     for suffix, text in (("json", json), ("html", html), ("md", markdown)):
-        (folder / f"{NAME}.{suffix}").write_text(text, encoding="utf-8")
-    print(f"\n{markdown}\nreport: {(folder / NAME).absolute()}.html, .md, .json")
+        file = folder / f"{NAME}.{suffix}"
+        with writing(file):
+            file.write_text(text, encoding="utf-8")
+
+
+def show_report(folder: Path, markdown: str) -> None:
+    """Print a report, and where its files are."""
+    show(f"\n{markdown}\nreport: {(folder / NAME).absolute()}.html, .md, .json")

@@ -1,0 +1,94 @@
+"""The cluster that models are evaluated on: joined, and each node asked whether it can reach the models."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distil_ray.distillation.models import load_tokenizer
+from distil_ray.distillation.origin import Origin
+from distil_ray.errors import InputError, reason_of
+from distil_ray.evaluation.protocol import Resources
+from distil_ray.training.cluster import connect
+
+Listing = dict[str, int]  # the files of a model's folder: bytes by name
+
+_PARTS = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configuration, tokenizer
+_MAX_SECONDS = 300.0  # to begin a process on a busy node and to import torch
+
+
+def join(models: Mapping[str, Origin], resources: Resources) -> str:
+    """Connect to Ray (see `connect`) for work on ``models``, by the name of their row; a line that says to which.
+
+    Raises:
+        InputError: there is no cluster, or a node of it cannot reach a model.
+    """
+    line = connect(resources.cpus)
+    own = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and _has_room(node, resources)]
+    check_reachable({name: (origin, listing_of(origin.path)) for name, origin in models.items()}, others)
+    return line
+
+
+def _has_room(node: Mapping[str, Any], resources: Resources) -> bool:
+    there = node["Resources"]
+    return bool(there.get("CPU", 0.0) >= resources.cpus and there.get("GPU", 0.0) >= min(resources.gpus, 1.0))
+
+
+def check_reachable(models: Mapping[str, tuple[Origin, Listing]], nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Ask nodes for models.
+
+    Args:
+        models: by the name of their row, each with the files that its folder has here, none for a model of the Hub.
+        nodes: as `ray.nodes` describes them.
+
+    Raises:
+        InputError: a node has not the same files there, or does not get a model from the Hub.
+    """
+    function: Any = _problems
+    answers = []
+    for node in nodes:
+        affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        remote = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=affinity)
+        answers.append((node["NodeManagerAddress"], remote.remote(models)))
+    problems = []
+    for address, answer in answers:
+        try:
+            problems += [f"node {address}: {problem}" for problem in ray.get(answer, timeout=_MAX_SECONDS)]
+        except ray.exceptions.RayError as error:
+            problems.append(f"node {address}: cannot be asked for the models: {reason_of(error)}")
+    if problems:
+        raise InputError(
+            "models cannot be reached by all nodes of the cluster:\n  "
+            + "\n  ".join(problems)
+            + "\ngive folders that all nodes share under the same path, or models of the Hub"
+        )
+
+
+def listing_of(path: str) -> Listing:
+    """The files of a folder that make up a model; empty if there is no such folder."""
+    folder = Path(path)
+    files = folder.iterdir() if folder.is_dir() else ()
+    return {file.name: file.stat().st_size for file in files if file.suffix in _PARTS}
+
+
+def _problems(expected: Mapping[str, tuple[Origin, Listing]]) -> list[str]:
+    """What keeps this node from loading the models. Runs on the node."""
+    return [f"{name}: {problem}" for name, wanted in expected.items() if (problem := _problem(*wanted))]
+
+
+def _problem(origin: Origin, listing: Listing) -> str | None:
+    if origin.revision is not None or not listing:
+        try:
+            load_tokenizer(origin.path, origin.revision)
+        except InputError as error:
+            return str(error)
+        return None
+    found = listing_of(origin.path)
+    if not found:
+        return f"there is no folder {origin.path}"
+    if unlike := sorted(name for name in listing | found if listing.get(name) != found.get(name)):
+        return f"{origin.path} holds another model there: {', '.join(unlike[:3])} differ in size"
+    return None
