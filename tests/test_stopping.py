@@ -10,7 +10,7 @@ import time
 import pytest
 
 from distil_ray.training import stopping
-from distil_ray.training.stopping import Stopping, StopWanted, until_stop
+from distil_ray.training.stopping import Stopping
 
 
 class Workers:
@@ -129,34 +129,3 @@ def test_what_nohup_ignores_stays_ignored():
     )
     ran = subprocess.run(["nohup", sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert ran.stdout == "still there\n", ran.stderr
-
-
-def slow(*items):
-    """Items that come at once, and then none for long."""
-    yield from items
-    time.sleep(60)
-
-
-def test_items_come_in_order_and_end():
-    assert list(until_stop(iter(range(100)), lambda: True)) == list(range(100))
-
-
-def test_what_does_not_come_is_not_waited_for_when_the_run_is_to_stop():
-    asked = []
-    items = until_stop(slow("a", "b"), lambda: asked.append(1) or len(asked) > 2, poll_seconds=0.01)
-
-    assert [next(items), next(items)] == ["a", "b"]
-    with pytest.raises(StopWanted):
-        next(items)
-    assert len(asked) == 3
-
-
-def test_errors_of_the_items_are_raised_in_their_place():
-    def failing():
-        yield "a"
-        raise ValueError("no more")
-
-    items = until_stop(failing(), lambda: False)
-    assert next(items) == "a"
-    with pytest.raises(ValueError, match="no more"):
-        next(items)

@@ -4,15 +4,13 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
 from distil_ray.training.events import Line
-
-Item = TypeVar("Item")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ABORT_SECONDS = 2.0
@@ -97,42 +95,3 @@ class Stopping:
         while not (self._is_interrupted or self._is_done):  # once may be in vain, just before a system call
             signal.pthread_kill(threading.main_thread().ident or 0, self.signal_number)
             time.sleep(_REPEAT_SECONDS)
-
-
-class StopWanted(Exception):
-    """The run is to stop, and what was waited for had not come."""
-
-
-def until_stop(items: Iterator[Item], is_stop_wanted: Callable[[], bool], poll_seconds: float = 1.0) -> Iterator[Item]:
-    """Yield the items, and while one is long in coming ask whether the run is to stop.
-
-    The items are taken in a thread, one ahead at most.
-
-    Raises:
-        StopWanted: instead of an item.
-        Exception: whatever ``items`` raises.
-    """
-    taken: queue.Queue[Item | Exception | None] = queue.Queue(maxsize=1)
-    end = object()
-
-    def take() -> None:
-        try:
-            for item in items:
-                taken.put(item)
-            taken.put(end)  # type: ignore[arg-type]
-        except Exception as error:  # it is raised where the item was to come
-            taken.put(error)
-
-    threading.Thread(target=take, daemon=True).start()
-    while True:
-        try:
-            item = taken.get(timeout=poll_seconds)
-        except queue.Empty:
-            if is_stop_wanted():
-                raise StopWanted from None
-            continue
-        if item is end:
-            return
-        if isinstance(item, Exception):
-            raise item
-        yield item  # type: ignore[misc]
