@@ -176,7 +176,13 @@ def test_a_run_of_an_older_release_is_resumed(begun, capsys):
     known = Identity.read(folder_of(begun))
     assert known is not None
     assert (known.schema, set(known.models)) == (SCHEMA, {"teacher"})
-    save_model(Path(begun["teacher"]["path"]), small_model("bert"), small_tokenizer())
     (folder / "finished.json").unlink()
+    text = Path(begun["data"]["sources"][0]["path"])
+    content = text.read_text()
+    text.write_text(content.replace("a", "b", 1))
+    with pytest.raises(InputError, match=r"was started on other text:\n  text\.txt: holds other bytes than then"):
+        run(begun)
+    text.write_text(content)
+    save_model(Path(begun["teacher"]["path"]), small_model("bert"), small_tokenizer())
     with pytest.raises(InputError, match="was started with other models"):
         run(begun)

@@ -34,7 +34,7 @@ from distil_ray.training.cluster import (
     worker_resources,
 )
 from distil_ray.training.events import Line
-from distil_ray.training.identity import Identity, Pins
+from distil_ray.training.identity import Identity
 from distil_ray.training.launcher import check_learned_settings, examine, launch
 from distil_ray.training.storage import RunFolder
 
@@ -77,7 +77,7 @@ def dry_run(plan: Plan) -> None:
         InputError: whatever a search would refuse.
     """
     trials, board, known = _open(plan)
-    examine(plan.config, trials.folder, board, known, {})
+    examine(plan.config, trials.folder, board, known)
     board.line(connect(_own_cpu_slots(plan)))
     check_fits(plan.config, DRIVER_CPUS)
     board.line(f"{plan.num_trials} trials, {_at_once(plan, board)} at a time; the first ones:")
@@ -101,7 +101,7 @@ def _open(plan: Plan) -> tuple[Trials, Board, Identity | None]:
 def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None) -> None:
     """Run every trial that is open or still to be made."""
     config, folder = plan.config, trials.folder
-    identity = replace(examine(config, folder, board, known, {}).identity, learned=plan.identity())
+    identity = replace(examine(config, folder, board, known).identity, learned=plan.identity())
     board.line(connect(_own_cpu_slots(plan)))
     check_fits(config, DRIVER_CPUS)
     at_once = _at_once(plan, board)
@@ -119,7 +119,7 @@ def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None) -> No
     if not num_left:  # it was killed when the last trial was to be stopped
         return
     events = Line()
-    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, pins=identity.models, events=events)
+    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, basis=identity, events=events)
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # the old one can be silenced
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run writes its own metrics
@@ -175,7 +175,7 @@ def _at_once(plan: Plan, board: Board) -> int:
 # ---------------------------------------------------------------------------------------------- what Ray Tune calls
 
 
-def _run_trial(spec: Mapping[str, Any], *, plan: Plan, pins: Pins, events: Line) -> None:
+def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: Line) -> None:
     """A trial, in an actor of its own. What may pass is raised, for Tune to try again, and written down for then."""
     name = spec["trial"]
     relay = Relay(events, name)
@@ -184,7 +184,7 @@ def _run_trial(spec: Mapping[str, Any], *, plan: Plan, pins: Pins, events: Line)
         relay.show("line", f"is tried again: {folder.read_json(_RETRIED_FILE)['message']}")
     try:
         config = plan.trial_config(name, json.loads(spec["settings"]))
-        launch(config, relay, [ReportObjective(plan.search.metric)], pins)
+        launch(config, relay, [ReportObjective(plan.search.metric)], basis)
     except (InputError, DivergedError) as error:  # it would fail again
         folder.write_json(FAILED_FILE, {"message": str(error)})
     except Exception as error:

@@ -27,7 +27,7 @@ def dry_run(config: Config, console: Console) -> None:
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
     known = check_learned_settings(learned(config), folder)
-    identity, tokenizer, _, plan = examine(config, folder, console, known, {})
+    identity, tokenizer, _, plan = examine(config, folder, console, known)
     teacher, student = build_models(config, tokenizer, identity.models)  # as each worker will
     for line in describe_memory(config, teacher, student):
         console.line(line)

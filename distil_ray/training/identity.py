@@ -5,14 +5,15 @@ when the run begins, and resumes use those commits.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Self
 
 from distil_ray.config import Config, Section, difference
-from distil_ray.data.plan import explain_fingerprints
+from distil_ray.data.content import Content, changed_contents, contents_of
+from distil_ray.data.plan import DataPlan, explain_fingerprints
 from distil_ray.distillation.origin import Origin, config_digest, content_digest, resolve
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, reason_of
 from distil_ray.outages import AT_START, Patience
 from distil_ray.training.storage import RunFolder
 
@@ -55,11 +56,14 @@ class Identity:
     Attributes:
         learned: settings by dotted key, see `config.learned`.
         data: fingerprint of text and tokenizer.
+        models: teacher and student.
+        text: what each file of the text holds, those of the held-out text at the end.
     """
 
     learned: Mapping[str, Any]
     data: Mapping[str, Any] = field(default_factory=dict)
     models: Pins = field(default_factory=dict)
+    text: Sequence[Content] = ()
     schema: int = SCHEMA
 
     @classmethod
@@ -74,13 +78,15 @@ class Identity:
         content = folder.read_json(IDENTITY_FILE, "learned", "data")
         try:
             models = {role: Pin(**pin) for role, pin in content.get("models", {}).items()}
-            return cls(dict(content["learned"]), dict(content["data"]), models, content.get("schema", 1))
+            text = tuple(Content(**one) for one in content.get("text", ()))
+            return cls(dict(content["learned"]), dict(content["data"]), models, text, content.get("schema", 1))
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{folder.join(IDENTITY_FILE)} is damaged ({error}); restore it from a copy") from error
 
     def write(self, folder: RunFolder) -> None:
         """Keep it in the folder."""
         content = asdict(self) | {"models": {role: pin._asdict() for role, pin in self.models.items()}}
+        content["text"] = [one._asdict() for one in self.text]
         folder.write_text(IDENTITY_FILE, json.dumps({"schema": self.schema} | content, indent=2) + "\n")
 
     def check_settings(self, learned: Mapping[str, Any], folder: RunFolder, *roots: type[Section]) -> None:
@@ -115,13 +121,16 @@ class Identity:
         if changed:
             _refuse(folder, "was started with other models", changed)
 
-    def check_data(self, data: Mapping[str, Any], folder: RunFolder) -> None:
+    def check_data(self, data: Mapping[str, Any], text: Sequence[Content], folder: RunFolder) -> None:
         """Refuse to resume on other text, or with a tokenizer that makes other ids of it.
 
         Raises:
             InputError: with what changed.
         """
-        if reasons := explain_fingerprints(dict(self.data), dict(data)):
+        reasons = explain_fingerprints(dict(self.data), dict(data))
+        if not reasons:  # then the files are the same by name, size and order
+            reasons = [f"{name}: holds other bytes than then" for name in changed_contents(self.text, text)]
+        if reasons:
             _refuse(folder, "was started on other text", reasons)
 
 
@@ -130,6 +139,19 @@ def _refuse(folder: RunFolder, what: str, reasons: list[str]) -> None:
     raise InputError(
         f"the run in {folder.path} {what}:\n{listed}\nGive it a new run.name, or set back what changed to resume it"
     )
+
+
+def text_contents(plan: DataPlan, known: Sequence[Content]) -> tuple[Content, ...]:
+    """What the files of a plan hold. Local ones that have not been touched since ``known`` are not read again.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    files = [*plan.corpus.files, *(plan.eval_corpus.files if plan.eval_corpus is not plan.corpus else ())]
+    try:
+        return tuple(contents_of(files, known))
+    except OSError as error:
+        raise InputError(f"data.sources: {reason_of(error)}") from error
 
 
 def pin_models(config: Config, known: Pins, patience: Patience = AT_START) -> Pins:

@@ -36,7 +36,7 @@ from distil_ray.training.cluster import check_fits, connect, slots_needed, worke
 from distil_ray.training.console import Console
 from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
-from distil_ray.training.identity import SCHEMA, Identity, Pins, pin_models
+from distil_ray.training.identity import SCHEMA, Identity, pin_models, text_contents
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
 from distil_ray.training.placement import Turn, ray_address_for_train, turn_with_room
@@ -47,11 +47,13 @@ from distil_ray.training.waiting import telling_of_nodes
 CONFIG_FILE = "config.yaml"
 
 
-def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] = (), pins: Pins | None = None) -> None:
+def launch(
+    config: Config, console: Console, callbacks: Sequence[UserCallback] = (), basis: Identity | None = None
+) -> None:
     """Do the whole run, or what is left of it. Ray Train's controller calls ``callbacks``.
 
     Args:
-        pins: what names on the Hub stand for, where that is known, as to the trials of a search.
+        basis: of whoever launches several runs with the same models and text: what those are.
 
     Raises:
         InputError: bad configuration or input, found before the start where that is possible.
@@ -63,7 +65,7 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
     if folder.exists(FINISHED_FILE):
         console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
         return
-    examined = examine(config, folder, console, known, pins or {})
+    examined = examine(config, folder, console, known or basis, is_resumed=known is not None)
     console.line(connect(slots_needed(config)["CPU"]))
     for line in check_fits(config):
         console.line(line)
@@ -119,18 +121,20 @@ class Examined(NamedTuple):
     plan: DataPlan
 
 
-def examine(config: Config, folder: RunFolder, console: Console, known: Identity | None, pins: Pins) -> Examined:
+def examine(
+    config: Config, folder: RunFolder, console: Console, known: Identity | None, *, is_resumed: bool = True
+) -> Examined:
     """List and look at everything that can be had without Ray and without models' weights, and say what it is.
 
     Args:
-        known: what the run in the folder was made with, if it has begun.
-        pins: what names on the Hub stand for, where that is known.
+        known: what models and text are, as far as that was found out before.
+        is_resumed: whether that is of the run in the folder, so that it must not have changed.
 
     Raises:
         InputError: something cannot be used, or does not belong to the run that is in the folder.
     """
-    models = pin_models(config, pins if known is None else known.models)
-    if known is not None:
+    models = pin_models(config, {} if known is None else known.models)
+    if known is not None and is_resumed:
         known.check_models(models, folder)
         if known.schema < SCHEMA:
             console.line("the run was begun by an older version, which took no notice of the models' content")
@@ -142,9 +146,10 @@ def examine(config: Config, folder: RunFolder, console: Console, known: Identity
     for line in describe_data(config, plan):
         console.line(line)
     folder.check_writable()
-    if known is not None:
-        known.check_data(plan.fingerprint(), folder)
-    return Examined(Identity(learned(config), plan.fingerprint(), models), tokenizer, outlines, plan)
+    text = text_contents(plan, known.text if known is not None else ())
+    if known is not None and is_resumed:
+        known.check_data(plan.fingerprint(), text, folder)
+    return Examined(Identity(learned(config), plan.fingerprint(), models, text), tokenizer, outlines, plan)
 
 
 def check_learned_settings(settings: Mapping[str, Any], folder: RunFolder, *roots: type[Section]) -> Identity | None:
