@@ -12,10 +12,14 @@ from small_models import small_model
 from training_parts import save_model, small_config, small_tokenizer
 
 from distil_ray.config import learned, parse_config
+from distil_ray.data.sources import commits_of
 from distil_ray.distillation.origin import Origin, config_digest, content_digest, resolve
 from distil_ray.errors import InputError
-from distil_ray.training.identity import IDENTITY_FILE, SCHEMA, Identity, Pin, pin_models
+from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, outline_models, sources_of
+from distil_ray.training.identity import IDENTITY_FILE, SCHEMA, Identity, Pin, data_commits, pin_models
 from distil_ray.training.storage import RunFolder
+
+pytest_plugins = ("local_hub",)
 
 BEGUN = Path(__file__).parent / "data" / "begun_run"
 """A run of 120 steps that release 0.1 began (schema 1) and that was stopped after 27, with its teacher and text."""
@@ -186,3 +190,68 @@ def test_a_run_of_an_older_release_is_resumed(begun, capsys):
     save_model(Path(begun["teacher"]["path"]), small_model("bert"), small_tokenizer())
     with pytest.raises(InputError, match="was started with other models"):
         run(begun)
+
+
+# A Hub
+
+
+@pytest.fixture
+def on_hub(local_hub, teacher, tmp_path):
+    """A configuration that names a teacher and a text by their branches on the Hub, and the commits of the two."""
+    of_teacher = local_hub.push(
+        "org/teacher", {file.name: file.read_bytes() for file in Path(teacher).iterdir()}, kind="models"
+    )
+    of_text = local_hub.push("org/text", {"data/train.txt": "w1 w2 w3 w4\n\n" * 2000})
+    config = small_config(
+        teacher__path="org/teacher",
+        data={"sources": ["hf://datasets/org/text", {"hub": "org/text"}], "max_seq_length": 12},
+    )
+    return config, of_teacher, of_text
+
+
+def test_branches_of_the_hub_are_pinned_when_a_run_begins(local_hub, on_hub, tmp_path):
+    config, of_teacher, of_text = on_hub
+    one = config.model_copy(update={"data": config.data.model_copy(update={"sources": config.data.sources[:1]})})
+    pins = pin_models(one, {})
+    tokenizer = build_tokenizer(one, pins)
+    plan = build_plan(one, tokenizer)
+    commits = data_commits(one, plan)
+    assert pins["teacher"].commit == of_teacher
+    assert commits == {"hf://datasets/org/text": of_text}
+
+    # Both branches move; what was pinned stays what it was, and no model is asked for again.
+    local_hub.push("org/teacher", {"config.json": "{}"}, kind="models")
+    local_hub.push("org/text", {"data/train.txt": "other\n\n" * 3000})
+    local_hub.reset()
+    assert pin_models(one, pins) == pins
+    assert local_hub.requests["api"] == 0
+    assert build_plan(one, tokenizer, commits).fingerprint() == plan.fingerprint()
+    assert build_plan(one, tokenizer).fingerprint() != plan.fingerprint()
+    teacher, student = build_models(one, tokenizer, pins)
+    outlines = outline_models(one, tokenizer, pins)
+    assert [model.num_parameters() for model in outlines] == [teacher.num_parameters(), student.num_parameters()]
+
+    with pytest.raises(InputError, match="has no weights"):  # a run that begins now takes what is there now
+        pin_models(one, {})
+
+
+def test_a_copy_of_a_model_of_the_hub_is_no_change(local_hub, on_hub, teacher, tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    known = identity_of(on_hub[0], folder, **pin_models(on_hub[0], {}))
+    known.check_models(pin_models(small_config(teacher__path=teacher), known.models), folder)
+    save_model(Path(teacher), small_model("bert", seed=1))
+    with pytest.raises(InputError, match="other weights"):
+        known.check_models(pin_models(small_config(teacher__path=teacher), known.models), folder)
+
+
+def test_sources_of_the_hub_are_taken_at_the_commit_that_was_found(on_hub):
+    config, _, commit = on_hub
+    path, hub = sources_of(config.data.sources, {})
+    assert commits_of([path, hub], [f"hf://datasets/org/text@{commit}/data/train.txt"]) == {
+        "hf://datasets/org/text": commit
+    }
+    found = sources_of(config.data.sources, {"hf://datasets/org/text": commit})
+    assert [(one.path, one.revision) for one in found] == [
+        (f"hf://datasets/org/text@{commit}", None),
+        (None, commit),
+    ]

@@ -105,7 +105,7 @@ def _guess(history: History, models: dict[str, PreTrainedModel]) -> tuple[list[G
 
 def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
     """Held-out documents from all over the text: the longest of the first few of each unit, then all."""
-    plan = build_plan(history.config, tokenizer)
+    plan = build_plan(history.config, tokenizer, history.commits)
     for is_first_pass in (True, False):
         for unit in plan.eval_units:
             documents = (text for text in read_unit(plan.eval_corpus, int(unit)) if text is not None)

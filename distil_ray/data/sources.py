@@ -4,8 +4,8 @@ import difflib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import fsspec
@@ -61,6 +61,35 @@ class Source:
                 f"a source needs one of path, hub and docstrings: got path={self.path!r}, hub={self.hub!r}, "
                 f"docstrings={self.docstrings!r}"
             )
+
+
+def commits_of(sources: Sequence[Source], paths: Iterable[str]) -> dict[str, str]:
+    """Return the commits at which ``paths`` lie, by repository of the Hub as the sources name it."""
+    places = [place for path in paths if (place := HubPath.parse(path)) is not None and place.revision]
+    commits = {(place.kind, place.repo_id): str(place.revision) for place in places}
+    named = [place for source in sources if (place := _repository_of(source)) is not None]
+    return {str(one): commits[one.kind, one.repo_id] for one in named if (one.kind, one.repo_id) in commits}
+
+
+def at_commit(source: Source, commits: Mapping[str, str]) -> Source:
+    """Return the source at the commit that `commits_of` found for its repository, or as it is."""
+    place = _repository_of(source)
+    commit = None if place is None else commits.get(str(place))
+    if place is None or commit is None:
+        return source
+    if source.hub:
+        return replace(source, revision=commit)
+    given = HubPath.parse(source.path or "")
+    assert given is not None
+    return replace(source, path=str(given._replace(revision=commit)))
+
+
+def _repository_of(source: Source) -> HubPath | None:
+    """The repository that a source names, at the revision that it names; None if it is none of the Hub."""
+    if source.hub:
+        return None if os.path.isdir(source.hub) else HubPath("dataset", source.hub, source.revision, "")
+    place = HubPath.parse(source.path or "")
+    return place and place._replace(inner="")
 
 
 @dataclass(frozen=True)

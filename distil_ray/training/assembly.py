@@ -1,5 +1,6 @@
 """Configuration -> the parts of a run: tokenizer, models, plan of the data. The same in the driver and the workers."""
 
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import numpy as np
@@ -11,6 +12,7 @@ from distil_ray.config import Config
 from distil_ray.data.corpus import Source
 from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings
+from distil_ray.data.sources import at_commit
 from distil_ray.data.tokenization import Vocabulary, id_space
 from distil_ray.distillation.distiller import Distiller, Term
 from distil_ray.distillation.models import (
@@ -136,16 +138,21 @@ def _make_student(
     )
 
 
-def build_plan(config: Config, tokenizer: PreTrainedTokenizerBase) -> DataPlan:
+def build_plan(
+    config: Config, tokenizer: PreTrainedTokenizerBase, commits: Mapping[str, str] | None = None
+) -> DataPlan:
     """List the corpus and lay out the run's data; without the weights of `mlm_smoothing`, which need its text.
+
+    Args:
+        commits: at which data sets of the Hub are taken, see `commits_of`; others are taken as they are now.
 
     Raises:
         InputError: a source is unusable.
     """
     data = config.data
     return make_plan(
-        _sources(data.sources),
-        None if data.eval_sources is None else _sources(data.eval_sources),
+        sources_of(data.sources, commits or {}),
+        None if data.eval_sources is None else sources_of(data.eval_sources, commits or {}),
         Vocabulary.from_pretrained(tokenizer),
         RowSettings(
             max_seq_length=data.max_seq_length,
@@ -160,8 +167,9 @@ def build_plan(config: Config, tokenizer: PreTrainedTokenizerBase) -> DataPlan:
     )
 
 
-def _sources(sources: tuple[configuration.Source, ...]) -> list[Source]:
-    return [Source(**source.model_dump()) for source in sources]
+def sources_of(sources: Sequence[configuration.Source], commits: Mapping[str, str]) -> list[Source]:
+    """The sources of a configuration, those of the Hub at known commits."""
+    return [at_commit(Source(**source.model_dump()), commits) for source in sources]
 
 
 def smoothing_weights(piece_counts: np.ndarray, smoothing: float) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What a run has left behind, read back: its configuration, records, digests and figures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ class History:
 
     Attributes:
         models: teacher, student and tokenizer, pinned.
+        commits: of data sets of the Hub.
         learned: the settings that decide what is learned, by dotted key.
         heldout_identity: what the held-out rows rest on: equal ones can be compared.
         records: one a line of `metrics.jsonl`.
@@ -30,6 +32,7 @@ class History:
     folder: RunFolder
     config: Config
     models: Pins
+    commits: Mapping[str, str]
     learned: dict[str, Any]
     heldout_identity: Any
     records: list[Record]
@@ -79,6 +82,7 @@ def read_history(path: str) -> History:
         folder=folder,
         config=config,
         models=with_commits(identity, config),
+        commits=identity.commits,
         learned=learned,
         heldout_identity=[heldout, identity.data["eval_corpus"]["digest"], identity.data["tokenizer"]],
         records=records,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from distil_ray.config import Config, Section, difference
 from distil_ray.data.content import Content, changed_contents, contents_of
 from distil_ray.data.plan import DataPlan, explain_fingerprints
+from distil_ray.data.sources import Source, commits_of
 from distil_ray.distillation.origin import Origin, config_digest, content_digest, resolve
 from distil_ray.errors import InputError, reason_of
 from distil_ray.outages import AT_START, Patience
@@ -58,12 +59,14 @@ class Identity:
         data: fingerprint of text and tokenizer.
         models: teacher and student.
         text: what each file of the text holds, those of the held-out text at the end.
+        commits: of data sets of the Hub, see `commits_of`.
     """
 
     learned: Mapping[str, Any]
     data: Mapping[str, Any] = field(default_factory=dict)
     models: Pins = field(default_factory=dict)
     text: Sequence[Content] = ()
+    commits: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @classmethod
@@ -79,7 +82,8 @@ class Identity:
         try:
             models = {role: Pin(**pin) for role, pin in content.get("models", {}).items()}
             text = tuple(Content(**one) for one in content.get("text", ()))
-            return cls(dict(content["learned"]), dict(content["data"]), models, text, content.get("schema", 1))
+            commits = dict(content.get("commits", {}))
+            return cls(dict(content["learned"]), dict(content["data"]), models, text, commits, content.get("schema", 1))
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{folder.join(IDENTITY_FILE)} is damaged ({error}); restore it from a copy") from error
 
@@ -139,6 +143,12 @@ def _refuse(folder: RunFolder, what: str, reasons: list[str]) -> None:
     raise InputError(
         f"the run in {folder.path} {what}:\n{listed}\nGive it a new run.name, or set back what changed to resume it"
     )
+
+
+def data_commits(config: Config, plan: DataPlan) -> dict[str, str]:
+    """The commits at which the data sets of the Hub were taken for a plan."""
+    sources = [Source(**source.model_dump()) for source in (*config.data.sources, *(config.data.eval_sources or ()))]
+    return commits_of(sources, (file.path for corpus in (plan.corpus, plan.eval_corpus) for file in corpus.files))
 
 
 def text_contents(plan: DataPlan, known: Sequence[Content]) -> tuple[Content, ...]:

@@ -36,7 +36,7 @@ from distil_ray.training.cluster import check_fits, connect, slots_needed, worke
 from distil_ray.training.console import Console
 from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
-from distil_ray.training.identity import SCHEMA, Identity, pin_models, text_contents
+from distil_ray.training.identity import SCHEMA, Identity, data_commits, pin_models, text_contents
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
 from distil_ray.training.placement import Turn, ray_address_for_train, turn_with_room
@@ -142,14 +142,15 @@ def examine(
     outlines = outline_models(config, tokenizer, models)
     for line in describe_models(config, *outlines):
         console.line(line)
-    plan = build_plan(config, tokenizer)
+    plan = build_plan(config, tokenizer, {} if known is None else known.commits)
     for line in describe_data(config, plan):
         console.line(line)
     folder.check_writable()
     text = text_contents(plan, known.text if known is not None else ())
     if known is not None and is_resumed:
         known.check_data(plan.fingerprint(), text, folder)
-    return Examined(Identity(learned(config), plan.fingerprint(), models, text), tokenizer, outlines, plan)
+    identity = Identity(learned(config), plan.fingerprint(), models, text, data_commits(config, plan))
+    return Examined(identity, tokenizer, outlines, plan)
 
 
 def check_learned_settings(settings: Mapping[str, Any], folder: RunFolder, *roots: type[Section]) -> Identity | None:
