@@ -7,7 +7,9 @@ vocabulary, piece for piece and id for id.
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +22,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
+from distil_ray.cli import main_of
 from distil_ray.config import parse_sources
 from distil_ray.data.corpus import Corpus, Source, list_corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
@@ -30,48 +33,72 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MIN_SIZE = 100
 MAX_SEQ_LENGTH = 512
 CHARACTER_COVERAGE = 0.9999  # of all characters read; the rarest become [UNK], so that they take no pieces
+_EXPECTED_LOSS = {"LATIN", "GREEK", "COMBINING"}  # scripts of which BERT's users know that accents go
+_NOTED_LOSS = 0.001  # of all characters
+_NUM_SHOWN_SCRIPTS = 4
 _SLICE_CHARACTERS = 2**16  # the trainer holds a few hundred slices at a time
 
 
 @dataclass
 class Tally:
-    """What was read. `characters` [0x110000] counts each code point after normalisation."""
+    """What was read. `characters` [0x110000] counts each code point after normalisation, `raw` before it."""
 
     num_documents: int = 0
     num_skipped: int = 0
     num_bytes: int = 0
     characters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(sys.maxunicode + 1, np.int64))
+    raw: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(sys.maxunicode + 1, np.int64))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 2 for a user's mistake."""
+    return main_of("distil_ray.vocabulary", _vocabulary, argv)
+
+
+def _vocabulary(argv: list[str] | None) -> None:
     args = _parser().parse_args(argv)
-    try:
-        _check_output(args.output)
-        corpus = list_corpus([Source(**source.model_dump()) for source in parse_sources(args.source)])
-        vocabulary, tally = train_vocabulary(corpus, args.size, lowercase=args.lowercase, max_bytes=args.max_bytes)
-        _save_tokenizer(vocabulary, args.output, lowercase=args.lowercase)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    strips_accents = args.lowercase if args.strip_accents is None else args.strip_accents
+    _check_output(args.output)
+    corpus = list_corpus([Source(**source.model_dump()) for source in parse_sources(args.source)])
+    vocabulary, tally = train_vocabulary(
+        corpus, args.size, lowercase=args.lowercase, strip_accents=strips_accents, max_bytes=args.max_bytes
+    )
+    _save_tokenizer(vocabulary, args.output, lowercase=args.lowercase, strip_accents=args.strip_accents)
     print(
         f"read {tally.num_documents:,} documents, {tally.num_bytes:,} bytes of text, "
         f"of {len(corpus.files):,} file(s); skipped {tally.num_skipped:,} documents without usable text"
     )
     print(f"wrote a tokenizer with a vocabulary of {len(vocabulary):,} pieces to {args.output}")
+    num_kinds, num_known, unknown = _coverage(tally, vocabulary)
+    print(
+        f"characters: {num_known:,} of {num_kinds:,} different ones have a piece; {unknown:.3%} of the text's "
+        "characters have none, and a word with one of them is [UNK]"
+    )
     if len(vocabulary) < args.size:
-        print(f"note: {args.size:,} pieces were asked for, but this text has no more; give it more text")
+        print(
+            f"note: {args.size:,} pieces were asked for, but this text has no more: all words of it, and all but its "
+            f"rarest characters, have one; give it more text, or a smaller --size"
+        )
+    if strips_accents and (loss := _lost_marks(tally)):
+        print(f"note: {loss}; --no-strip-accents keeps them")
     command = "python -m distil_ray.train --config configs/pretrain-tiny.yaml"
     print(f"next: {command} student.tokenizer={args.output}")
-    return 0
 
 
 def train_vocabulary(
-    corpus: Corpus, size: int, *, lowercase: bool = True, max_bytes: int | None = None
+    corpus: Corpus,
+    size: int,
+    *,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    max_bytes: int | None = None,
 ) -> tuple[dict[str, int], Tally]:
     """Train a vocabulary of at most `size` pieces: special tokens at ids 0 to 4, characters, longer pieces.
 
+    A quarter of them at most are characters, unless there are too few longer pieces: then further characters follow.
+
     Args:
+        strip_accents: take the marks off letters. None does as `lowercase`.
         max_bytes: stop after so many bytes of text, read from all over the corpus. None reads everything.
 
     Returns:
@@ -82,7 +109,7 @@ def train_vocabulary(
     """
     if size < MIN_SIZE:
         raise InputError(f"a vocabulary of {size} pieces is too small: expected at least {MIN_SIZE}")
-    normalizer = BertNormalizer(lowercase=lowercase)
+    normalizer = BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     documents = partial(_documents, corpus, max_bytes)
 
     tally = Tally()
@@ -92,11 +119,19 @@ def train_vocabulary(
 
     # Left to itself, the trainer numbers the characters within a word ("##a") in the order of a hash table
     # with a random seed, and breaks ties between merges by these numbers: two runs differ. So number them.
-    alphabet = _alphabet(tally.characters, max_size=(size - len(SPECIAL_TOKENS)) // 4)
+    by_frequency = _covering(tally.characters)
+    num_first = (size - len(SPECIAL_TOKENS)) // 4
+    alphabet = sorted(by_frequency[:num_first])
     continuations = [f"##{character}" for character in alphabet if f"##{character}" in unmerged]
     whole = (document for document in documents() if document is not None)
     texts = (text for document in whole for text in text_slices(document, _SLICE_CHARACTERS))
-    return _train(texts, normalizer, size, characters=[*alphabet, *continuations]), tally
+    vocabulary = _train(texts, normalizer, size, characters=[*alphabet, *continuations])
+    # Where words are single characters, as in Chinese, there is next to nothing to merge.
+    for character in by_frequency[num_first:]:
+        for piece in (character, f"##{character}"):
+            if piece in unmerged and len(vocabulary) < size:
+                vocabulary[piece] = len(vocabulary)
+    return vocabulary, tally
 
 
 def _documents(corpus: Corpus, max_bytes: int | None) -> Iterator[str | None]:
@@ -121,20 +156,52 @@ def _counted(documents: Iterable[str | None], normalizer: BertNormalizer, tally:
         tally.num_documents += 1
         for text in text_slices(document, _SLICE_CHARACTERS):
             tally.num_bytes += len(text.encode())
-            code_points = np.frombuffer(normalizer.normalize_str(text).encode("utf-32-le"), np.uint32)
-            present, counts = np.unique(code_points, return_counts=True)
-            tally.characters[present] += counts
+            for counter, form in ((tally.raw, text), (tally.characters, normalizer.normalize_str(text))):
+                present, counts = np.unique(np.frombuffer(form.encode("utf-32-le"), np.uint32), return_counts=True)
+                counter[present] += counts
             yield text
 
 
-def _alphabet(characters: npt.NDArray[np.int64], max_size: int) -> list[str]:
-    """Return the most frequent characters that make up CHARACTER_COVERAGE of the text, sorted."""
+def _without_blanks(characters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     counts = characters.copy()
     counts[ord(" ")] = 0  # the one space that normalisation leaves
+    return counts
+
+
+def _covering(characters: npt.NDArray[np.int64]) -> list[str]:
+    """Return the most frequent characters that make up CHARACTER_COVERAGE of the text, the most frequent first."""
+    counts = _without_blanks(characters)
     by_frequency = np.argsort(-counts, kind="stable")
     covered = np.cumsum(counts[by_frequency]) / counts.sum()
-    num_characters = min(int(np.searchsorted(covered, CHARACTER_COVERAGE)) + 1, max_size)
-    return [chr(code_point) for code_point in sorted(by_frequency[:num_characters])]
+    num_characters = int(np.searchsorted(covered, CHARACTER_COVERAGE)) + 1
+    return [chr(code_point) for code_point in by_frequency[:num_characters]]
+
+
+def _coverage(tally: Tally, vocabulary: dict[str, int]) -> tuple[int, int, float]:
+    """How many different characters there are, how many have a piece, and what share of the text the others are."""
+    counts = _without_blanks(tally.characters)
+    present = np.flatnonzero(counts)
+    known = [code_point for code_point in present if chr(code_point) in vocabulary]
+    return len(present), len(known), 1 - float(counts[known].sum() / counts.sum())
+
+
+def _lost_marks(tally: Tally) -> str:
+    """What stripping accents takes from scripts in which marks are more than accents; empty if next to nothing."""
+    lost: Counter[str] = Counter()
+    for code_point in np.flatnonzero(tally.raw):
+        decomposed = unicodedata.normalize("NFD", chr(code_point))
+        script = unicodedata.name(decomposed[0], "UNNAMED").partition(" ")[0]
+        num_marks = sum(unicodedata.category(character) == "Mn" for character in decomposed)
+        if script == "HANGUL":
+            num_marks = len(decomposed) - 1  # nothing is lost of a syllable, but it becomes two letters or three
+        if num_marks and script not in _EXPECTED_LOSS:
+            lost[script] += num_marks * int(tally.raw[code_point])
+    if sum(lost.values()) <= _NOTED_LOSS * int(tally.raw.sum()):
+        return ""
+    shown = ", ".join(f"{script.title()} ({count:,})" for script, count in lost.most_common(_NUM_SHOWN_SCRIPTS))
+    return (
+        f"stripping accents takes marks off letters, or syllables apart, where that makes other words of them: {shown}"
+    )
 
 
 def _train(texts: Iterator[str], normalizer: BertNormalizer, size: int, characters: list[str]) -> dict[str, int]:
@@ -164,8 +231,10 @@ def _check_output(folder: str) -> None:
         raise InputError(f"--output {folder}: already holds files; name a new folder or an empty one")
 
 
-def _save_tokenizer(vocabulary: dict[str, int], folder: str, *, lowercase: bool) -> None:
-    tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=lowercase, model_max_length=MAX_SEQ_LENGTH)
+def _save_tokenizer(vocabulary: dict[str, int], folder: str, *, lowercase: bool, strip_accents: bool | None) -> None:
+    tokenizer = BertTokenizer(
+        vocab=vocabulary, do_lower_case=lowercase, strip_accents=strip_accents, model_max_length=MAX_SEQ_LENGTH
+    )
     try:
         tokenizer.save_pretrained(folder)
     except OSError as error:
@@ -191,7 +260,13 @@ def _parser() -> argparse.ArgumentParser:
         "--lowercase",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="lower-case and strip accents (default: yes)",
+        help="lower-case (default: yes)",
+    )
+    parser.add_argument(
+        "--strip-accents",
+        action=argparse.BooleanOptionalAction,
+        help="take accents and other marks off letters (default: as --lowercase, after BERT); by it Hindi loses vowel "
+        "signs, Japanese voicing marks, and Korean syllables are taken apart into letters",
     )
     parser.add_argument(
         "--max-bytes", type=int, metavar="N", help="read only so many bytes of text, from all over the source"

@@ -4,15 +4,18 @@ import json
 import subprocess
 import sys
 
+import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
 import yaml
 from small_models import random_ids, small_model
-from training_parts import B, small_config, small_pair, small_tokenizer
+from tokenizer_zoo import BERT_TOKENS, HOSTILE_TEXTS, ZOO, save_filed, wordpiece
+from training_parts import B, save_model, small_config, small_pair, small_tokenizer
 from transformers import AutoTokenizer
 
 from distil_ray.config import parse_config
+from distil_ray.distillation.models import load_tokenizer
 from distil_ray.training.export import export_student, model_card
 from distil_ray.training.storage import RunFolder
 
@@ -109,7 +112,7 @@ def test_exports_to_s3(bucket):
     folder = RunFolder("s3://runs/below", "a")
     export_student(folder, small_pair()[1], small_tokenizer(), small_config(), SUMMARY)
     assert safetensors.torch.load(folder.read_bytes("export/model.safetensors"))
-    assert 'AutoTokenizer.from_pretrained("export")' in folder.read_bytes("export/README.md").decode()
+    assert 'AutoTokenizer.from_pretrained(".")' in folder.read_bytes("export/README.md").decode()
 
 
 # The model card
@@ -121,18 +124,21 @@ def test_the_card_tells_what_the_model_is(exported):
     header, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(header)["pipeline_tag"] == "fill-mask"
     assert body.strip().startswith("# small\n")
-    assert f"1 layers and {student.num_parameters():,} parameters, distilled from `/unused`" in body
+    assert f"1 layers and {student.num_parameters():,} parameters, distilled from `unused` with" in body
     assert "| MLM loss (nats a masked token) | 2.3457 |" in body
     assert "| MLM accuracy | 0.5679 |" in body
     assert "| KL divergence from the teacher (nats) | 0.3000 |" in body
     assert "agreement" not in body.partition("```yaml")[0]  # there was no such figure
-    assert "12,345 steps of 8 rows, 98,760 tokens of `/unused`" in body
-    settings = body.partition("```yaml\n")[2].partition("```")[0]
-    assert parse_config(yaml.safe_load(settings)) == small_config()
+    assert "12,345 steps of 8 rows, 98,760 tokens of `unused`" in body
+    settings = yaml.safe_load(body.partition("```yaml\n")[2].partition("```")[0])
+    assert (settings["teacher"]["path"], settings["run"]["storage_path"]) == ("unused", "unused")
+    settings["teacher"]["path"] = settings["run"]["storage_path"] = settings["data"]["sources"][0]["path"] = "/unused"
+    assert parse_config(settings) == small_config()
 
 
-def test_the_cards_example_runs(exported):
+def test_the_cards_example_runs(exported, monkeypatch):
     _, folder = exported
+    monkeypatch.chdir(folder.join("export"))
     example = folder.read_bytes("export/README.md").decode().partition("```python\n")[2].partition("```")[0]
     names = {}
     exec(example, names)
@@ -140,18 +146,117 @@ def test_the_cards_example_runs(exported):
     assert names["tokenizer"].mask_token == "[MASK]"
 
 
-def test_the_card_names_every_kind_of_source():
-    sources = [{"path": "/data/a.parquet"}, {"hub": "org/text"}, {"docstrings": "installed"}]
-    config = small_config(data__sources=sources)
-    assert "of `/data/a.parquet`, `org/text`, `docstrings: installed`. Settings:" in model_card(
-        small_pair()[1], config, SUMMARY, "export"
-    )
+def header_of(card):
+    return yaml.safe_load(card.removeprefix("---\n").partition("\n---\n")[0])
+
+
+def test_the_card_names_every_kind_of_source_and_no_folder_of_this_machine(tmp_path):
+    teacher = tmp_path / "secret" / "runs" / "big" / "export"
+    save_model(teacher, small_model("bert"))
+    (teacher / "README.md").write_text("---\nlicense: mit\nlanguage: [de, en]\nmetrics: [f1]\n---\n# Big\n")
+    sources = [
+        {"path": str(tmp_path / "secret" / "a.parquet")},
+        {"path": str(tmp_path / "secret" / "wiki" / "*.parquet")},
+        {"path": "s3://bucket/b.parquet"},
+        {"path": "hf://datasets/org/texts@v1/data/**"},
+        {"hub": "org/more"},
+        {"docstrings": "installed"},
+    ]
+    config = small_config(data__sources=sources, teacher__path=str(teacher), run__storage_path=str(tmp_path / "secret"))
+    card = model_card(small_pair()[1], config, SUMMARY)
+    assert (
+        "of `a.parquet`, `wiki/*.parquet`, `s3://bucket/b.parquet`, `hf://datasets/org/texts@v1/data/**`, `org/more`, "
+        "`docstrings: installed`. Settings:"
+    ) in card
+    assert "distilled from `big/export`" in card
+    assert str(tmp_path) not in card
+    assert header_of(card) == {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["distil_ray"],
+        "datasets": ["org/texts", "org/more"],
+        "language": ["de", "en"],
+        "license": "mit",
+    }
+
+
+@pytest.mark.parametrize("card", ["", "no metadata", "---\n: {\n---\n", "---\n- a list\n---\n"])
+def test_the_card_does_without_one_of_the_teacher(tmp_path, card):
+    save_model(tmp_path / "teacher", small_model("bert"))
+    (tmp_path / "teacher" / "README.md").write_text(card)
+    config = small_config(teacher__path=str(tmp_path / "teacher"))
+    assert {"license", "language", "base_model"}.isdisjoint(header_of(model_card(small_pair()[1], config, SUMMARY)))
+
+
+def test_a_teacher_of_the_hub_is_the_base_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    config = small_config(teacher__path="org/teacher")
+    assert header_of(model_card(small_pair()[1], config, SUMMARY))["base_model"] == "org/teacher"
+    snapshot = tmp_path / "models--org--teacher" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").write_text("---\nlicense: other\nlicense_name: own\nlanguage: sw\n---\n")
+    header = header_of(model_card(small_pair()[1], config, SUMMARY))
+    assert (header["license"], header["license_name"], header["language"]) == ("other", "own", "sw")
 
 
 def test_the_card_of_a_run_without_teacher_and_evaluation():
     config = small_config(
         teacher=None, student__path="/unused", distill={"alpha_ce": 0.0, "alpha_mlm": 1.0, "alpha_cos": 0.0}
     )
-    card = model_card(small_model("bert"), config, {"step": 1, "tokens": 2}, "here")
+    card = model_card(small_model("bert"), config, {"step": 1, "tokens": 2})
     assert "trained by masked language modelling with distil_ray" in card
     assert "No text was held out." in card
+
+
+# The tokenizer
+
+
+@pytest.mark.parametrize(
+    ("family", "num_types"), [("bert", 2), ("bert", 1), ("distilbert", 0), ("roberta", 1)], ids=str
+)
+def test_pairs_of_texts_go_through_plain_transformers(tmp_path, family, num_types):
+    student = small_model(family, **({"type_vocab_size": num_types} if num_types else {}))
+    folder = RunFolder(str(tmp_path), "run")
+    export_student(folder, student, small_tokenizer(), small_config(), SUMMARY)
+    encoded = AutoTokenizer.from_pretrained(folder.join("export"))([("w1", "w2 w3")], return_tensors="pt")
+    assert ("token_type_ids" in encoded) == (num_types == 2)
+    model = type(student).from_pretrained(folder.join("export"))
+    assert model(**encoded).logits.shape == (1, 6, student.config.vocab_size)
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_what_was_used_comes_back(tmp_path, kind):
+    ZOO[kind](tmp_path / "original")
+    tokenizer = load_tokenizer(str(tmp_path / "original"))
+    folder = RunFolder(str(tmp_path), "run")
+    export_student(folder, small_pair()[1], tokenizer, small_config(), SUMMARY)
+    config = folder.read_json("export/tokenizer_config.json")
+    assert config["tokenizer_class"] != "TokenizersBackend"  # which transformers 4 does not know
+    assert "extra_special_tokens" not in config  # of which it expects a mapping
+    assert not {"is_local", "local_files_only"} & config.keys()
+    loaded = AutoTokenizer.from_pretrained(folder.join("export"))
+    assert loaded.all_special_ids == tokenizer.all_special_ids
+    for text in HOSTILE_TEXTS:
+        assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_a_tokenizer_that_is_not_as_its_class_comes_back_as_it_was_used(tmp_path):
+    small_model("roberta").config.save_pretrained(tmp_path / "original")
+    save_filed(tmp_path / "original", wordpiece(), BERT_TOKENS)
+    tokenizer = load_tokenizer(str(tmp_path / "original"))
+    folder = RunFolder(str(tmp_path), "run")
+    export_student(folder, small_model("roberta"), tokenizer, small_config(), SUMMARY)
+    loaded = AutoTokenizer.from_pretrained(folder.join("export"))
+    assert loaded.tokenize("The lazy fox") == ["the", "lazy", "fox"]
+    assert "token_type_ids" not in loaded("the", "fox")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_both_names_of_an_untied_heads_bias_hold_what_is_in_use(tmp_path, family):
+    student = small_model(family, tie_word_embeddings=False)
+    folder = RunFolder(str(tmp_path), "run")
+    export_student(folder, student, small_tokenizer(), small_config(), SUMMARY)
+    weights = safetensors.torch.load(folder.read_bytes("export/model.safetensors"))
+    (name,) = (name for name in weights if name.endswith(".decoder.bias"))
+    assert torch.equal(weights[name], student.get_parameter(name))
+    assert torch.equal(weights[name.replace(".decoder", "")], weights[name])

@@ -127,8 +127,11 @@ def test_a_repository_without_weights_or_tokenizer(published, folder):
     with pytest.raises(InputError, match="owner/bare holds no tokenizer"):
         models.load_tokenizer("owner/bare")
     hub.push("owner/empty", {"README.md": "nothing"}, kind="models")
-    with pytest.raises(InputError, match=r"'owner/empty' on the Hugging Face Hub has none of config\.json"):
+    with pytest.raises(InputError, match=r"cannot load a masked language model: owner/empty has no config\.json"):
         models.load_masked_lm("owner/empty")
+    hub.push("owner/pictures", {"a.png": b"nothing"}, kind="models")
+    with pytest.raises(InputError, match=r"'owner/pictures' on the Hugging Face Hub has none of config\.json"):
+        models.load_masked_lm("owner/pictures")
 
 
 def test_weights_in_shards_and_pickles(local_hub, tmp_path):

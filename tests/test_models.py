@@ -6,6 +6,7 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import safetensors.torch
 import torch
 from small_models import NUM_LAYERS, VOCAB_SIZE, random_ids, small_model
 from tokenizers import Tokenizer
@@ -85,6 +86,39 @@ def test_untied_model_keeps_its_own_head(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("kept", ["", ".decoder"])
+def test_untied_head_whose_bias_stands_under_one_of_its_names(family: str, kept: str, tmp_path: Path) -> None:
+    """As transformers 4.57 saves it, which takes the two names for one weight."""
+    model = small_model(family, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith(".decoder.bias"))
+    bias = weights.pop(name)
+    weights[name.replace(".decoder", kept)] = bias
+    if kept:
+        del weights[name.replace(".decoder", "")]
+    else:
+        assert not torch.equal(model.get_parameter(name.replace(".decoder", "")), bias)
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, ids = models.load_masked_lm(str(tmp_path)), random_ids(2, 8)
+    torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    models.agree_twins(loaded)
+    assert torch.equal(loaded.get_parameter(name.replace(".decoder", "")), bias)
+
+
+def test_head_whose_bias_is_nowhere_is_refused(tmp_path: Path) -> None:
+    small_model("bert", tie_word_embeddings=False).save_pretrained(tmp_path)
+    weights = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    weights = {name: weight for name, weight in weights.items() if name not in BIASES}
+    safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"no weights for cls\.predictions\.bias, cls\.predictions\.decoder\.bias"):
+        models.load_masked_lm(str(tmp_path))
+
+
+BIASES = {"cls.predictions.bias", "cls.predictions.decoder.bias"}
+
+
 def test_configured_extra_outputs_are_switched_off(tmp_path: Path) -> None:
     small_model("bert").save_pretrained(tmp_path)
     extra = {"output_hidden_states": True, "output_attentions": True, "return_dict": False}
@@ -158,6 +192,105 @@ def test_damaged_model_folder(damage: str, tmp_path: Path, capfd: pytest.Capture
     with pytest.raises(InputError, match="cannot load a masked language model from the folder"):
         models.load_masked_lm(str(tmp_path))
     assert capfd.readouterr() == ("", "")
+
+
+def change_config(folder: Path, **fields: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | fields))
+
+
+def test_weights_of_other_shapes_are_named_with_both(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    small_model("bert").save_pretrained(tmp_path)
+    change_config(tmp_path, vocab_size=VOCAB_SIZE + 9)
+    capfd.readouterr()
+    message = rf"word_embeddings\.weight has the shape \[{VOCAB_SIZE}, 32\] in the file, and \[{VOCAB_SIZE + 9}, 32\]"
+    for load in (models.load_masked_lm, lambda path: models.load_classifier(path, 2, 0)):
+        with pytest.raises(InputError, match=message):
+            load(str(tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_head_of_another_task_is_replaced(tmp_path: Path) -> None:
+    save_model(tmp_path / "mlm", small_model("bert"))
+    models.load_classifier(str(tmp_path / "mlm"), 5, 0).save_pretrained(tmp_path / "five")
+    assert models.load_classifier(str(tmp_path / "five"), 2, 0).classifier.weight.shape == (2, 32)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 440449768\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_git_lfs_pointer_in_place_of_weights(name: str, tmp_path: Path) -> None:
+    small_model("bert").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(InputError, match=f"{name} is a Git LFS pointer and not the file itself; run `git lfs pull`"):
+        models.load_masked_lm(str(tmp_path))
+
+
+def test_git_lfs_pointer_beside_weights_is_left_alone(tmp_path: Path) -> None:
+    small_model("bert").save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_text(POINTER)
+    models.load_masked_lm(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["objects", "junk", "nothing", "cut"])
+def test_pickle_that_is_not_tensors_alone_is_never_run(content: str, tmp_path: Path) -> None:
+    model = small_model("bert")
+    model.config.save_pretrained(tmp_path)
+    file = tmp_path / "pytorch_model.bin"
+    if content == "objects":
+        torch.save(model, file)
+    elif content == "cut":
+        torch.save(model.state_dict(), file)
+        file.write_bytes(file.read_bytes()[:3000])
+    else:
+        file.write_bytes(b"junk" * 100 if content == "junk" else b"")
+    with pytest.raises(InputError, match=r"pytorch_model\.bin is damaged|failed") as caught:
+        models.load_masked_lm(str(tmp_path))
+    assert "weights_only" not in str(caught.value)
+    assert ("BertForMaskedLM" in str(caught.value)) == (content == "objects")
+
+
+def test_cut_safetensors_say_so(tmp_path: Path) -> None:
+    small_model("bert").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=r"damaged or cut short \(.*\); copy or download the \.safetensors again"):
+        models.load_masked_lm(str(tmp_path))
+
+
+def test_model_with_code_of_its_own(tmp_path: Path) -> None:
+    small_model("bert").save_pretrained(tmp_path)
+    change_config(tmp_path, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForMaskedLM": "own.OwnLM"})
+    (tmp_path / "own.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(
+        InputError, match=r"needs Python code that comes with it \(auto_map\), and such code is never run"
+    ):
+        models.load_masked_lm(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    model = small_model("bert")
+    with torch.no_grad():
+        model.get_parameter("bert.encoder.layer.1.output.dense.weight")[3, 4] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=r"1 of 1,536 weights of bert\.encoder\.layer\.1\.output\.dense\.weight are not"
+    ):
+        models.load_masked_lm(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_outputs_that_are_not_finite_are_refused(family: str) -> None:
+    model = small_model(family)
+    models.check_finite_outputs(model, random_ids(3, 20), "teacher")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2e38)
+    assert all(torch.isfinite(weight).all() for weight in model.parameters())
+    with pytest.raises(InputError, match=r"the teacher's outputs are not finite .*in torch\.float32; nothing can be"):
+        models.check_finite_outputs(model, random_ids(3, 20), "teacher")
 
 
 def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:

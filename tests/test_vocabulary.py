@@ -1,9 +1,13 @@
 """The command that trains a vocabulary: what it writes, that it is reproducible, how it fails."""
 
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
@@ -80,7 +84,7 @@ def test_says_when_the_text_has_too_few_pieces(text_folder, tmp_path, capsys):
     size = len(AutoTokenizer.from_pretrained(tmp_path / "t"))
     assert 300 < size < 20_000
     assert f"vocabulary of {size:,} pieces" in (printed := capsys.readouterr().out)
-    assert "note: 20,000 pieces were asked for" in printed
+    assert "note: 20,000 pieces were asked for, but this text has no more: all words of it" in printed
 
 
 def test_reads_no_more_than_max_bytes(text_folder):
@@ -98,10 +102,12 @@ def test_rare_characters_take_no_pieces(tmp_path):
     assert "##s" in pieces
     assert "ß" not in pieces
 
-    # More characters than a small vocabulary can hold: the most frequent ones, in a quarter of it at most.
+    # More characters than a small vocabulary can hold: the most frequent ones.
     (tmp_path / "a.txt").write_text("".join(chr(0x4E00 + i) * (400 - i) for i in range(400)))
+    # There is nothing to merge, so further characters follow, by frequency.
     pieces, _ = train_vocabulary(list_corpus([Source(path=str(tmp_path))]), 200)
-    assert pieces.keys() - set(SPECIAL_TOKENS) == {chr(0x4E00 + i) for i in range(48)}
+    assert pieces.keys() - set(SPECIAL_TOKENS) == {chr(0x4E00 + i) for i in range(195)}
+    assert [pieces[chr(0x4E00 + i)] for i in range(195)] == list(range(5, 200))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ def test_mistakes_exit_with_2_and_no_traceback(text_folder, tmp_path, capsys, ar
     args = [arg.format(text=text_folder, blank=blank) for arg in args]
     assert run("--output", tmp_path / "t", *args) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
+    assert captured.err.startswith("distil_ray.vocabulary: error: ")
     assert message in captured.err
     assert captured.out == ""
 
@@ -141,4 +147,92 @@ def test_the_command_line_exits_with_mains_status(tmp_path):
     command = [sys.executable, "-m", vocabulary.__name__, "--source", tmp_path / "none", "--output", tmp_path / "t"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no such file or folder")
+    assert done.stderr.startswith("distil_ray.vocabulary: error: no such file or folder")
+
+
+def unknown_fraction(folder, text):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer(text, add_special_tokens=False)["input_ids"].count(tokenizer.unk_token_id) / len(text)
+
+
+def chinese(num_characters):
+    """Text in which all of ``num_characters`` occur, the frequent ones much oftener."""
+    rng = random.Random(0)
+    characters = [chr(0x4E00 + i) for i in range(num_characters)]
+    weights = [1 / (i + 10) for i in range(num_characters)]
+    return "".join(characters) + "".join(rng.choices(characters, weights, k=200_000))
+
+
+def test_characters_fill_what_merges_leave(tmp_path, capsys):
+    text = chinese(3000)
+    (tmp_path / "a.txt").write_text("\n\n".join(text[i : i + 1000] for i in range(0, len(text), 1000)))
+    assert run("--source", tmp_path / "a.txt", "--size", 2000, "--output", tmp_path / "small") == 0
+    printed = capsys.readouterr().out
+    assert "a vocabulary of 2,000 pieces" in printed
+    assert "characters: 1,995 of 3,000 different ones have a piece" in printed
+    assert "note:" not in printed
+    assert 0 < unknown_fraction(tmp_path / "small", text) < 0.1
+    assert f"; {unknown_fraction(tmp_path / 'small', text):.3%} of the text's characters have none" in printed
+
+    assert run("--source", tmp_path / "a.txt", "--size", 4000, "--output", tmp_path / "large") == 0
+    printed = capsys.readouterr().out
+    assert "note: 4,000 pieces were asked for, but this text has no more" in printed
+    assert unknown_fraction(tmp_path / "large", text) <= 1 - vocabulary.CHARACTER_COVERAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "script", "kept"),
+    [
+        ("हिन्दी में लिखा हुआ पाठ और शब्द", "Devanagari", "हिन्दी"),
+        ("がぎぐげご ばびぶべぼ ガギグゲゴ", "Hiragana", "が"),
+        ("한국어 문장 입니다", "Hangul", "한국어"),
+        ("синий йод и ёлка", "Cyrillic", "йод"),
+    ],
+)
+def test_marks_that_are_more_than_accents(tmp_path, capsys, text, script, kept):
+    (tmp_path / "a.txt").write_text("\n\n".join([text] * 50))
+    assert run("--source", tmp_path / "a.txt", "--size", 400, "--output", tmp_path / "stripped") == 0
+    printed = capsys.readouterr().out
+    assert "note: stripping accents takes marks off letters, or syllables apart" in printed
+    assert f"{script} (" in printed
+    assert "--no-strip-accents keeps them" in printed
+    assert run("--source", tmp_path / "a.txt", "--size", 400, "--output", tmp_path / "kept", "--no-strip-accents") == 0
+    assert "stripping" not in capsys.readouterr().out
+    normalized = {
+        name: AutoTokenizer.from_pretrained(tmp_path / name).backend_tokenizer.normalizer.normalize_str(kept)
+        for name in ("stripped", "kept")
+    }
+    assert normalized["kept"] == kept.lower() != normalized["stripped"]
+    decoded = "".join(AutoTokenizer.from_pretrained(tmp_path / "kept").tokenize(kept)).replace("##", "")
+    assert decoded == kept
+
+
+def test_accents_apart_from_case(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("\n\n".join(["Café und Müller, naïve Ä"] * 50))
+    for options, expected in (
+        ([], "cafe"),
+        (["--no-strip-accents"], "café"),
+        (["--no-lowercase"], "Café"),
+        (["--no-lowercase", "--strip-accents"], "Cafe"),
+    ):
+        output = tmp_path / "-".join(["t", *options])
+        assert run("--source", tmp_path / "a.txt", "--size", 200, "--output", output, *options) == 0
+        assert "stripping" not in capsys.readouterr().out  # which readers of Latin letters expect
+        assert AutoTokenizer.from_pretrained(output).tokenize("Café") == [expected]
+
+
+def test_an_interrupt_shows_no_traceback(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"word{i} other{i % 977}"}) for i in range(300_000)))
+    command = [sys.executable, "-m", vocabulary.__name__, "--source", file, "--output", tmp_path / "t"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    reading = Path(f"/proc/{process.pid}/fd")
+    deadline = time.monotonic() + 60
+    while not any(link.is_symlink() and os.readlink(link) == str(file) for link in reading.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert error.startswith("distil_ray.vocabulary: error: interrupted")
+    assert "Traceback" not in error

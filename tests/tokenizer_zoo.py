@@ -1,15 +1,14 @@
 """Small tokenizers of many kinds, as folders that `AutoTokenizer` loads, and texts that are hard on them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 from tokenizers.normalizers import NFC, Lowercase
-from tokenizers.normalizers import Sequence as Normalizers
-from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Metaspace, Sequence, WhitespaceSplit
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Metaspace, WhitespaceSplit
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import (
     BertTokenizer,
@@ -72,7 +71,7 @@ def byte_level(**options: Any) -> RobertaTokenizer:
 def unigram(special: int = 4, **options: Any) -> XLMRobertaTokenizer:
     """The first ``special`` of ROBERTA_TOKENS are in the model's vocabulary; the others are added."""
     tokenizer = Tokenizer(Unigram())
-    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Metaspace()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([WhitespaceSplit(), Metaspace()])
     trainer = UnigramTrainer(
         vocab_size=150, special_tokens=ROBERTA_TOKENS[:special], unk_token="<unk>", show_progress=False
     )
@@ -118,8 +117,19 @@ def _whitespace_bpe(*, ignore_merges: bool) -> PreTrainedTokenizerFast:
 def _normalizing_bpe() -> PreTrainedTokenizerFast:
     tokenizer = byte_level()
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.normalizer = Normalizers([NFC(), Lowercase()])
+    backend.normalizer = normalizers.Sequence([NFC(), Lowercase()])
     return _extended(_fast(backend, ROBERTA_TOKENS, bos_token="<s>", eos_token="</s>"))
+
+
+def save_filed(
+    folder: Path, tokenizer: PreTrainedTokenizerBase | Tokenizer, names: Sequence[str] = (), **config: Any
+) -> None:
+    """Write tokenizer.json as it is, and a tokenizer_config.json with the special pieces, in BERT_TOKENS' order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    backend = tokenizer if isinstance(tokenizer, Tokenizer) else tokenizer.backend_tokenizer
+    backend.save(str(folder / "tokenizer.json"))
+    keys = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | dict(zip(keys, names, strict=False))))
 
 
 def _special_in_the_file_alone(folder: Path) -> None:
@@ -127,10 +137,7 @@ def _special_in_the_file_alone(folder: Path) -> None:
     backend = Tokenizer.from_str(wordpiece().backend_tokenizer.to_str())
     backend.add_special_tokens(["<NUM>", "[E1]", "[/E1]"])
     backend.add_tokens(["covid"])
-    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), BERT_TOKENS, strict=True))
-    folder.mkdir()
-    backend.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    save_filed(folder, backend, BERT_TOKENS, tokenizer_class="PreTrainedTokenizerFast")
 
 
 def _holes(folder: Path, *, added: bool) -> None:

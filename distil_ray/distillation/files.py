@@ -20,6 +20,7 @@ from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START, Patience
 
 CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILES = (
     "vocab.txt",
@@ -53,7 +54,7 @@ def loading(
     revision: str | None = None,
     *,
     needs: str | None = None,
-    files: Sequence[str] = (CONFIG_FILE,),
+    files: Sequence[str] = (CONFIG_FILE, CARD_FILE),
     weights: bool = False,
     patience: Patience = AT_START,
 ) -> Iterator[str]:
@@ -63,7 +64,7 @@ def loading(
         what: what is loaded, for messages.
         path: of a local folder or file, or an id on the Hub.
         revision: of the Hub's: a branch, a tag or a commit.
-        needs: a file that a local folder must have.
+        needs: a file that must be there.
         files: what to fetch from the Hub, as far as it is there.
         weights: fetch the weights, too, safetensors rather than pickles.
         patience: how long to wait for the Hub.
@@ -76,12 +77,12 @@ def loading(
     is_local = os.path.exists(location)
     if not is_local and ("://" in path or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1):
         raise InputError(f"cannot load {what}: {path} does not exist; expected a local folder or a Hub id")
-    if is_local and needs is not None and not os.path.exists(os.path.join(location, needs)):
-        raise InputError(f"cannot load {what}: {path} has no {needs}; expected a folder of save_pretrained")
     try:
         with quiet():
             if not is_local:
                 location = _fetched(path, revision, files, weights, patience)
+            if needs is not None and not os.path.exists(os.path.join(location, needs)):
+                raise InputError(f"cannot load {what}: {path} has no {needs}; expected a folder of save_pretrained")
             yield location
     except (InputError, OutageError):
         raise

@@ -144,16 +144,31 @@ def _without_twins(model: PreTrainedModel, missing: Collection[str]) -> set[str]
     transformers 4 gave the bias of BERT's and RoBERTa's MLM head two names, and saved it under one of them. Where the
     head is tied to the embeddings, version 5 knows that; where it is not, it takes them for two.
     """
-    weights = dict(model.named_parameters(remove_duplicate=False))
     absent = set(missing)
-    for name in missing:
-        module, _, kind = name.rpartition(".")
-        twin = f"{module.removesuffix('.decoder') if module.endswith('.decoder') else f'{module}.decoder'}.{kind}"
-        if kind == "bias" and twin in weights and twin not in missing:
-            with torch.no_grad():
-                weights[name].copy_(weights[twin])
-            absent.remove(name)
+    for name, twin in _twin_biases(model):
+        for one, other in ((name, twin), (twin, name)):
+            if one in absent and other not in missing:
+                _copy(model, source=other, target=one)
+                absent.remove(one)
     return absent
+
+
+def agree_twins(model: PreTrainedModel) -> None:
+    """Give both names of an untied head's bias the value that is in use, so that transformers 4 finds it as well."""
+    for name, twin in _twin_biases(model):
+        _copy(model, source=name, target=twin)
+
+
+def _twin_biases(model: PreTrainedModel) -> list[tuple[str, str]]:
+    """The names of a head's bias: that in use, and the other."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    twins = [(name, name.replace(".decoder.", ".")) for name in names if name.endswith(".decoder.bias")]
+    return [(name, twin) for name, twin in twins if twin in names]
+
+
+def _copy(model: PreTrainedModel, source: str, target: str) -> None:
+    with torch.no_grad():
+        model.get_parameter(target).copy_(model.get_parameter(source))
 
 
 def _check_finite_weights(path: str, model: PreTrainedModel) -> None:

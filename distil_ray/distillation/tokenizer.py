@@ -5,6 +5,7 @@ splitting; version 4, with which most models were trained, read those rules from
 differently, the file is right.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,32 @@ def fit_inputs(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> 
     return tokenizer
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer so that transformers 4.57 loads it as well as version 5, with the inputs that it gives now."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config["tokenizer_class"] == PreTrainedTokenizerFast.__name__:  # TokenizersBackend, as version 5 has named it
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if "extra_special_tokens" in config:  # version 4 knows them by this name, and expects a mapping under the other
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for machine in ("is_local", "local_files_only"):
+        config.pop(machine, None)
+    config["model_input_names"] = list(tokenizer.model_input_names)  # left out by version 5
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def remarks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Lines about what a user may not expect of a tokenizer of `load_as_filed`; mostly none."""
     lines = [remark] if (remark := getattr(tokenizer, _REMARK, None)) else []
     normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is None or normalizer.normalize_str("A") != "a":
+        return lines
     added = set(tokenizer.added_tokens_encoder)
-    pieces = [piece for piece in tokenizer.get_vocab() if piece not in added]
+    # As text: in a byte-level vocabulary, a blank is written with a capital letter.
+    pieces = [tokenizer.convert_tokens_to_string([piece]) for piece in tokenizer.get_vocab() if piece not in added]
     cased = sorted(piece for piece in pieces if piece != piece.lower())
-    lowers = normalizer is not None and normalizer.normalize_str("A") == "a"
-    if lowers and len(cased) > _CASED_FRACTION * len(pieces):
+    if len(cased) > _CASED_FRACTION * len(pieces):
         lines.append(
             f"tokenizer: it lower-cases every text, but {len(cased):,} of its {len(pieces):,} pieces have upper-case "
             f"letters, such as {cased[len(cased) // 2]!r}, which it can never give; if the model is a cased one, set "

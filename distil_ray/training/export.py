@@ -1,17 +1,27 @@
 """The student as an ordinary Hugging Face folder: safetensors, configuration, tokenizer, model card."""
 
+import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import ModelCardData, constants, metadata_load
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray import __version__
-from distil_ray.config import Config, to_yaml
-from distil_ray.distillation.files import quiet
-from distil_ray.distillation.models import max_tokens
+from distil_ray.config import Config, Source, dump_yaml, to_settings
+from distil_ray.distillation.files import CARD_FILE, quiet
+from distil_ray.distillation.models import agree_twins, max_tokens
+from distil_ray.distillation.tokenizer import fit_inputs, save_tokenizer
 from distil_ray.training.storage import RunFolder
 
 EXPORT_FOLDER = "export"
+TRANSFORMERS = "4.57"
+"""The earliest version of transformers that was tried on an export."""
+
+_INHERITED = ("language", "license", "license_name", "license_link")
 
 _FIGURES = {
     "eval/mlm_loss": "MLM loss (nats a masked token)",
@@ -34,29 +44,27 @@ def export_student(
     with folder.new_folder(EXPORT_FOLDER) as local:
         # So that `truncation=True` cuts texts to what the student has positions for.
         tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(student))
+        agree_twins(student)
         with quiet():
             student.save_pretrained(local)
-            tokenizer.save_pretrained(local)
-        location = str(local) if folder.is_local else EXPORT_FOLDER
-        (local / "README.md").write_text(model_card(student, config, summary, location), encoding="utf-8")
+            save_tokenizer(fit_inputs(tokenizer, student.config), local)
+        (local / CARD_FILE).write_text(model_card(student, config, summary), encoding="utf-8")
 
 
-def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, Any], location: str) -> str:
-    """Markdown with what the model is, its held-out figures and how to load it."""
+def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, Any]) -> str:
+    """Markdown with what the model is, its held-out figures and how to load it; nothing of the machine's own."""
     origin = (
-        f"distilled from `{config.teacher.path}`"
+        f"distilled from `{_shown(config.teacher.path)}`"
         if config.teacher is not None
         else "trained by masked language modelling"
     )
     figures = [f"| {text} | {summary[name]:.4f} |" for name, text in _FIGURES.items() if summary.get(name) is not None]
     table = ["| held-out figure | value |", "|---|---|", *figures] if figures else ["No text was held out."]
-    sources = ", ".join(f"`{source}`" for source in config.data.sources)
+    sources = ", ".join(f"`{_shown(str(source))}`" for source in config.data.sources)
     return "\n".join(
         [
             "---",
-            "library_name: transformers",
-            "pipeline_tag: fill-mask",
-            "tags: [distil_ray]",
+            _metadata(config).to_yaml(),
             "---",
             "",
             f"# {config.run.name}",
@@ -66,11 +74,13 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
             "",
             "## Use",
             "",
+            f"In this folder, with transformers {TRANSFORMERS} or later:",
+            "",
             "```python",
             "from transformers import AutoModelForMaskedLM, AutoTokenizer",
             "",
-            f'model = AutoModelForMaskedLM.from_pretrained("{location}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{location}")',
+            'model = AutoModelForMaskedLM.from_pretrained(".")',
+            'tokenizer = AutoTokenizer.from_pretrained(".")',
             "```",
             "",
             "## Figures",
@@ -85,8 +95,58 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
             f"{sources}. Settings:",
             "",
             "```yaml",
-            to_yaml(config).rstrip(),
+            dump_yaml(_portable(to_settings(config))).rstrip(),
             "```",
             "",
         ]
     )
+
+
+def _metadata(config: Config) -> ModelCardData:
+    """What the Hub reads: where the model comes from, and what its origin's own card says of language and licence."""
+    origin = config.teacher.path if config.teacher is not None else config.student.path
+    inherited = {} if origin is None else _card_of(origin)
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        tags=["distil_ray"],
+        base_model=None if origin is None or os.path.isabs(origin) else origin,
+        datasets=list(dict.fromkeys(filter(None, map(_dataset, config.data.sources)))) or None,
+        **{key: inherited[key] for key in _INHERITED if inherited.get(key)},
+    )
+
+
+def _dataset(source: Source) -> str | None:
+    """The id of a data set on the Hub."""
+    if source.hub is not None:
+        return None if os.path.isabs(source.hub) else source.hub
+    match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", source.path or "")
+    return match[1] if match else None
+
+
+def _card_of(path: str) -> dict[str, Any]:
+    """The metadata in a model's card, if it has one: in its folder, or as it was fetched with the model."""
+    cached = Path(constants.HF_HUB_CACHE, f"models--{path.replace('/', '--')}").glob(f"snapshots/*/{CARD_FILE}")
+    cards = [Path(path, CARD_FILE)] if os.path.isabs(path) else sorted(cached, key=lambda file: file.stat().st_mtime)
+    try:
+        return metadata_load(cards[-1]) or {}
+    except (IndexError, OSError, ValueError, yaml.YAMLError):  # no card, or not in the form of the Hub's
+        return {}
+
+
+def _portable(value: Any) -> Any:
+    """Settings without the folders of this machine: absolute paths give way to their names."""
+    if isinstance(value, dict):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(item) for item in value]
+    return _shown(value) if isinstance(value, str) else value
+
+
+def _shown(path: str) -> str:
+    """The name of a local file or folder, with that of the folder around it where it says little by itself."""
+    if not os.path.isabs(path):
+        return path
+    names = Path(path).parts[1:]
+    num_shown = 2 if names and (names[-1] == EXPORT_FOLDER or "*" in names[-1]) else 1
+    return "/".join(names[-num_shown:])
