@@ -4,7 +4,8 @@ import pytest
 
 from distil_ray.config import parse_config
 from distil_ray.errors import InputError
-from distil_ray.training.cluster import DRIVER_CPUS, check_fits, runs_at_once, slots_needed
+from distil_ray.training import cluster
+from distil_ray.training.cluster import DRIVER_CPUS, check_fits, has_autoscaler, runs_at_once, slots_needed
 
 
 def config(**runtime):
@@ -49,6 +50,16 @@ def test_slots(runtime, expected):
 )
 def test_runs_side_by_side_on_six_slots(ray_cluster, runtime, expected):
     assert runs_at_once(config(**runtime)) == expected
+
+
+def test_nodes_that_carry_their_type_have_an_autoscaler_only_if_it_has_reported(ray_cluster, monkeypatch):
+    """As in Kubernetes without one; `test_jobs.py` has a cluster with an autoscaler."""
+    monkeypatch.setattr(cluster, "is_autoscaled", lambda labels: True)
+    monkeypatch.setattr(cluster, "_AUTOSCALER_SECONDS", 1.5)
+
+    assert not has_autoscaler()
+    with pytest.raises(InputError, match="the cluster has 0 GPU"):
+        check_fits(config(use_gpu=True))
 
 
 def test_what_does_not_fit_is_said(ray_cluster):

@@ -52,6 +52,20 @@ def test_a_run_waits_for_room_for_all_its_parts_and_says_so(config):
     thread.join()
 
 
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({"data_cpus": 2}, 2),
+        ({"data_cpus": 64}, 4),  # what two workers leave of six slots
+        ({"data_cpus": 64, "resources_per_worker": {"CPU": 3.0}}, 1),  # more are still to come
+        ({"data_cpus": 64, "data_label": {"no-such": "label"}}, 1),
+    ],
+)
+def test_no_more_data_slots_are_waited_for_than_there_are(settings, runtime, expected):
+    settings["runtime"] |= {"num_workers": 2} | runtime
+    assert placement._num_data_slots(parse_config(settings)) == expected
+
+
 def test_one_run_at_a_time_is_placed_until_its_turn_ends(config):
     lines, has_turn = [], threading.Event()
 

@@ -327,6 +327,15 @@ def test_a_trial_that_could_never_be_placed(search_settings, ray_cluster, tmp_pa
     assert not (tmp_path / "runs/search/trials.json").exists()
 
 
+@pytest.mark.parametrize(("cores", "asked", "expected"), [(4, None, 4), (4, 3, 3), (1, None, 1)])
+def test_a_ray_of_its_own_has_slots_for_as_many_trials_as_there_are_usable_cores(
+    search_settings, monkeypatch, cores, asked, expected
+):
+    monkeypatch.setattr(tuner, "usable_cpus", lambda: cores)
+    plan = plan_of(changed(search_settings, search__max_concurrent=asked, search__num_trials=10))
+    assert tuner._own_cpu_slots(plan) == pytest.approx(expected * (1 + 1 + tuner.DRIVER_CPUS))
+
+
 def test_trials_at_a_time_are_limited_by_the_nodes_there_unless_more_may_come(
     search_settings, ray_cluster, monkeypatch, capsys
 ):

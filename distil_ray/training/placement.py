@@ -7,6 +7,7 @@ of the cluster, waits until all that it needs is free at once, and ends its turn
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,7 +17,7 @@ from ray.util.placement_group import get_placement_group, placement_group, remov
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distil_ray.config import Config
-from distil_ray.training.cluster import amounts, slots_needed, worker_resources
+from distil_ray.training.cluster import amounts, has_label, worker_resources
 
 _NAME, _NAMESPACE = "placement", "distil_ray"
 _POLL_SECONDS = 1.0
@@ -72,25 +73,39 @@ def _take_turn(tell: Tell) -> Any:
 
 def _wait_for_room(config: Config, tell: Tell) -> None:
     """Reserve everything, which Ray does at once or not at all, and give it back for the run itself to take."""
-    num_workers, num_slots = config.runtime.min_workers, config.runtime.data_cpus
+    workers = [worker_resources(config)] * config.runtime.min_workers
+    data = [{"CPU": 1.0}] * _num_data_slots(config)
     label = config.runtime.data_label
     with suppress(ValueError):  # there is none, usually; a trial that was killed while it waited has left one
         remove_placement_group(get_placement_group(_NAME))
     room = placement_group(
-        [*[worker_resources(config)] * num_workers, *[{"CPU": 1.0}] * num_slots],
+        [*workers, *data],
         name=_NAME,
-        bundle_label_selector=[*[{}] * num_workers, *[dict(label)] * num_slots] if label else None,
+        bundle_label_selector=[*[{}] * len(workers), *[dict(label)] * len(data)] if label else None,
     )
+    needed: Counter[str] = Counter()  # of fractions, too
+    for bundle in (*workers, *data):
+        needed.update(bundle)
     news = _News(tell)
     try:
         while not room.wait(_POLL_SECONDS):
-            needed, free = slots_needed(config), ray.available_resources()
+            free = ray.available_resources()
             news.offer(
                 f"waiting for room on the cluster: {amounts(needed)} are needed at once for workers and data tasks, "
                 f"{amounts({name: free.get(name, 0.0) for name in needed})} are free"
             )
     finally:
         remove_placement_group(room)
+
+
+def _num_data_slots(config: Config) -> int:
+    """Slots to wait for: those that the run may use, of those that are there; an autoscaler adds others later."""
+    runtime = config.runtime
+    nodes = [node for node in ray.nodes() if node["Alive"] and has_label(node["Labels"], runtime.data_label)]
+    there = sum(node["Resources"].get("CPU", 0.0) for node in nodes)
+    if not runtime.data_label:
+        there -= worker_resources(config).get("CPU", 0.0) * runtime.min_workers
+    return max(min(runtime.data_cpus, int(there)), 1)
 
 
 class _News:
