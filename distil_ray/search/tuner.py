@@ -32,8 +32,10 @@ from distil_ray.training.cluster import (
     slots_needed,
     worker_resources,
 )
+from distil_ray.training.console import Console
 from distil_ray.training.events import Line
 from distil_ray.training.launcher import IDENTITY_FILE, check_learned_settings, examine, launch
+from distil_ray.training.lease import Claim, holding
 from distil_ray.training.storage import RunFolder
 
 _TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to go on
@@ -48,13 +50,21 @@ def search(plan: Plan, *, retry_failed: bool = False) -> None:
         InputError: bad configuration or input, found before the start where that is possible.
         RunError: no trial reached its end.
     """
+    run = plan.config.run
+    folder = RunFolder(run.storage_path, run.name)
+    check_learned_settings(plan.identity(), folder)
+    with holding(folder, "distil_ray.tune", Console().line) as claim:
+        _search(plan, claim, retry_failed=retry_failed)
+
+
+def _search(plan: Plan, claim: Claim, *, retry_failed: bool) -> None:
     trials, board = _open(plan)
     if retry_failed:
         for trial in trials:
             if trial.status == "failed":
                 trials.reopen(trial.name)
     if len(trials) < plan.num_trials or any(trial.status == "open" for trial in trials):
-        _fit(plan, trials, board)
+        _fit(plan, trials, board, claim)
     write_results(plan, trials)
     if best(trials, plan.direction) is None:
         messages = [f"\n  {trial.name}: {trial.message}" for trial in trials if trial.message]
@@ -95,7 +105,7 @@ def _open(plan: Plan) -> tuple[Trials, Board]:
     return trials, Board(plan, trials)
 
 
-def _fit(plan: Plan, trials: Trials, board: Board) -> None:
+def _fit(plan: Plan, trials: Trials, board: Board, claim: Claim) -> None:
     """Run every trial that is open or still to be made."""
     config, folder = plan.config, trials.folder
     identity = {"learned": plan.identity(), "data": examine(config, folder, board).plan.fingerprint()}
@@ -116,7 +126,7 @@ def _fit(plan: Plan, trials: Trials, board: Board) -> None:
     if not num_left:  # it was killed when the last trial was to be stopped
         return
     events = Line()
-    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, events=events)
+    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, events=events, claim=claim)
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # the old one can be silenced
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run writes its own metrics
@@ -172,7 +182,7 @@ def _at_once(plan: Plan, board: Board) -> int:
 # ---------------------------------------------------------------------------------------------- what Ray Tune calls
 
 
-def _run_trial(spec: Mapping[str, Any], *, plan: Plan, events: Line) -> None:
+def _run_trial(spec: Mapping[str, Any], *, plan: Plan, events: Line, claim: Claim) -> None:
     """A trial, in an actor of its own. What fails is written down rather than raised, so that Tune goes on."""
     name = spec["trial"]
     relay = Relay(events, name)
@@ -182,7 +192,7 @@ def _run_trial(spec: Mapping[str, Any], *, plan: Plan, events: Line) -> None:
             relay.show("line", f"is tried again: {message}")
         try:
             config = plan.trial_config(name, json.loads(spec["settings"]))
-            launch(config, relay, [ReportObjective(plan.search.metric)])
+            launch(config, relay, [ReportObjective(plan.search.metric)], claim)
             return
         except (InputError, DivergedError) as error:  # it would fail again
             message = str(error)

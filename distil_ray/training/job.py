@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
 from distil_ray.training.events import Line
+from distil_ray.training.lease import Claim
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Job:
     Attributes:
         heldout: held-out rows, the arrays of `data.batch`; empty = no evaluation.
         num_groups: of the whole schedule; None = endless.
+        claim: without which nothing may be written.
         continues_at: step at which this pass goes on, as planned, where the pipeline before it ended.
     """
 
@@ -24,6 +26,7 @@ class Job:
     heldout: Arrays
     num_groups: int | None
     events: Line
+    claim: Claim
     continues_at: int | None = None
 
 

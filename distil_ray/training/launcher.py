@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from distil_ray.training.console import Console
 from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.job import Job, Outcome
+from distil_ray.training.lease import Claim, holding
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
 from distil_ray.training.stopping import Stopping
 from distil_ray.training.storage import RunFolder
@@ -38,19 +40,38 @@ CONFIG_FILE = "config.yaml"
 IDENTITY_FILE = "identity.json"
 
 
-def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] = ()) -> None:
+def launch(
+    config: Config, console: Console, callbacks: Sequence[UserCallback] = (), claim: Claim | None = None
+) -> None:
     """Do the whole run, or what is left of it. Ray Train's controller calls ``callbacks``.
 
+    Args:
+        claim: to a folder around the run's, as a trial has it from its search; without one, the run's own is held.
+
     Raises:
-        InputError: bad configuration or input, found before the start where that is possible.
+        InputError: bad configuration or input, found before the start where that is possible; the folder is in use.
         RunError: the run started and failed; a `DivergedError` if it would do so again.
         Stopped: a signal has ended it, behind a checkpoint if a step had been done.
     """
     folder = RunFolder(config.run.storage_path, config.run.name)
     check_learned_settings(learned(config), folder)
-    if folder.exists(FINISHED_FILE):
-        console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
+    if _is_finished(config, folder, console):
         return
+    own = holding(folder, "distil_ray.train", console.line) if claim is None else nullcontext(claim)
+    with own as held:
+        if not _is_finished(config, folder, console):  # in the meantime
+            _launch(config, console, callbacks, held)
+
+
+def _is_finished(config: Config, folder: RunFolder, console: Console) -> bool:
+    if not folder.exists(FINISHED_FILE):
+        return False
+    console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
+    return True
+
+
+def _launch(config: Config, console: Console, callbacks: Sequence[UserCallback], claim: Claim) -> None:
+    folder = claim.guard(RunFolder(config.run.storage_path, config.run.name))
     plan = examine(config, folder, console).plan
     console.line(connect(slots_needed(config)["CPU"]))
     for line in check_fits(config):
@@ -62,7 +83,7 @@ def launch(config: Config, console: Console, callbacks: Sequence[UserCallback] =
     stopping = Stopping(events)
     try:
         with console.following(events), telling_of_nodes(events.line), stopping.handled():
-            outcome = _train(config, plan, folder, events, stopping, callbacks)
+            outcome = _train(config, plan, folder, events, stopping, callbacks, claim)
     except KeyboardInterrupt:
         message = "stopped at once; the same command goes on from the last checkpoint"
         raise Stopped(stopping.signal_number, message) from None
@@ -191,10 +212,11 @@ def _train(
     events: Line,
     stopping: Stopping,
     callbacks: Sequence[UserCallback],
+    claim: Claim,
 ) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     plan, heldout = prepare_data(config, plan, events.line)
-    job = Job(config, heldout, plan.schedule.num_groups, events)
+    job = Job(config, heldout, plan.schedule.num_groups, events, claim)
     generosity = 1
     try:
         while (outcome := _fit(job, plan, folder, generosity, stopping, callbacks)).kind in ("more", "moving"):
@@ -284,7 +306,7 @@ def _failure_message(config: Config, folder: RunFolder, error: BaseException) ->
     """What failed, and from where the same command goes on."""
     failures = getattr(error, "worker_failures", None) or {}
     causes = [f"worker {rank}: {reason_of(cause)}" for rank, cause in sorted(failures.items())]
-    checkpoint, _ = latest_checkpoint(folder)
+    checkpoint, _ = latest_checkpoint(folder, verify_tensors=False)
     again = f"goes on from {checkpoint.name}" if checkpoint else "starts again: no checkpoint was complete"
     listed = "\n".join(f"  {cause}" for cause in causes or [reason_of(error)])
     return f"the run failed (runtime.max_failures = {config.runtime.max_failures}):\n{listed}\nThe same command {again}"

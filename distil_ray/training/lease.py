@@ -149,20 +149,20 @@ class _Heart(threading.Thread):
         super().__init__(name="lease", daemon=True)
         self._claim = replace(claim, folder=claim.folder.patient(Patience(0.0)))
         self._on_lost = on_lost
-        self._is_stopped = threading.Event()
+        self._at_end = threading.Event()
         self._ending = threading.Lock()
         self.loss: LeaseLostError | None = None
 
     def run(self) -> None:
         beat = 0
-        while not self._is_stopped.wait(HEARTBEAT_SECONDS):
+        while not self._at_end.wait(HEARTBEAT_SECONDS):
             beat += 1
             try:
                 self._claim.check()
                 _beat(self._claim, beat)
             except LeaseLostError as loss:
                 with self._ending:
-                    if not self._is_stopped.is_set():
+                    if not self._at_end.is_set():
                         self.loss = loss
                         self._on_lost()
                 return
@@ -172,7 +172,7 @@ class _Heart(threading.Thread):
     def stop(self) -> None:
         """Return when no further sign of life will be given."""
         with self._ending:
-            self._is_stopped.set()
+            self._at_end.set()
         self.join()
 
 

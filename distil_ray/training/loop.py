@@ -35,7 +35,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
     # 1. Set up what is equal on all workers.
-    folder = RunFolder(config.run.storage_path, config.run.name)
+    folder = job.claim.guard(RunFolder(config.run.storage_path, config.run.name))
     tokenizer = build_tokenizer(config)
     learner = Learner(config, *build_models(config, tokenizer), device=ray.train.torch.get_device())
     heldout = HeldOut(
