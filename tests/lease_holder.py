@@ -1,4 +1,4 @@
-"""A command that holds a folder and writes to it, as a process of its own. Arguments: path, name, heartbeat."""
+"""A command that holds a folder and writes to it: its path, name and heartbeat in seconds are the arguments."""
 
 import os
 import sys

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from queue import Queue
 
 import pytest
+import yaml
 
 from distil_ray.errors import InputError
 from distil_ray.training import lease
@@ -267,3 +269,26 @@ def test_a_claim_travels_to_other_processes(folder):
         again.check()
     with pytest.raises(LeaseLostError):
         again.check()
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_run_on_a_full_disk_is_refused_without_a_traceback(settings, tmp_path, is_resumed):
+    folder = tmp_path / "runs" / "run"
+    if is_resumed:
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("{}\n")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    arguments = [sys.executable, "-m", "distil_ray.train", "--config", str(tmp_path / "config.yaml")]
+    limit = (4096, 4096)  # bytes a file: a disk without room, for a process that may not mount one
+    result = subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert result.returncode == 2, result.stderr
+    assert f"error: run.storage_path: cannot write to {folder}: " in result.stderr
+    assert "free some space there" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in folder.iterdir()) == (["metrics.jsonl"] if is_resumed else [])

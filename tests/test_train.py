@@ -79,6 +79,26 @@ def test_a_killed_driver_and_a_killed_worker_change_nothing(reference, ray_clust
     assert [record["step"] for record in records(folder)] == list(range(101))
 
 
+def test_a_second_driver_of_the_same_run_is_refused(settings, ray_cluster, tmp_path):
+    settings = changed(settings, optim__num_steps=60, checkpoint__every_steps=20)
+    folder = tmp_path / "runs" / "run"
+    arguments, environment = command(settings, tmp_path, ray_cluster)
+    first = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(folder.glob("lease_*.json")) != [])
+
+    second = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
+    assert first.poll() is None
+    assert second.returncode == 2
+    assert f"{folder} is in use by `distil_ray.train` (process {first.pid} on " in second.stderr
+    assert "Traceback" not in second.stderr
+
+    _, errors = first.communicate(timeout=240)
+    assert first.returncode == 0, errors
+    assert (folder / "export" / "model.safetensors").exists()
+    assert (folder / "checkpoint_000000060" / "complete.json").exists()
+    assert list(folder.glob("lease_*.json")) == []
+
+
 def test_distils_a_teacher_in_epochs(distilled):
     _, folder = distilled
     last = records(folder)[-1]

@@ -33,9 +33,11 @@ from distil_ray.training.cluster import (
     usable_cpus,
     worker_resources,
 )
+from distil_ray.training.console import Console
 from distil_ray.training.events import Line
 from distil_ray.training.identity import Identity
 from distil_ray.training.launcher import check_learned_settings, examine, launch
+from distil_ray.training.lease import Claim, holding
 from distil_ray.training.storage import RunFolder
 
 _TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to go on
@@ -51,13 +53,21 @@ def search(plan: Plan, *, retry_failed: bool = False) -> None:
         InputError: bad configuration or input, found before the start where that is possible.
         RunError: no trial reached its end.
     """
+    run = plan.config.run
+    folder = RunFolder(run.storage_path, run.name)
+    check_learned_settings(plan.identity(), folder)
+    with holding(folder, "distil_ray.tune", Console().line) as claim:
+        _search(plan, claim, retry_failed=retry_failed)
+
+
+def _search(plan: Plan, claim: Claim, *, retry_failed: bool) -> None:
     trials, board, known = _open(plan)
     if retry_failed:
         for trial in trials:
             if trial.status == "failed":
                 trials.reopen(trial.name)
     if len(trials) < plan.num_trials or any(trial.status == "open" for trial in trials):
-        _fit(plan, trials, board, known)
+        _fit(plan, trials, board, known, claim)
     write_results(plan, trials)
     if best(trials, plan.direction) is None:
         messages = [f"\n  {trial.name}: {trial.message}" for trial in trials if trial.message]
@@ -98,7 +108,7 @@ def _open(plan: Plan) -> tuple[Trials, Board, Identity | None]:
     return trials, Board(plan, trials), known
 
 
-def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None) -> None:
+def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None, claim: Claim) -> None:
     """Run every trial that is open or still to be made."""
     config, folder = plan.config, trials.folder
     identity = replace(examine(config, folder, board, known).identity, learned=plan.identity())
@@ -119,7 +129,7 @@ def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None) -> No
     if not num_left:  # it was killed when the last trial was to be stopped
         return
     events = Line()
-    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, basis=identity, events=events)
+    trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, basis=identity, events=events, claim=claim)
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # the old one can be silenced
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run writes its own metrics
@@ -175,7 +185,7 @@ def _at_once(plan: Plan, board: Board) -> int:
 # ---------------------------------------------------------------------------------------------- what Ray Tune calls
 
 
-def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: Line) -> None:
+def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: Line, claim: Claim) -> None:
     """A trial, in an actor of its own. What may pass is raised, for Tune to try again, and written down for then."""
     name = spec["trial"]
     relay = Relay(events, name)
@@ -184,7 +194,7 @@ def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: 
         relay.show("line", f"is tried again: {folder.read_json(_RETRIED_FILE)['message']}")
     try:
         config = plan.trial_config(name, json.loads(spec["settings"]))
-        launch(config, relay, [ReportObjective(plan.search.metric)], basis)
+        launch(config, relay, [ReportObjective(plan.search.metric)], basis, claim)
     except (InputError, DivergedError) as error:  # it would fail again
         folder.write_json(FAILED_FILE, {"message": str(error)})
     except Exception as error:

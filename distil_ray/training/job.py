@@ -13,6 +13,7 @@ from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
 from distil_ray.training.events import Line
 from distil_ray.training.identity import Pins
+from distil_ray.training.lease import Claim
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Job:
         sample: ids of some rows ``[B, T]``, on which the teacher is tried.
         num_groups: of the whole schedule; None = endless.
         continues_at: step at which this pass continues, as planned, where the pipeline before it ended.
+        claim: without which nothing may be written.
     """
 
     config: Config
@@ -33,6 +35,7 @@ class Job:
     sample: npt.NDArray[np.integer]
     num_groups: int | None
     events: Line
+    claim: Claim
     continues_at: int | None = None
 
 

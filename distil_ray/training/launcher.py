@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.identity import SCHEMA, Identity, data_commits, pin_models, text_contents
 from distil_ray.training.job import Job, Outcome
+from distil_ray.training.lease import Claim, holding
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
 from distil_ray.training.placement import Turn, ray_address_for_train, turn_with_room
 from distil_ray.training.stopping import Stopping
@@ -48,23 +50,45 @@ CONFIG_FILE = "config.yaml"
 
 
 def launch(
-    config: Config, console: Console, callbacks: Sequence[UserCallback] = (), basis: Identity | None = None
+    config: Config,
+    console: Console,
+    callbacks: Sequence[UserCallback] = (),
+    basis: Identity | None = None,
+    claim: Claim | None = None,
 ) -> None:
     """Do the whole run, or what is left of it. Ray Train's controller calls ``callbacks``.
 
     Args:
         basis: of whoever launches several runs with the same models and text: what those are.
+        claim: to a folder around the run's, as a trial has it from its search; without one, the run's own is held.
 
     Raises:
-        InputError: bad configuration or input, found before the start where that is possible.
+        InputError: bad configuration or input, found before the start where that is possible; the folder is in use.
         RunError: the run started and failed; a `DivergedError` if it would do so again.
         Stopped: a signal has ended it, after a checkpoint if a step had been done.
     """
     folder = RunFolder(config.run.storage_path, config.run.name)
-    known = check_learned_settings(learned(config), folder)
-    if folder.exists(FINISHED_FILE):
-        console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
+    check_learned_settings(learned(config), folder)
+    if _is_finished(config, folder, console):
         return
+    own = holding(folder, "distil_ray.train", console.line) if claim is None else nullcontext(claim)
+    with own as held:
+        if not _is_finished(config, folder, console):  # in the meantime
+            _launch(config, console, callbacks, basis, held)
+
+
+def _is_finished(config: Config, folder: RunFolder, console: Console) -> bool:
+    if not folder.exists(FINISHED_FILE):
+        return False
+    console.line(f"{config.run.name} is finished: the student is in {folder.join(EXPORT_FOLDER)}")
+    return True
+
+
+def _launch(
+    config: Config, console: Console, callbacks: Sequence[UserCallback], basis: Identity | None, claim: Claim
+) -> None:
+    folder = claim.guard(RunFolder(config.run.storage_path, config.run.name))
+    known = check_learned_settings(learned(config), folder)
     examined = examine(config, folder, console, known or basis, is_resumed=known is not None)
     console.line(connect(slots_needed(config)["CPU"]))
     for line in check_fits(config):
@@ -76,7 +100,7 @@ def launch(
     stopping = Stopping(events)
     try:
         with console.following(events), telling_of_nodes(events.line), stopping.handled():
-            outcome = _train(config, examined, folder, events, stopping, callbacks)
+            outcome = _train(config, examined, folder, events, stopping, callbacks, claim)
     except KeyboardInterrupt:
         message = f"stopped at once; {_how_to_resume(folder)}"
         raise Stopped(stopping.signal_number, message) from None
@@ -257,13 +281,14 @@ def _train(
     events: Line,
     stopping: Stopping,
     callbacks: Sequence[UserCallback],
+    claim: Claim,
 ) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     identity, tokenizer, _, plan = examined
     plan, heldout, sample, warnings = prepare_data(config, tokenizer, plan, events.line)
     for warning in warnings:
         events.line(f"warning: {warning}")
-    job = Job(config, identity.models, heldout, sample, plan.schedule.num_groups, events)
+    job = Job(config, identity.models, heldout, sample, plan.schedule.num_groups, events, claim)
     generosity, num_again = 1, 0
 
     def fit() -> Outcome:

@@ -149,20 +149,20 @@ class _Heart(threading.Thread):
         super().__init__(name="lease", daemon=True)
         self._claim = replace(claim, folder=claim.folder.patient(Patience(0.0)))
         self._on_lost = on_lost
-        self._is_stopped = threading.Event()
+        self._at_end = threading.Event()
         self._ending = threading.Lock()
         self.loss: LeaseLostError | None = None
 
     def run(self) -> None:
         beat = 0
-        while not self._is_stopped.wait(HEARTBEAT_SECONDS):
+        while not self._at_end.wait(HEARTBEAT_SECONDS):
             beat += 1
             try:
                 self._claim.check()
                 _beat(self._claim, beat)
             except LeaseLostError as loss:
                 with self._ending:
-                    if not self._is_stopped.is_set():
+                    if not self._at_end.is_set():
                         self.loss = loss
                         self._on_lost()
                 return
@@ -170,10 +170,10 @@ class _Heart(threading.Thread):
                 continue
 
     def stop(self) -> None:
-        """Return when no further sign of life will be given."""
+        """Give no further sign of life."""
         with self._ending:
-            self._is_stopped.set()
-        self.join()
+            self._at_end.set()
+        self.join(timeout=HEARTBEAT_SECONDS)  # a storage that does not answer holds nobody up
 
 
 def _acquire(folder: RunFolder, command: str, tell: Callable[[str], None]) -> Claim:
@@ -204,7 +204,7 @@ def _is_over(folder: RunFolder, last: _Holder, tell: Callable[[str], None]) -> b
         InputError: the owner is alive.
     """
     is_here = last.facts.get("machine") == _machine()
-    if is_here and _started(last.facts.get("pid", 0)) != last.facts.get("pid_started"):
+    if is_here and _has_ended(last.facts["pid"], last.facts["pid_started"]):
         return True
     try:
         age = folder.age(_name_of(last.generation))
@@ -274,7 +274,7 @@ def _describe(owner: str, command: str) -> bytes:
         "command": command,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "pid_started": _started(os.getpid()),
+        "pid_started": _state(os.getpid())[1],
         "machine": _machine(),
         "since": time.time(),
         "beat": 0,
@@ -291,21 +291,22 @@ def _machine() -> str:
         return f"{socket.gethostname()} {uuid.getnode()}"
 
 
-def _started(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks since boot; None if it has ended.
+def _has_ended(pid: int, started: int) -> bool:
+    """Whether a process of this machine has ended; another one may have its id by now."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        pass
+    state, now = _state(pid)
+    return state in ("Z", "X") or (state != "" and now != started)
 
-    Where there is no ``/proc``: 0 for whatever lives.
-    """
-    if not os.path.exists("/proc/self/stat"):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except OSError:  # another user's
-            return 0
-        return 0
+
+def _state(pid: int) -> tuple[str, int]:
+    """A process's state, such as "Z", and when it started, in clock ticks since boot; ("", 0) if that cannot be read."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if state in "ZX" else int(fields[18])
+        return "", 0
+    return state, int(fields[18])

@@ -44,7 +44,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
 
     # 1. Set up what is equal on all workers; if one of them cannot, none begins.
     patience = Patience(config.runtime.outage_seconds, job.events.line)
-    folder = RunFolder(config.run.storage_path, config.run.name, patience=patience)
+    folder = job.claim.guard(RunFolder(config.run.storage_path, config.run.name, patience=patience))
     try:
         tokenizer, learner, problem = *_set_up(job), None
     except (InputError, OutageError) as error:

@@ -6,6 +6,7 @@ not pass, such as wrong credentials or a full disk, is an `InputError` at once.
 
 import copy
 import errno
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from uuid import uuid4
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from pyarrow import PythonFile
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from distil_ray.errors import InputError, OutageError, reason_of
@@ -74,8 +76,10 @@ class RunFolder:
 
     @property
     def arrow_filesystem(self) -> FileSystem:
-        """The same file system as Ray wants it."""
-        return PyFileSystem(FSSpecHandler(self.filesystem))
+        """The same file system as Ray wants it, for small files."""
+        if self.is_local:
+            return PyFileSystem(FSSpecHandler(self.filesystem))
+        return PyFileSystem(_PatientHandler(self.filesystem, self.patience))
 
     def join(self, name: str) -> str:
         """Full path of a file in the folder."""
@@ -335,6 +339,57 @@ class RunFolder:
             raise
         except Exception as error:  # fsspec implementations raise errors of their own
             raise InputError(f"run.storage_path: cannot {verb} {self.path}: {reason_of(error)}") from error
+
+
+def _patiently(name: str) -> Callable[..., Any]:
+    """The method of `FSSpecHandler` of that name, which waits out outages."""
+
+    def method(self: "_PatientHandler", *arguments: Any) -> Any:
+        return self.wait_out(lambda: getattr(FSSpecHandler, name)(self, *arguments))
+
+    return method
+
+
+class _PatientHandler(FSSpecHandler):
+    """What Ray reads and writes of its own, as whole files."""
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, patience: Patience) -> None:
+        super().__init__(filesystem)
+        self._patience = patience
+
+    def wait_out(self, attempt: Callable[[], Result]) -> Result:
+        return self._patience.wait_out("run.storage_path", attempt)
+
+    get_file_info = _patiently("get_file_info")
+    get_file_info_selector = _patiently("get_file_info_selector")
+    create_dir = _patiently("create_dir")
+    delete_dir = _patiently("delete_dir")
+    delete_dir_contents = _patiently("delete_dir_contents")
+    delete_file = _patiently("delete_file")
+    copy_file = _patiently("copy_file")
+    move = _patiently("move")
+
+    def open_input_stream(self, path: str) -> PythonFile:
+        return PythonFile(io.BytesIO(self.wait_out(lambda: self.fs.cat_file(path))), mode="r")
+
+    open_input_file = open_input_stream
+
+    def open_output_stream(self, path: str, metadata: Any) -> PythonFile:
+        return PythonFile(_Upload(lambda content: self.wait_out(lambda: self.fs.pipe_file(path, content))), mode="w")
+
+
+class _Upload(io.BytesIO):
+    """A file that is handed on as a whole when it is closed."""
+
+    def __init__(self, hand_on: Callable[[bytes], object]) -> None:
+        super().__init__()
+        self._hand_on = hand_on
+
+    def close(self) -> None:
+        if not self.closed:
+            content = self.getvalue()
+            super().close()
+            self._hand_on(content)
 
 
 def replace_file(path: Path, content: bytes) -> None:
