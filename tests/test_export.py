@@ -155,3 +155,14 @@ def test_the_card_of_a_run_without_teacher_and_evaluation():
     card = model_card(small_model("bert"), config, {"step": 1, "tokens": 2}, "here")
     assert "trained by masked language modelling with distil_ray" in card
     assert "No text was held out." in card
+
+
+def test_the_card_says_what_was_skipped_of_the_text_and_warns():
+    _, student = small_pair()
+    counts = {"data/documents": 100, "data/skipped_documents": 20, "data/skipped_not_utf8": 20}
+    counts |= {"data/pieces": 1000, "data/unknown_pieces": 100}
+    card = model_card(student, small_config(), SUMMARY | counts, "somewhere")
+    assert "Of the text, 20 of 100 documents skipped (20.0%): 20 not UTF-8; 10.00% of the pieces are [UNK]." in card
+    assert "**Warning**: 20.0% of the documents that hold something cannot be used" in card
+    assert "**Warning**: 10.0% of the pieces are [UNK]" in card
+    assert "Warning" not in model_card(student, small_config(), SUMMARY, "somewhere")

@@ -97,7 +97,7 @@ class DataPlan:
         Raises:
             InputError: the text cannot be read, or gives no row.
         """
-        groups = range(min(self.schedule.groups_per_epoch, _MAX_GLANCES))
+        groups = range(min(self.schedule.groups_per_epoch, _MAX_UNITS_GLANCED_AT))
         units = np.concatenate([self.schedule.units_of(group) for group in groups])
         tally = self._glance("data.sources", self.corpus, units)
         if len(self.eval_units):

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray import __version__
 from distil_ray.config import Config, to_yaml
+from distil_ray.data.tally import counts_of, describe_text, text_warnings
 from distil_ray.distillation.models import max_tokens, quiet
 from distil_ray.training.storage import RunFolder
 
@@ -49,6 +50,10 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
     )
     figures = [f"| {text} | {summary[name]:.4f} |" for name, text in _FIGURES.items() if summary.get(name) is not None]
     table = ["| held-out figure | value |", "|---|---|", *figures] if figures else ["No text was held out."]
+    counts = counts_of(summary)
+    limit = config.data.warn_skipped_fraction
+    text = [f"Of the text, {'; '.join(describe_text(counts))}.", ""] if counts else []
+    text += [part for line in text_warnings(counts, max_lost_fraction=limit) for part in (f"**Warning**: {line}.", "")]
     sources = ", ".join(f"`{source}`" for source in config.data.sources)
     return "\n".join(
         [
@@ -80,6 +85,7 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
             "",
             "## Training",
             "",
+            *text,
             f"{summary['step']:,} steps of {config.optim.global_batch_size:,} rows, {summary['tokens']:,} tokens of "
             f"{sources}. Settings:",
             "",
