@@ -260,3 +260,14 @@ def test_both_names_of_an_untied_heads_bias_hold_what_is_in_use(tmp_path, family
     (name,) = (name for name in weights if name.endswith(".decoder.bias"))
     assert torch.equal(weights[name], student.get_parameter(name))
     assert torch.equal(weights[name.replace(".decoder", "")], weights[name])
+
+
+def test_the_card_says_what_was_skipped_of_the_text_and_warns():
+    _, student = small_pair()
+    counts = {"data/documents": 100, "data/skipped_documents": 20, "data/skipped_not_utf8": 20}
+    counts |= {"data/pieces": 1000, "data/unknown_pieces": 100}
+    card = model_card(student, small_config(), SUMMARY | counts, "somewhere")
+    assert "Of the text, 20 of 100 documents skipped (20.0%): 20 not UTF-8; 10.00% of the pieces are [UNK]." in card
+    assert "**Warning**: 20.0% of the documents that hold something cannot be used" in card
+    assert "**Warning**: 10.0% of the pieces are [UNK]" in card
+    assert "Warning" not in model_card(student, small_config(), SUMMARY, "somewhere")

@@ -13,6 +13,7 @@ from transformers import BertTokenizer
 from distil_ray.data.corpus import Source
 from distil_ray.data.plan import MAX_HELDOUT_UNITS, explain_fingerprints, make_plan
 from distil_ray.data.rows import RowSettings
+from distil_ray.data.tally import Reason
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
 
@@ -185,3 +186,63 @@ def test_a_single_unit_cannot_be_split(tmp_path):
         plan_of(tmp_path / "one")
     assert len(plan_of(tmp_path / "one", eval_fraction=0).schedule.units) == 1
     assert np.array_equal(plan_of(tmp_path / "one", tmp_path / "one").eval_units, [0])
+
+
+# Looking at the text
+
+
+def write_lines(path, lines):
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\n\n".join(lines))
+    return path
+
+
+def test_the_first_rows_are_those_of_the_first_group_that_gives_any(tmp_path):
+    good, bad = b"some text " * 200, b"\xff " * 1000
+    for i in range(20):  # a unit and a group each
+        write_lines(tmp_path / "text" / f"{i:02}.txt", [b"some", good, good if i % 4 == 0 else bad])
+    plan = plan_of(tmp_path / "text", eval_fraction=0, vocabulary=vocabulary())
+    rows, tally = plan.first_rows()
+    expected, of_group = plan.rows_of("train", 0)
+    assert rows["input_ids"].tolist() == expected["input_ids"].tolist()
+    # The others are only counted.
+    assert (tally.num_rows, tally.num_pieces) == (of_group.num_rows, of_group.num_pieces)
+    assert (tally.num_documents, tally.skipped[Reason.NOT_UTF8]) == (60, 15)
+
+
+def test_groups_without_a_row_are_passed_over(tmp_path):
+    for i in range(20):
+        write_lines(tmp_path / "text" / f"{i:02}.txt", [b"some text " * 20 if i == 7 else b"other words " * 20])
+    plan = plan_of(tmp_path / "text", eval_fraction=0)
+    rows, tally = plan.first_rows()
+    group = next(group for group in range(20) if plan.schedule.units_of(group).tolist() == [7])
+    assert group > 0
+    assert set(rows["group"].tolist()) == {group}
+    assert tally.num_documents == 20
+    assert tally.num_rows > len(rows["row"])
+
+
+def test_text_without_a_row_says_why(tmp_path):
+    for i in range(3):
+        write_lines(tmp_path / "text" / f"{i}.txt", [b"other words " * 20])
+    plan = plan_of(tmp_path / "text", eval_fraction=0)
+    for look in (plan.first_rows, plan.glance):
+        with pytest.raises(
+            InputError, match=r"data\.sources: .* no row.*of the pieces are \[UNK\]; expected text in a"
+        ):
+            look()
+
+
+def test_a_glance_is_at_the_held_out_text_too_and_is_short(tmp_path):
+    write_lines(tmp_path / "text" / "a.txt", [b"some text " * 20] * 50_000)  # 10 MB in 1 MB units
+    write_lines(tmp_path / "eval" / "a.txt", [b"other words " * 20])
+    assert plan_of(tmp_path / "text", tmp_path / "text").glance().num_documents < 2000
+    with pytest.raises(InputError, match=r"the held-out text: the units that were tried give no row"):
+        plan_of(tmp_path / "text", tmp_path / "eval").glance()
+
+
+def test_a_glance_passes_over_units_without_a_document(tmp_path):
+    write_lines(tmp_path / "text" / "a.txt", [b"some text " * 300_000])
+    plan = plan_of(tmp_path / "text", eval_fraction=0)
+    assert plan.corpus.num_units > 100
+    assert plan.glance().num_documents == 1

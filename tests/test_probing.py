@@ -85,6 +85,8 @@ def test_a_few_bad_bytes_do_not_make_another_encoding(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"good\n\n" * 50 + b"ba\xffd\n\n" * 40)
     assert read(list_path(path)).count(None) == 40
+    path.write_bytes(b"a single line with a stray \xff byte")
+    assert read(list_path(path)) == [None]
     path.write_text("ä" * 100_000)  # the head ends in the middle of a character
     assert "".join(read(list_path(path))) == "ä" * 100_000
     path.write_bytes(b"\xef\xbb\xbfone\n\n" + "zwölf\n\n".encode() * 20_000)

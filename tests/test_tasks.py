@@ -30,6 +30,14 @@ def read_own(**keys):
     return task, data["reviews"]
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.csv.gz"])
+def test_a_csv_in_another_encoding(tmp_path, name):
+    content = "text,label\nein schöner Film,1\n".encode("latin-1")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(InputError, match=rf"{name}: is not UTF-8, in column text; convert it: iconv"):
+        read_table(Origin(), str(tmp_path / name))
+
+
 def test_tasks_are_those_of_the_paper_in_its_order():
     assert list(TASKS) == ["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"]
     own = {"imdb": OwnTask(hub="stanfordnlp/imdb")}

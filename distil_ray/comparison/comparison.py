@@ -10,6 +10,7 @@ from distil_ray.comparison.findings import Contender, Kind, findings
 from distil_ray.comparison.guesses import Gap, Guess, fill_gaps, make_gaps
 from distil_ray.comparison.page import Page, Row
 from distil_ray.data.corpus import read_unit
+from distil_ray.data.tally import counts_of, describe_skipped, text_warnings
 from distil_ray.data.tokenization import id_space
 from distil_ray.distillation.models import load_masked_lm, max_tokens
 from distil_ray.errors import InputError
@@ -52,7 +53,12 @@ def compare(histories: list[History]) -> Page:
         run_names=[history.name for history in histories],
         rows=[*teacher_rows, *(contender.row for contender in contenders)],
         findings=[] if obstacle else findings(teacher_rows[0] if teacher_rows else None, contenders),
-        remarks=[*([obstacle] if obstacle else _same_batches(histories)), *_unfinished(histories), *remarks],
+        remarks=[
+            *([obstacle] if obstacle else _same_batches(histories)),
+            *_unfinished(histories),
+            *_of_the_text(histories),
+            *remarks,
+        ],
         differences=_differences(histories),
         gaps=gaps,
         charts=list(_charts(histories, teacher_rows)),
@@ -186,6 +192,16 @@ def _unfinished(histories: list[History]) -> list[str]:
         for history in histories
         if not history.is_finished
     ]
+
+
+def _of_the_text(histories: list[History]) -> Iterator[str]:
+    """What each run could not use of its text, and what of it calls for a warning."""
+    for history in histories:
+        counts = counts_of(history.records[-1] if history.records else {})
+        if skipped := describe_skipped(counts):
+            yield f"{history.name}: {skipped}."
+        limit = history.config.data.warn_skipped_fraction
+        yield from (f"{history.name}: warning: {line}." for line in text_warnings(counts, max_lost_fraction=limit))
 
 
 def _differences(histories: list[History]) -> list[tuple[str, list[str]]]:

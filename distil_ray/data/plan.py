@@ -77,7 +77,7 @@ class DataPlan:
 
     @property
     def _groups_glanced_at(self) -> int:
-        return min(self.schedule.groups_per_epoch, _MAX_GLANCES)
+        return min(self.schedule.groups_per_epoch, _MAX_UNITS_GLANCED_AT)
 
     def first_rows(self) -> tuple[Arrays, Tally]:
         """Make the rows of the first group of an epoch that gives any, and tally the text up to there.

@@ -24,8 +24,9 @@ _MAX_LINE_BYTES = 4 * 2**20
 """A first line of JSON is looked at if it is no longer."""
 _MAX_COLUMNS_SHOWN = 20
 _MAX_SHOWN_BYTES = 80
-_MAX_BAD_FRACTION = 0.5
-"""A larger share of lines that are not UTF-8 in a file's beginning means that it is in another encoding."""
+_MAX_BAD_FRACTION, _MIN_BAD_BYTES = 0.5, 10
+"""A larger share of lines that are not UTF-8 in a file's beginning means that it is in another encoding,
+if there are so many that do not fit in: a short file may have a stray one."""
 _MAX_NUL_FRACTION = 0.1
 
 # How contents begin, what they are, and the suffix under which they are read.
@@ -247,7 +248,8 @@ def _check_encoding(file: File, lines: list[bytes]) -> None:
     """Refuse a file that is in another encoding; a few bad lines are counted when they are read."""
     bad = [number for number, line in enumerate(lines, 1) if not _is_utf8(line)]
     num_lines = sum(map(bool, lines))
-    if len(bad) > _MAX_BAD_FRACTION * num_lines:
+    num_bad_bytes = sum(lines[number - 1].decode("utf-8", "replace").count("\ufffd") for number in bad)
+    if len(bad) > _MAX_BAD_FRACTION * num_lines and num_bad_bytes >= _MIN_BAD_BYTES:
         what = f"is not UTF-8 ({len(bad)} of its first {num_lines} lines are not, the first of them line {bad[0]})"
         raise BadFileError(_not_utf8(file, what, "ENCODING") + " (GBK, SHIFT_JIS, WINDOWS-1252, …)")
 

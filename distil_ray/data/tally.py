@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Reason(Enum):
@@ -191,3 +191,10 @@ def text_warnings(
             "text's language or script; take a teacher or a vocabulary that does"
         )
     return warnings
+
+
+def counts_of(metrics: Mapping[str, Any]) -> dict[str, int]:
+    """The counts among a run's metrics, by name; empty if the run did not count its documents."""
+    if not metrics.get("data/documents"):
+        return {}
+    return {name: int(metrics[f"data/{name}"]) for name in COUNTS if metrics.get(f"data/{name}") is not None}

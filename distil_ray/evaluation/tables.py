@@ -75,9 +75,18 @@ def _read_file(file: str) -> pa.Table:
 
 
 def _read_csv(delimiter: str) -> Callable[[str], pa.Table]:
-    return lambda file: pyarrow.csv.read_csv(
-        file, parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    )
+    options = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+
+    def read(file: str) -> pa.Table:
+        table = pyarrow.csv.read_csv(file, parse_options=options)
+        if others := [column.name for column in table.schema if pa.types.is_binary(column.type)]:
+            raise InputError(
+                f"{file}: is not UTF-8, in column {', '.join(others)}; convert it: "
+                f"iconv -f ENCODING -t UTF-8 {Path(file).name} > NEW_FILE (WINDOWS-1252, GBK, …)"
+            )
+        return table
+
+    return read
 
 
 # Compressed files are recognised by pyarrow, by the end of their names.

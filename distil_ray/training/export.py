@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray import __version__
 from distil_ray.config import Config, Source, dump_yaml, to_settings
+from distil_ray.data.tally import counts_of, describe_text, text_warnings
 from distil_ray.distillation.files import CARD_FILE, quiet
 from distil_ray.distillation.models import agree_twins, max_tokens
 from distil_ray.distillation.tokenizer import fit_inputs, save_tokenizer
@@ -60,6 +61,10 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
     )
     figures = [f"| {text} | {summary[name]:.4f} |" for name, text in _FIGURES.items() if summary.get(name) is not None]
     table = ["| held-out figure | value |", "|---|---|", *figures] if figures else ["No text was held out."]
+    counts = counts_of(summary)
+    limit = config.data.warn_skipped_fraction
+    text = [f"Of the text, {'; '.join(describe_text(counts))}.", ""] if counts else []
+    text += [part for line in text_warnings(counts, max_lost_fraction=limit) for part in (f"**Warning**: {line}.", "")]
     sources = ", ".join(f"`{_shown(str(source))}`" for source in config.data.sources)
     return "\n".join(
         [
@@ -91,6 +96,7 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
             "",
             "## Training",
             "",
+            *text,
             f"{summary['step']:,} steps of {config.optim.global_batch_size:,} rows, {summary['tokens']:,} tokens of "
             f"{sources}. Settings:",
             "",

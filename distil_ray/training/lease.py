@@ -304,7 +304,7 @@ def _has_ended(pid: int, started: int) -> bool:
 
 
 def _state(pid: int) -> tuple[str, int]:
-    """A process's state, such as "Z", and when it started, in clock ticks since boot; ("", 0) if that cannot be read."""
+    """A process's state, such as "Z", and its start in clock ticks since boot; ("", 0) if that cannot be read."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
