@@ -108,7 +108,8 @@ def _on_hub(origin: Origin, patience: Patience) -> tuple[dict[str, str], dict[st
         where, lambda: HfApi().model_info(origin.path, revision=origin.revision, files_metadata=True)
     )
     weights = {
-        file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id)
+        # A mirror of the Hub may know no digests: then a commit is known by its name.
+        file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id or info.sha)
         for file in info.siblings or ()
         if "/" not in file.rfilename and file.rfilename.endswith(_WEIGHTS)
     }
