@@ -39,6 +39,7 @@ def _ablate(argv: list[str] | None) -> None:
     plan = load_ablation(arguments.config, arguments.settings)
     protocol = load_protocol(arguments.protocol, arguments.set)
     from distil_ray.ablation.runs import check_heldout, check_tasks, run_all, with_scores
+    from distil_ray.evaluation.facts import facts_of
     from distil_ray.evaluation.glue import chosen_tasks
     from distil_ray.evaluation.standings import check_rows
     from distil_ray.evaluation.tasks import Task, read_tasks
@@ -71,15 +72,16 @@ def _ablate(argv: list[str] | None) -> None:
     outcomes = run_all(plan, console)
     if tasks:
         outcomes = with_scores(outcomes, tasks, data, output, protocol, console)
-    _write(outcomes, output)
+    facts = {task.name: facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks}
+    _write(outcomes, facts, output)
 
 
-def _write(outcomes: list[Any], output: Path) -> None:
+def _write(outcomes: list[Any], facts: dict[str, Any], output: Path) -> None:
     from distil_ray.ablation.report import Comparison, to_html, to_json, to_markdown
     from distil_ray.reporting.files import show_report, write_report
     from distil_ray.reporting.html import made_by
 
-    comparison, footer = Comparison(outcomes), made_by()
+    comparison, footer = Comparison(outcomes, facts), made_by()
     json, html, markdown = (make(comparison, footer) for make in (to_json, to_html, to_markdown))
     write_report(output, json=json, html=html, markdown=markdown)
     show_report(output, markdown)

@@ -14,6 +14,7 @@ from distil_ray.ablation.report import Comparison, findings, remarks, table, tas
 from distil_ray.ablation.runs import Outcome
 from distil_ray.ablation.settings import load_ablation
 from distil_ray.errors import InputError
+from distil_ray.evaluation.facts import TaskFacts
 
 
 def outcome(variant, seed, loss, score=None, digests=("a", "b")):
@@ -56,6 +57,16 @@ def test_changes_on_each_task(comparison):
         ["random", "-21.5 (-23.0 to -20.0)", "-23.0 (-23.0 to -23.0)"],
     ]
     assert task_table(Comparison([outcome("full", 1, 3.0), outcome("other", 1, 2.5)])) == []
+
+
+def test_what_the_scores_are_of(comparison):
+    facts = TaskFacts("classification", ("accuracy",), 100, 2490, 277, 3, 2e-5, 32, 128, 52.7)
+    known = Comparison(comparison.outcomes, {"cola": facts, "rte": facts})
+    assert task_table(known)[-1] == ["one answer for all rows", "52.7", "52.7"]
+    text = to_markdown(known, "made here")
+    assert "| rte | accuracy | 100 of 2,490 | 277 | 3 | 2e-05 | 32 | up to 128 |" in text
+    assert "<td>100 of 2,490</td>" in to_html(known, "made here")
+    assert json.loads(to_json(known, "made here"))["tasks"]["rte"]["constant_score"] == 52.7
 
 
 def test_what_matters_most_comes_first_and_seeds_that_disagree_are_named(comparison):

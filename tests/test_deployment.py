@@ -34,6 +34,12 @@ def test_a_failed_export_leaves_the_others(ray_cluster, tmp_path):
     assert [one.format for one in found["half"]] == ["PyTorch", "ONNX", "ONNX int8"]
 
     assert stale_files(cells, results, folder) == []
+    figures = (folder / "half/figures.json").read_text()
+    (folder / "half/figures.json").write_text("")  # as after a power cut
+    assert stale_files(cells, results, folder) == []
+    assert deploy_all(cells[1:], tasks[0], data["sst2"], protocol, results, folder, lines.append).keys() == {"half"}
+    assert json.loads((folder / "half/figures.json").read_text())["made_with"] == json.loads(figures)["made_with"]
+
     save_model(tmp_path / "model", small_model("bert", num_hidden_layers=1, seed=4))
     (stale,) = stale_files(cells, Results(tmp_path, protocol, tasks, data), folder)
     assert stale.file == folder / "half/figures.json"

@@ -1,11 +1,16 @@
 """Fine-tuning learns, from labels and from a teacher, repeats itself, and takes every row once an epoch."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from glue_rows import write_glue
 from small_models import small_model
-from training_parts import save_model
+from training_parts import save_model, small_tokenizer
 
 from distil_ray.distillation.models import load_classifier, load_tokenizer
 from distil_ray.errors import InputError
@@ -160,6 +165,41 @@ def test_losses():
     assert task_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).item() == pytest.approx(np.log(2))
     starts_and_ends = torch.zeros(1, 2, 4)
     assert task_loss(starts_and_ends, torch.tensor([[3, 1]])).item() == pytest.approx(np.log(4))
+
+
+PINNED = """
+from distil_ray.distillation.origin import Origin, resolve
+from distil_ray.evaluation.downstream import finetuner_of
+from distil_ray.evaluation.glue import TASKS
+from distil_ray.evaluation.protocol import Protocol
+from distil_ray.evaluation.results import Cell
+
+print(resolve("org/bert", None).revision)
+for commit in ("a" * 40, "b" * 40):
+    origin = Origin("org/bert", commit)
+    finetuner = finetuner_of(Cell("half", origin, "sst2", 1), TASKS["sst2"], Protocol())
+    weights = finetuner.model.base_model.embeddings.word_embeddings.weight
+    print(weights[0, 0].item(), finetuner.tokenizer.model_max_length)
+"""
+
+
+def test_a_model_of_the_hub_is_that_of_its_commit(tmp_path):
+    """Whatever a branch points to now; from a copy of the Hub's cache, without a network."""
+    cache = tmp_path / "hub/models--org--bert"
+    models = {commit: small_model("bert", num_hidden_layers=1, seed=seed) for seed, commit in enumerate("ab")}
+    for length, (commit, model) in enumerate(models.items(), start=10):
+        tokenizer = small_tokenizer()
+        tokenizer.model_max_length = length
+        save_model(cache / "snapshots" / (40 * commit), model, tokenizer)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("b" * 40)
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", PINNED], env=environment, capture_output=True, text=True, timeout=120, cwd=Path.cwd()
+    )
+    assert result.returncode == 0, result.stderr
+    weights = [model.base_model.embeddings.word_embeddings.weight[0, 0].item() for model in models.values()]
+    assert result.stdout.split() == ["b" * 40, str(weights[0]), "10", str(weights[1]), "11"]
 
 
 def test_the_classes_have_names(model_folder):

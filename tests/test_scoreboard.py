@@ -13,9 +13,9 @@ from distil_ray.evaluation.scoreboard import (
     Standing,
     cost_table,
     device_table,
+    facts_table,
     findings,
     score_table,
-    task_table,
     text_table,
     to_html,
     to_json,
@@ -121,7 +121,7 @@ def with_facts(board):
 
 
 def test_what_scores_are_of(with_facts):
-    assert task_table(with_facts.facts) == [
+    assert facts_table(with_facts.facts) == [
         ["task", "score", "training rows", "validation rows", "epochs", "learning rate", "batch", "pieces a row"],
         ["cola", "Matthews correlation", "8,551", "1,043", "3", "2e-05", "32", "up to 128"],
         ["sst2", "accuracy and F1", "1,000 of 67,349", "872", "4", "0.0003", "16", "up to 64"],

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distil_ray.ablation.runs import Outcome
+from distil_ray.evaluation.facts import TaskFacts
+from distil_ray.evaluation.scoreboard import CONSTANT, FACTS_NOTE, facts_table
 from distil_ray.evaluation.scores import Summary, macro, summarise
 from distil_ray.reporting.html import render
 from distil_ray.reporting.plots import line_chart
@@ -22,10 +24,14 @@ _TASK = "tasks/"
 
 
 class Comparison:
-    """Outcomes of variants, the first of which the others are compared with."""
+    """Outcomes of variants, the first of which the others are compared with.
 
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        self.outcomes = outcomes
+    Args:
+        facts: of the tasks that the outcomes have scores on.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome], facts: Mapping[str, TaskFacts] | None = None) -> None:
+        self.outcomes, self.facts = outcomes, facts or {}
         self.variants = list(dict.fromkeys(one.variant for one in outcomes))
         self.reference = self.variants[0]
         self.figures = [name for name in _NAMES if _value_of(name)(outcomes[0]) is not None]
@@ -76,7 +82,10 @@ def table(comparison: Comparison) -> list[list[str]]:
 
 
 def task_table(comparison: Comparison) -> list[list[str]]:
-    """The reference's median score on each task, and the change of each variant; no row if there are no tasks."""
+    """The reference's median score on each task, and the change of each variant; no row if there are no tasks.
+
+    The last row is what one answer for all rows scores.
+    """
     tasks = list(comparison.outcomes[0].tasks)
     if not tasks:
         return []
@@ -85,7 +94,14 @@ def task_table(comparison: Comparison) -> list[list[str]]:
     for variant in comparison.variants[1:]:
         changes = [comparison.change(variant, _TASK + task) for task in tasks]
         rows.append([variant, *(_shown(change, 1, 1.0) if change else "–" for change in changes)])
+    if comparison.facts:
+        rows.append([CONSTANT, *(f"{comparison.facts[task].constant_score:.1f}" for task in tasks)])
     return rows
+
+
+def _tables(comparison: Comparison) -> list[list[list[str]]]:
+    facts = facts_table(comparison.facts) if comparison.facts else []
+    return [table(comparison), task_table(comparison), facts]
 
 
 def _shown(change: Summary, decimals: int, factor: float) -> str:
@@ -115,7 +131,11 @@ def findings(comparison: Comparison) -> list[str]:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """Whether the variants of a seed learned from the same batches."""
+    """Whether the variants of a seed learned from the same batches, and what the tasks' scores are."""
+    return [*_same_batches(comparison), *([FACTS_NOTE] if comparison.facts else [])]
+
+
+def _same_batches(comparison: Comparison) -> list[str]:
     for seed in {one.seed for one in comparison.outcomes}:
         digests = {tuple(one.history.digests) for one in comparison.outcomes if one.seed == seed}
         if len(digests) > 1:
@@ -130,7 +150,7 @@ def remarks(comparison: Comparison) -> list[str]:
 def to_markdown(comparison: Comparison, footer: str) -> str:
     """Findings and tables."""
     lines = ["# Ablation", "", *(f"- {sentence}" for sentence in findings(comparison)), ""]
-    for rows in filter(None, (table(comparison), task_table(comparison))):
+    for rows in filter(None, _tables(comparison)):
         lines += [*to_markdown_table(rows), ""]
     return "\n".join([*lines, *remarks(comparison), "", footer, ""])
 
@@ -154,7 +174,16 @@ def to_json(comparison: Comparison, footer: str) -> str:
         for variant in comparison.variants[1:]
     }
     return (
-        json.dumps({"reference": comparison.reference, "changes": changes, "runs": runs, "made_by": footer}, indent=2)
+        json.dumps(
+            {
+                "reference": comparison.reference,
+                "changes": changes,
+                "runs": runs,
+                "tasks": {name: facts._asdict() for name, facts in comparison.facts.items()},
+                "made_by": footer,
+            },
+            indent=2,
+        )
         + "\n"
     )
 
@@ -170,6 +199,6 @@ def to_html(comparison: Comparison, footer: str) -> str:
         findings=findings(comparison),
         footer=footer,
         charts=[(f"Held-out MLM loss, seed {first_seed}", chart)],
-        tables=[table(comparison), task_table(comparison)],
+        tables=_tables(comparison),
         remarks=remarks(comparison),
     )

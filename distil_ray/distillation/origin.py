@@ -132,7 +132,8 @@ def _weights_on_hub(origin: Origin, patience: Patience) -> dict[str, str]:
         return _weights_on_disk(Path(_ask_hub(origin, patience, snapshot_download, local_files_only=True)))
     info = _ask_hub(origin, patience, HfApi().model_info, files_metadata=True)
     return {
-        file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id)
+        # A mirror of the Hub may know no digests: then a commit is known by its name.
+        file.rfilename: file.lfs.sha256 if file.lfs else str(file.blob_id or info.sha)
         for file in info.siblings or ()
         if file.rfilename.endswith(_WEIGHTS) and "/" not in file.rfilename
     }

@@ -25,7 +25,7 @@ from distil_ray.evaluation.on_device import (
     logits_of,
 )
 from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import Cell, Results, Stale
+from distil_ray.evaluation.results import Cell, Results, Stale, read_json
 from distil_ray.evaluation.speed import Contender, Run, Timing, as_function, measure_latency, using_threads
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
 from distil_ray.reporting.files import writing
@@ -72,7 +72,7 @@ def deploy_all(
     Raises:
         RunError: exports that failed, with why; the others are kept.
     """
-    open_cells = [cell for cell in cells if not (folder / cell.model / _FIGURES_FILE).exists()]
+    open_cells = [cell for cell in cells if _figures(folder, cell) is None]
     if open_cells:
         tell(join({cell.model: cell.origin for cell in open_cells}, protocol.resources))
     function: Any = _export
@@ -102,14 +102,15 @@ def deploy_all(
 
 def stale_files(cells: Sequence[Cell], results: Results, folder: Path) -> list[Stale]:
     """Files of an earlier comparison that were made with something else than they would be made with now."""
-    files = [(folder / cell.model / _FIGURES_FILE, cell) for cell in cells]
-    found = [results.stale(file, _figures(file), cell) for file, cell in files if file.exists()]
-    return [stale for stale in found if stale is not None]
+    found = [(cell, figures) for cell in cells if (figures := _figures(folder, cell)) is not None]
+    stale = [results.stale(folder / cell.model / _FIGURES_FILE, figures, cell) for cell, figures in found]
+    return [one for one in stale if one is not None]
 
 
-def _figures(file: Path) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return figures
+def _figures(folder: Path, cell: Cell) -> dict[str, Any] | None:
+    """What is noted of a model's files; None without them, or if it is damaged."""
+    found = read_json(folder / cell.model / _FIGURES_FILE)
+    return found if found is not None and {"formats", "made_with"} <= found.keys() else None
 
 
 def _export(cell: Cell, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
@@ -147,6 +148,7 @@ def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]
         (partial / name).write_bytes(content)
     figures = {"formats": json.loads(files[_FIGURES_FILE]), "made_with": made_with}
     (partial / _FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    rmtree(folder, ignore_errors=True)  # of which the figures are missing or damaged
     partial.replace(folder)
 
 
@@ -172,14 +174,14 @@ def _run(folder: Path, file: str, task: Task) -> Run:
 
 
 def _deployed(cell: Cell, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:
-    own = folder / cell.model
-    formats = _figures(own / _FIGURES_FILE)["formats"]
+    own, figures = folder / cell.model, _figures(folder, cell)
+    assert figures is not None, f"{cell} is not done"
     return [
         Deployed(
             kind,
             (own / (file or "model.safetensors")).stat().st_size,
             latency[cell.model, kind],
-            Figures(**formats[kind]),
+            Figures(**figures["formats"][kind]),
         )
         for kind, file in FORMATS.items()
     ]

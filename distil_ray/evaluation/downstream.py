@@ -1,4 +1,4 @@
-"""Models × tasks × seeds, each a Ray task of its own -> scores, kept in files so that a comparison can go on."""
+"""Models × tasks × seeds, each a Ray task of its own -> scores, kept in files so that a comparison can resume."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

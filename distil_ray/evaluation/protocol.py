@@ -34,7 +34,7 @@ class Finetuning(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products; the weights stay in fp32."""
     max_train_rows: Count | None = None
-    """Training rows used, evenly from among all; null takes all (the paper's way)."""
+    """Training rows used, the same random ones each time, with the classes in their proportions; null takes all."""
     early_stopping_patience: Count | None = None
     """Epochs without a better validation score after which training ends, to go back to the best; null trains all
     epochs. Scores are then the highest of several, which flatters all models alike."""

@@ -131,7 +131,7 @@ class Results:
         """What a cell's file holds; None without one, or if it is damaged."""
         if cell.teaches and not self._soft_target_file(cell).exists():
             return None
-        content = _read(self._file(cell))
+        content = read_json(self._file(cell))
         return content if content is not None and {"scores", "made_with"} <= content.keys() else None
 
     def _file(self, cell: Cell) -> Path:
@@ -221,8 +221,8 @@ class Results:
         Args:
             digest: of the text (`text_digest`).
         """
-        found = _read(self._text_file)
-        if found is None:
+        found = read_json(self._text_file)
+        if found is None or not {"figures", "made_with"} <= found.keys():
             return None, []
         old = found["made_with"]
         reasons = list(_differences_of("text", old["protocol"], self._protocol.text, HeldOutText()))
@@ -265,10 +265,11 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
         replace_file(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _read(file: Path) -> dict[str, Any] | None:
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object that a file holds; None without a file, or if it is not whole, as after a power cut."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # not there, or not whole after a power cut
+    except (FileNotFoundError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 

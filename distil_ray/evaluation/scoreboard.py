@@ -20,7 +20,7 @@ SECOND_STEP = " (D)"
 
 _NOTHING = "–"
 _NOT_LEARNED = " †"  # marks a task on which the teacher is not above one answer for all rows
-_CONSTANT = "one answer for all rows"
+CONSTANT = "one answer for all rows"
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,11 @@ def score_table(board: Scoreboard) -> list[list[str]]:
     if board.facts:
         constant = [board.facts[task].constant_score for task in tasks]
         score = macro(constant)
-        table.append([_CONSTANT, _shown(score), _percent(_share_of_teacher(board, score)), *map(_shown, constant)])
+        table.append([CONSTANT, _shown(score), _percent(_share_of_teacher(board, score)), *map(_shown, constant)])
     return table
 
 
-def task_table(facts: Mapping[str, TaskFacts]) -> list[list[str]]:
+def facts_table(facts: Mapping[str, TaskFacts]) -> list[list[str]]:
     """What the scores are of, and how models were fine-tuned."""
     table = [["task", "score", "training rows", "validation rows", "epochs", "learning rate", "batch", "pieces a row"]]
     for name, one in facts.items():
@@ -195,7 +195,7 @@ def tables(board: Scoreboard) -> Iterator[tuple[str, list[list[str]], str]]:
     if board.teacher.tasks:
         yield "Scores", score_table(board), _note(board)
         if board.facts:
-            yield "Tasks", task_table(board.facts), FACTS_NOTE
+            yield "Tasks", facts_table(board.facts), FACTS_NOTE
     if board.teacher.intrinsic is not None:
         yield "Held-out text", text_table(board), _text_note(board.teacher.intrinsic)
     yield "Cost", cost_table(board), _cost_note(board)
@@ -313,7 +313,7 @@ def _note(board: Scoreboard) -> str:
     seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
     parts = [f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."]
     if board.facts:
-        parts.append(f"{_CONSTANT.capitalize()}: the commonest class or the mean of the training rows, or no answer.")
+        parts.append(f"{CONSTANT.capitalize()}: the commonest class or the mean of the training rows, or no answer.")
     if not_learned(board):
         parts.append(f"{_NOT_LEARNED.strip()} The teacher is not above that.")
     if any(standing.name.endswith(SECOND_STEP) for standing in board.standings):
