@@ -1,6 +1,7 @@
 """Whole runs on a real Ray, with real workers and real kills."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def test_a_killed_driver_and_a_killed_worker_change_nothing(reference, ray_clust
 
     assert again.returncode == 0, errors
     assert output.count("resuming from checkpoint_0000000") == 2
+    assert re.search(r"worker \d failed: .*(died|killed)", output)
     assert weights(folder) == weights(expected)
     assert digests(folder) == digests(expected)
     assert records(folder)[-1]["run/restarts"] == 2

@@ -27,7 +27,7 @@ from distil_ray.data.pipeline import (
     train_dataset,
 )
 from distil_ray.data.plan import DataPlan
-from distil_ray.data.tally import text_warnings
+from distil_ray.data.tally import counts_of, text_warnings
 from distil_ray.data.tokenization import token_stream
 from distil_ray.errors import DivergedError, InputError, OutageError, RunError, Stopped, reason_of
 from distil_ray.outages import Patience
@@ -107,6 +107,9 @@ def _launch(
     finally:
         events.close()
     _raise_unless_finished(outcome, folder, stopping)
+    counts = counts_of(folder.read_json(FINISHED_FILE))
+    for warning in text_warnings(counts, max_lost_fraction=config.data.warn_skipped_fraction):
+        console.line(f"warning: {warning}")
     console.line(f"finished: the student is in {folder.join(EXPORT_FOLDER)}")
 
 
@@ -285,7 +288,8 @@ def _train(
 ) -> Outcome:
     """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     identity, tokenizer, _, plan = examined
-    plan, heldout, sample, warnings = prepare_data(config, tokenizer, plan, events.line)
+    with turn_with_room(config, events.line):
+        plan, heldout, sample, warnings = prepare_data(config, tokenizer, plan, events.line)
     for warning in warnings:
         events.line(f"warning: {warning}")
     job = Job(config, identity.models, heldout, sample, plan.schedule.num_groups, events, claim)
@@ -367,7 +371,7 @@ def _fit(
             storage_path=folder.storage_path,
             storage_filesystem=folder.arrow_filesystem,
             failure_config=FailureConfig(max_failures=config.runtime.max_failures),
-            callbacks=list(callbacks),
+            callbacks=[_FailureNews(job.events), *callbacks],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
         datasets={"train": train_from_last_checkpoint},
@@ -379,6 +383,18 @@ def _fit(
     result: Any = trainer.fit()
     assert isinstance(result.return_value, Outcome)
     return result.return_value
+
+
+class _FailureNews(UserCallback):
+    """Tells why workers are started again."""
+
+    def __init__(self, events: Line) -> None:
+        self._events = events
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train's controller when workers have failed."""
+        for rank, error in sorted(worker_exceptions.items()):
+            self._events.line(f"worker {rank} failed: {reason_of(error)}")
 
 
 class _Trainer(TorchTrainer):
