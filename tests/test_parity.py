@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_models import small_model
 from tokenizer_zoo import CONTROL_TEXTS, HOSTILE_TEXTS, TEXTS, ZOO, unigram, wordpiece
 from transformers import AutoTokenizer, BertTokenizer
 
 from distil_ray.data.masking import mask_rows, special_table
 from distil_ray.data.parity import check_parity
 from distil_ray.data.tokenization import MAX_SLICE_CHARS, Vocabulary, control_pieces, id_space, token_stream
+from distil_ray.distillation.models import check_vocabulary_fits
 from distil_ray.errors import InputError
 
 
@@ -101,6 +103,15 @@ def test_the_check_sees_a_text_that_ends_early():
 
     with pytest.raises(InputError, match=r"piece 3 .* is nothing in transformers and '.+' \(id \d+\) here"):
         check_parity(Truncating(), vocabulary, TEXTS[:1])
+
+
+def test_a_model_may_have_more_embeddings_than_the_tokenizer_has_ids(vocabulary, tokenizer):
+    padded = small_model("bert", vocab_size=-(-vocabulary.size // 64) * 64)
+    check_vocabulary_fits(padded, tokenizer)
+    exact = small_model("bert", vocab_size=vocabulary.size)
+    check_vocabulary_fits(exact, tokenizer)
+    with pytest.raises(InputError, match=f"has ids for {vocabulary.size} tokens, the model only {vocabulary.size - 1}"):
+        check_vocabulary_fits(small_model("bert", vocab_size=vocabulary.size - 1), tokenizer)
 
 
 def test_pieces_with_holes_between_their_ids_are_masked_by_pieces_that_exist(tmp_path: Path):

@@ -152,6 +152,14 @@ def _holes(folder: Path, *, added: bool) -> None:
         _extended(BertTokenizer.from_pretrained(folder)).save_pretrained(folder)
 
 
+def _padded() -> PreTrainedTokenizerBase:
+    """A vocabulary filled up to a round number with pieces that no text becomes, some of them special."""
+    tokenizer = wordpiece()
+    tokenizer.add_tokens([f"[unused{i}]" for i in range(20)])
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<extra_{i}>" for i in range(30)]})
+    return tokenizer
+
+
 def _saved(make: Callable[[], PreTrainedTokenizerBase]) -> Callable[[Path], Any]:
     return lambda folder: make().save_pretrained(folder)
 
@@ -166,6 +174,7 @@ ZOO: dict[str, Callable[[Path], Any]] = {
     "special in the file alone": _special_in_the_file_alone,
     "holes": lambda folder: _holes(folder, added=False),
     "holes extended": lambda folder: _holes(folder, added=True),
+    "padded": _saved(_padded),
     "byte level": _saved(byte_level),
     "byte level extended": _saved(lambda: _extended(byte_level(add_prefix_space=True))),
     "byte level normalizing": _saved(_normalizing_bpe),
