@@ -9,9 +9,12 @@ import numpy.typing as npt
 from distil_ray.data.batch import SKIPPED, Arrays
 from distil_ray.data.corpus import BadFileError, Corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
-from distil_ray.data.masking import count_maskable, mask_rows, num_masked_positions, special_table
+from distil_ray.data.masking import MaskedRows, count_maskable, mask_rows, num_masked_positions, special_table
 from distil_ray.data.packing import pack_rows
 from distil_ray.data.tokenization import Vocabulary, token_stream
+from distil_ray.outages import AT_START, Patience
+
+_TOKENS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def make_rows(
     split: str,
     group: int,
     skip_bad_units: bool = False,
+    patience: Patience = AT_START,
 ) -> tuple[Arrays, list[str]]:
     """Make the masked rows of one group, in their final order.
 
@@ -58,6 +62,7 @@ def make_rows(
         split: ``"train"`` or ``"eval"``: names the stream of random draws.
         group: the group's number in the run; epochs have numbers of their own, so masks differ between them.
         skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
+        patience: how long an outage of the units' stores is waited out.
 
     Returns:
         The arrays of `batch` (skips are counted at the first row), and notes: on each unit left out, and on a group
@@ -67,11 +72,11 @@ def make_rows(
     Raises:
         BadFileError: a unit is damaged and ``skip_bad_units`` is off.
         InputError: a unit cannot be reached or has changed since it was listed.
+        OutageError: a store did not answer in time.
     """
     skips = _Skips()
-    stream = token_stream(vocabulary, _documents(corpus, units, skips, skip_bad_units))
     rows = pack_rows(
-        stream,
+        token_stream(vocabulary, _documents(corpus, units, skips, skip_bad_units, patience)),
         max_seq_length=settings.max_seq_length,
         cls_id=vocabulary.cls_id,
         sep_id=vocabulary.sep_id,
@@ -79,27 +84,32 @@ def make_rows(
     is_special = special_table(vocabulary.size, vocabulary.special_ids)
     has_targets = count_maskable(rows, is_special) >= settings.num_masked
     skips.rows = int(np.count_nonzero(~has_targets))
-    rows = rows[has_targets]
 
-    row_numbers = np.arange(len(rows), dtype=np.uint64)
-    rows = rows[np.argsort(draws(stream_key(settings.seed, split, "shuffle", group), row_numbers))]
-    masked = mask_rows(
-        rows,
-        draws(stream_key(settings.seed, split, "mask", group), row_numbers),
-        num_masked=settings.num_masked,
-        mask_id=vocabulary.mask_id,
-        is_special=is_special,
-        mask_replace_prob=settings.mask_replace_prob,
-        random_replace_prob=settings.random_replace_prob,
-        piece_weights=settings.piece_weights,
-    )
+    row_numbers = np.arange(len(rows) - skips.rows, dtype=np.uint64)
+    order = np.argsort(draws(stream_key(settings.seed, split, "shuffle", group), row_numbers))
+    rows = rows[np.flatnonzero(has_targets)[order]]
+    row_keys = draws(stream_key(settings.seed, split, "mask", group), row_numbers)
+    positions = np.empty((len(rows), settings.num_masked), dtype=np.int16)
+    labels = np.empty((len(rows), settings.num_masked), dtype=rows.dtype)
+    # In slices, and in place: masking takes some thirty bytes a token, and a group may be of hundreds of megabytes.
+    for part in _slices(len(rows), max(_TOKENS_AT_ONCE // settings.max_seq_length, 1)):
+        rows[part], positions[part], labels[part] = mask_rows(
+            rows[part],
+            row_keys[part],
+            num_masked=settings.num_masked,
+            mask_id=vocabulary.mask_id,
+            is_special=is_special,
+            mask_replace_prob=settings.mask_replace_prob,
+            random_replace_prob=settings.random_replace_prob,
+            piece_weights=settings.piece_weights,
+        )
     skipped = np.zeros((len(rows), len(SKIPPED)), dtype=np.int32)
     skipped[:1] = (skips.documents, skips.rows, len(skips.unit_errors))
     notes = list(skips.unit_errors)
     if not len(rows):  # then there is no first row to count them at
         notes.append(f"{split} group {group} gave no row: {skips.documents} documents, {skips.rows} rows left out")
     return {
-        **masked._asdict(),
+        **MaskedRows(rows, positions, labels)._asdict(),
         "group": np.full(len(rows), group, dtype=np.int32),
         "row": row_numbers.astype(np.int32),
         "group_rows": np.full(len(rows), len(rows), dtype=np.int32),
@@ -112,10 +122,19 @@ def count_pieces(
     units: Sequence[int] | npt.NDArray[np.integer],
     vocabulary: Vocabulary,
     skip_bad_units: bool,
+    patience: Patience = AT_START,
 ) -> npt.NDArray[np.int64]:
     """Return how often each piece occurs in ``units``, ``[V]``."""
-    stream = token_stream(vocabulary, _documents(corpus, units, _Skips(), skip_bad_units))
-    return np.bincount(stream, minlength=vocabulary.size).astype(np.int64)
+    stream = token_stream(vocabulary, _documents(corpus, units, _Skips(), skip_bad_units, patience))
+    counts = np.zeros(vocabulary.size, dtype=np.int64)
+    for part in _slices(len(stream), _TOKENS_AT_ONCE):
+        counts += np.bincount(stream[part], minlength=vocabulary.size)
+    return counts
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    """Cut ``length`` into slices of ``size``, the last one shorter."""
+    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def _documents(
@@ -123,11 +142,12 @@ def _documents(
     units: Sequence[int] | npt.NDArray[np.integer],
     skips: _Skips,
     skip_bad_units: bool,
+    patience: Patience,
 ) -> Iterator[str]:
     """Yield the documents of ``units`` and count what is left out."""
     for unit in units:
         try:
-            for document in read_unit(corpus, int(unit)):
+            for document in read_unit(corpus, int(unit), patience):
                 if document is None:
                     skips.documents += 1
                 else:
