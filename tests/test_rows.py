@@ -2,6 +2,9 @@
 
 import gzip
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -270,3 +273,32 @@ def test_pieces_are_counted(tmp_path):
     assert counts.shape == (len(PIECES),)
     assert counts.dtype == np.int64
     assert dict(enumerate(counts)) == {i: expected[i] for i in range(len(PIECES))}
+
+
+PEAK_OF_TWO = """
+import re, sys
+from distil_ray.data.corpus import Source, list_corpus
+from distil_ray.data.rows import make_rows
+from test_rows import SETTINGS, VOCABULARY
+def peak(): return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+for path in sys.argv[1:]:
+    corpus = list_corpus([Source(path=path)])
+    assert corpus.num_units == 1
+    rows, _ = make_rows(corpus, [0], VOCABULARY, SETTINGS, split="train", group=0)
+    print(peak())
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+def test_a_large_unit_takes_little_more_memory_than_its_ids(tmp_path):
+    small, large = 2**21, 2**23
+    text = "\n\n".join(random_texts(3000))
+    for num_bytes in (small, large):
+        with gzip.open(tmp_path / f"{num_bytes}.txt.gz", "wt", compresslevel=1) as file:
+            file.write((text + "\n\n") * (num_bytes // len(text) + 1))
+    paths = [tmp_path / f"{num_bytes}.txt.gz" for num_bytes in (small, large)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TOKENIZERS_PARALLELISM": "false"}
+    arguments = [sys.executable, "-c", PEAK_OF_TWO, *paths]
+    run = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
+    peaks = [int(line) for line in run.stdout.split()]
+    assert peaks[1] - peaks[0] < 3 * (large - small)

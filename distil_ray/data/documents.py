@@ -33,7 +33,7 @@ MAX_DOCUMENT_BYTES = 64 * 2**20
 _TAIL_BYTES = 256 * 2**10  # read at once beyond a range's end, for its last line
 _TAIL_SHARE = 16  # and as much of the range's size at first, together with the range
 _DECOMPRESSED_BYTES = 2**20  # at once
-_ROWS_PER_BATCH = 64  # of a Parquet file
+_MAX_ROWS_PER_BATCH, _BYTES_PER_BATCH = 64, 2**20  # of a Parquet file
 
 
 def documents_of(file: File, stream: ReachableFile, start: int, stop: int) -> Iterator[str | Skip]:
@@ -51,17 +51,20 @@ def documents_of(file: File, stream: ReachableFile, start: int, stop: int) -> It
 
 def _parquet_documents(file: File, stream: ReachableFile, row_group: int) -> Iterator[str | Skip]:
     # buffer_size makes Arrow stream the column's pages instead of loading the whole chunk. It reads nothing beyond it.
+    footer = read_footer(stream, file.footer_bytes)
     parquet = pq.ParquetFile(
         pa.PythonFile(stream, mode="r"),
-        metadata=read_footer(stream, file.footer_bytes),
+        metadata=footer,
         pre_buffer=False,
         buffer_size=STREAM_BYTES,
         page_checksum_verification=True,
     )
     is_json = is_json_column(parquet.metadata.schema, file.column)
     rows = itertools.count()
+    num_rows, num_bytes = footer.row_group(row_group).num_rows, footer.row_group(row_group).total_byte_size
+    batch_rows = min(max(num_rows * _BYTES_PER_BATCH // max(num_bytes, 1), 1), _MAX_ROWS_PER_BATCH)
     groups, columns = [row_group], [file.column]
-    for batch in parquet.iter_batches(_ROWS_PER_BATCH, row_groups=groups, columns=columns, use_threads=False):
+    for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns, use_threads=False):
         for text, row in zip(column_texts(batch.column(0), is_json=is_json), rows, strict=False):
             yield Skip(text, f"row {row} of row group {row_group}") if isinstance(text, Reason) else text
 
@@ -69,8 +72,8 @@ def _parquet_documents(file: File, stream: ReachableFile, row_group: int) -> Ite
 def _arrow_documents(stream: ReachableFile, start: int, stop: int, column: str) -> Iterator[str | Skip]:
     for offset, batch in read_batches(stream, start, stop):
         values = batch.column(column)
-        for first in range(0, len(values), _ROWS_PER_BATCH):
-            rows = values.slice(first, _ROWS_PER_BATCH)
+        for first in range(0, len(values), _MAX_ROWS_PER_BATCH):
+            rows = values.slice(first, _MAX_ROWS_PER_BATCH)
             for row, text in enumerate(column_texts(rows, is_json=is_json_type(values.type)), first):
                 if isinstance(text, Reason):
                     yield Skip(text, f"row {row} of the record batch at byte {offset}")

@@ -24,6 +24,8 @@ def pack_rows(
     rows = np.empty((num_rows, max_seq_length), dtype=stream.dtype)
     rows[:, 0] = cls_id
     rows[:, -1] = sep_id
-    if num_rows:
-        rows[:, 1:-1] = np.resize(stream, num_rows * body_length).reshape(num_rows, body_length)
+    num_full = len(stream) // body_length
+    rows[:num_full, 1:-1] = stream[: num_full * body_length].reshape(num_full, body_length)
+    if num_rows > num_full:
+        rows[-1, 1:-1] = np.take(stream, np.arange(num_full * body_length, num_rows * body_length), mode="wrap")
     return rows

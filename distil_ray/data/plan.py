@@ -160,18 +160,20 @@ def make_plan(
     eval_fraction: float,
     num_epochs: int | None,
     on_bad_file: Literal["error", "skip"],
+    patience: Patience = AT_START,
 ) -> DataPlan:
     """List the corpus, split it and lay out its groups. Reads file footers, no text.
 
     Raises:
         InputError: a source is unusable, or nothing is left to train on.
+        OutageError: a store or the Hub did not answer in time.
     """
-    corpus = list_corpus(sources, on_bad_file=on_bad_file)
+    corpus = list_corpus(sources, on_bad_file=on_bad_file, patience=patience)
     if eval_sources is None:
         eval_corpus = corpus
         train_units, eval_units = split_units(corpus.unit_bytes, eval_fraction, settings.seed)
     else:
-        eval_corpus = list_corpus(eval_sources, on_bad_file=on_bad_file)
+        eval_corpus = list_corpus(eval_sources, on_bad_file=on_bad_file, patience=patience)
         train_units, eval_units = np.arange(corpus.num_units), np.arange(eval_corpus.num_units)
     if corpus.num_units == 0:
         raise InputError("data.sources: every file was left out, so there is nothing to train on")
@@ -217,14 +219,17 @@ class TextPlan:
     vocabulary: Vocabulary
     settings: RowSettings
 
-    def rows_of(self, index: int) -> Arrays:
+    def rows_of(self, index: int, patience: Patience = AT_START) -> Arrays:
         """Make the rows of the unit at ``index``: the arrays of `batch` and `IN_SAMPLE`, like a run's held-out rows.
 
         Raises:
             InputError: the unit cannot be read.
+            OutageError: its store did not answer in time.
         """
         units = self.units[index : index + 1]
-        made, _ = make_rows(self.corpus, units, self.vocabulary, self.settings, split="eval", group=index)
+        made, _ = make_rows(
+            self.corpus, units, self.vocabulary, self.settings, split="eval", group=index, patience=patience
+        )
         rows = {name: values[: self.num_rows[index]].copy() for name, values in made.items()}
         return rows | {IN_SAMPLE: _spread(int(self.num_sampled[index]), len(rows["row"]))}
 

@@ -9,11 +9,13 @@ import numpy.typing as npt
 from distil_ray.data.batch import SKIPPED, Arrays
 from distil_ray.data.corpus import BadFileError, Corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
-from distil_ray.data.masking import count_maskable, mask_rows, num_masked_positions, special_table
+from distil_ray.data.masking import MaskedRows, count_maskable, mask_rows, num_masked_positions, special_table
 from distil_ray.data.packing import pack_rows
 from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary, token_stream
 from distil_ray.outages import AT_START, Patience
+
+_TOKENS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -84,24 +86,30 @@ def make_rows(
     tally.num_pieces = len(stream)
     if vocabulary.unk_id is not None:
         tally.num_unknown = int(np.count_nonzero(stream == vocabulary.unk_id))
-    rows = rows[has_targets]
+    del stream
 
-    row_numbers = np.arange(len(rows), dtype=np.uint64)
-    rows = rows[np.argsort(draws(stream_key(settings.seed, split, "shuffle", group), row_numbers))]
-    masked = mask_rows(
-        rows,
-        draws(stream_key(settings.seed, split, "mask", group), row_numbers),
-        num_masked=settings.num_masked,
-        mask_id=vocabulary.mask_id,
-        is_special=is_special,
-        mask_replace_prob=settings.mask_replace_prob,
-        random_replace_prob=settings.random_replace_prob,
-        piece_weights=settings.piece_weights,
-    )
+    row_numbers = np.arange(len(rows) - tally.num_skipped_rows, dtype=np.uint64)
+    order = np.argsort(draws(stream_key(settings.seed, split, "shuffle", group), row_numbers))
+    rows = rows[np.flatnonzero(has_targets)[order]]
+    row_keys = draws(stream_key(settings.seed, split, "mask", group), row_numbers)
+    positions = np.empty((len(rows), settings.num_masked), dtype=np.int16)
+    labels = np.empty((len(rows), settings.num_masked), dtype=rows.dtype)
+    # In slices, and in place: masking takes some thirty bytes a token, and a group may be of hundreds of megabytes.
+    for part in _slices(len(rows), max(_TOKENS_AT_ONCE // settings.max_seq_length, 1)):
+        rows[part], positions[part], labels[part] = mask_rows(
+            rows[part],
+            row_keys[part],
+            num_masked=settings.num_masked,
+            mask_id=vocabulary.mask_id,
+            is_special=is_special,
+            mask_replace_prob=settings.mask_replace_prob,
+            random_replace_prob=settings.random_replace_prob,
+            piece_weights=settings.piece_weights,
+        )
     skipped = np.zeros((len(rows), len(SKIPPED)), dtype=np.int32)
     skipped[:1] = list(tally.counts().values())
     return {
-        **masked._asdict(),
+        **MaskedRows(rows, positions, labels)._asdict(),
         "group": np.full(len(rows), group, dtype=np.int32),
         "row": row_numbers.astype(np.int32),
         "group_rows": np.full(len(rows), len(rows), dtype=np.int32),
@@ -114,10 +122,19 @@ def count_pieces(
     units: Sequence[int] | npt.NDArray[np.integer],
     vocabulary: Vocabulary,
     skip_bad_units: bool,
+    patience: Patience = AT_START,
 ) -> npt.NDArray[np.int64]:
     """Return how often each piece occurs in ``units``, ``[V]``."""
-    stream = token_stream(vocabulary, _documents(corpus, units, Tally(), skip_bad_units))
-    return np.bincount(stream, minlength=vocabulary.size).astype(np.int64)
+    stream = token_stream(vocabulary, _documents(corpus, units, Tally(), skip_bad_units, patience))
+    counts = np.zeros(vocabulary.size, dtype=np.int64)
+    for part in _slices(len(stream), _TOKENS_AT_ONCE):
+        counts += np.bincount(stream[part], minlength=vocabulary.size)
+    return counts
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    """Cut ``length`` into slices of ``size``, the last one shorter."""
+    return (slice(start, start + size) for start in range(0, length, size))
 
 
 def first_documents(

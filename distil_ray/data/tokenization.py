@@ -216,21 +216,21 @@ def token_stream(vocabulary: Vocabulary, documents: Iterable[str]) -> npt.NDArra
     tokenizer = _load(vocabulary.tokenizer_json)
     uncut = _pieces_over_blanks(tokenizer)
     marked = ((part, is_last) for text in documents for part, is_last in _mark_last(text_slices(text, uncut=uncut)))
-    pieces: list[npt.NDArray[np.integer]] = []
-    sep = np.array([vocabulary.sep_id], dtype=vocabulary.id_dtype)
+    stream = bytearray()  # grows in place, where a list of arrays would have to be copied into one
+    sep = np.array([vocabulary.sep_id], dtype=vocabulary.id_dtype).tobytes()
     document_is_empty = True
     for batch in _batched(marked):
         encodings = tokenizer.encode_batch_fast([part for part, _ in batch], add_special_tokens=False)
         for encoding, (_, is_last) in zip(encodings, batch, strict=True):
             ids = encoding.ids
             if ids:
-                pieces.append(np.array(ids, dtype=vocabulary.id_dtype))
+                stream += np.array(ids, dtype=vocabulary.id_dtype).tobytes()
                 document_is_empty = False
             if is_last:
                 if not document_is_empty:
-                    pieces.append(sep)
+                    stream += sep
                 document_is_empty = True
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=vocabulary.id_dtype)
+    return np.frombuffer(stream, dtype=vocabulary.id_dtype)
 
 
 def _batched(marked: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
