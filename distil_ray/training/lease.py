@@ -204,7 +204,7 @@ def _is_over(folder: RunFolder, last: _Holder, tell: Callable[[str], None]) -> b
         InputError: the owner is alive.
     """
     is_here = last.facts.get("machine") == _machine()
-    if is_here and _has_ended(last.facts["pid"], last.facts["pid_started"]):
+    if is_here and _has_ended(last.facts.get("pid", 0), last.facts.get("pid_started", 0)):
         return True
     try:
         age = folder.age(_name_of(last.generation))
@@ -304,7 +304,7 @@ def _has_ended(pid: int, started: int) -> bool:
 
 
 def _state(pid: int) -> tuple[str, int]:
-    """A process's state, such as "Z", and its start in clock ticks since boot; ("", 0) if that cannot be read."""
+    """A process's state, such as "Z", and when it started, in clock ticks since boot; ("", 0) if it cannot be read."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

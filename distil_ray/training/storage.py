@@ -433,7 +433,8 @@ def _make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        flush_to_disk(path.parent)
+        with suppress(PermissionError):  # a folder of others, in which ours may be made but which may not be read
+            flush_to_disk(path.parent)
 
 
 def flush_to_disk(path: Path) -> None:
