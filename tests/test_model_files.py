@@ -9,7 +9,7 @@ from small_models import random_ids, small_model
 from training_parts import save_model
 
 from distil_ray.distillation import models
-from distil_ray.distillation.files import TOKENIZER_FILES, loading
+from distil_ray.distillation.files import CARD_FILE, TOKENIZER_FILES, loading
 from distil_ray.errors import InputError, OutageError
 from distil_ray.outages import Patience
 
@@ -69,11 +69,22 @@ def test_a_pinned_model_in_the_cache_needs_no_hub(published, folder):
     # What the library notes where the Hub names the commit in its answer to a request for what is absent.
     absent = Path(huggingface_hub.constants.HF_HUB_CACHE, "models--owner--small", ".no_exist", commit)
     absent.mkdir(parents=True, exist_ok=True)
-    for name in {*TOKENIZER_FILES} - {file.name for file in folder.iterdir()}:
+    for name in {*TOKENIZER_FILES, CARD_FILE} - {file.name for file in folder.iterdir()}:
         (absent / name).touch()
     hub.reset()
     models.load_masked_lm(NAME, commit)
     models.load_tokenizer(NAME, commit)
+    assert not hub.log
+
+
+def test_what_was_fetched_loads_offline(published, folder, monkeypatch):
+    hub, _ = published
+    models.load_masked_lm(NAME)
+    models.load_tokenizer(NAME)
+    hub.reset()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(logits(models.load_masked_lm(NAME)), logits(models.load_masked_lm(str(folder))))
+    assert models.load_tokenizer(NAME).get_vocab() == models.load_tokenizer(str(folder)).get_vocab()
     assert not hub.log
 
 
