@@ -9,7 +9,7 @@ from small_models import random_ids, small_model
 from training_parts import save_model
 
 from distil_ray.distillation import models
-from distil_ray.distillation.files import TOKENIZER_FILES, loading
+from distil_ray.distillation.files import CARD_FILE, TOKENIZER_FILES, loading
 from distil_ray.errors import InputError, OutageError
 from distil_ray.outages import Patience
 
@@ -69,11 +69,22 @@ def test_a_pinned_model_in_the_cache_needs_no_hub(published, folder):
     # What the library notes where the Hub names the commit in its answer to a request for what is absent.
     absent = Path(huggingface_hub.constants.HF_HUB_CACHE, "models--owner--small", ".no_exist", commit)
     absent.mkdir(parents=True, exist_ok=True)
-    for name in {*TOKENIZER_FILES} - {file.name for file in folder.iterdir()}:
+    for name in {*TOKENIZER_FILES, CARD_FILE} - {file.name for file in folder.iterdir()}:
         (absent / name).touch()
     hub.reset()
     models.load_masked_lm(NAME, commit)
     models.load_tokenizer(NAME, commit)
+    assert not hub.log
+
+
+def test_what_was_fetched_loads_offline(published, folder, monkeypatch):
+    hub, _ = published
+    models.load_masked_lm(NAME)
+    models.load_tokenizer(NAME)
+    hub.reset()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(logits(models.load_masked_lm(NAME)), logits(models.load_masked_lm(str(folder))))
+    assert models.load_tokenizer(NAME).get_vocab() == models.load_tokenizer(str(folder)).get_vocab()
     assert not hub.log
 
 
@@ -97,7 +108,7 @@ def test_files_are_of_one_commit_when_the_branch_moves(published, folder, monkey
 def test_a_hub_that_stays_away_is_an_outage(published):
     hub, _ = published
     hub.fail(".", status=520)  # the library itself tries again for others
-    message = rf"the Hub \({NAME}\) did not answer for .* s: .*"
+    message = rf"the Hub \({NAME}\) did not answer for .* s: .* HF_HUB_OFFLINE=1 uses it"
     with pytest.raises(OutageError, match=message), loading("a model", NAME, patience=Patience(0.5)):
         raise AssertionError
 

@@ -84,8 +84,10 @@ def loading(
             if needs is not None and not os.path.exists(os.path.join(location, needs)):
                 raise InputError(f"cannot load {what}: {path} has no {needs}; expected a folder of save_pretrained")
             yield location
-    except (InputError, OutageError):
+    except InputError:
         raise
+    except OutageError as error:
+        raise OutageError(f"{error} If {path} is in the cache, HF_HUB_OFFLINE=1 uses it without asking") from error
     except Exception as error:  # the libraries raise a dozen types, and each of them says that the input is bad
         if is_local:
             raise InputError(f"cannot load {what} from the folder {path}: {_why(error, Path(location))}") from error

@@ -31,9 +31,9 @@ from distil_ray.errors import InputError
 _ROBERTA_FAMILIES = ("roberta", "xlm-roberta")
 FAMILIES = ("bert", "distilbert", *_ROBERTA_FAMILIES)
 
-# Some published configurations ask for every layer's hidden states, which then cost time and memory in each step.
 _LOGITS_ROWS = 256  # [N, V] at once, where all logits are looked at
 
+# Some published configurations ask for every layer's hidden states, which then cost time and memory in each step.
 _PLAIN_OUTPUTS = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
 
 
