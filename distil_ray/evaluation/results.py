@@ -7,7 +7,7 @@ Where those lie does not matter. Files of schema 1, which did not note tokenizer
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,7 +96,7 @@ class Results:
             + "\ngive another --output, or remove those files to have them made again"
         )
 
-    def num_unverified(self, cells: Sequence[Cell]) -> int:
+    def num_unverified(self, cells: Iterable[Cell]) -> int:
         """How many of the cells, all of them done, do not note of which rows they are."""
         return sum("schema" not in content["made_with"] for cell in cells if (content := self._read(cell)))
 
