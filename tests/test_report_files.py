@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from distil_ray import ablate, report
 from distil_ray.errors import InputError, RunError
 from distil_ray.reporting.files import check_place, make_folder, write_report
 
@@ -17,6 +18,14 @@ def test_in_a_job_a_relative_place_is_refused(monkeypatch):
         check_place("--output", path)
     with pytest.raises(InputError, match=r"--output: given runs/x, which in a job lies in a folder that Ray removes"):
         check_place("--output", "runs/x")
+
+
+def test_no_command_writes_its_report_into_a_jobs_folder(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    ablation = ["--config=configs/quickstart.yaml", "--config=configs/ablation.yaml", "--output=page"]
+    for main, given in ((report.main, ["s3://runs/a", "--output=page"]), (ablate.main, ablation)):
+        assert main(given) == 2
+        assert "--output: given page, which in a job lies in a folder that Ray removes" in capsys.readouterr().err
 
 
 def test_a_folder_is_made_and_nothing_is_left_in_it(tmp_path):

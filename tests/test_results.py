@@ -268,6 +268,24 @@ def test_own_tasks_of_schema_1(root, tmp_path):
         done(spec.model_copy(update={"metrics": ("f1",)}))
 
 
+def test_spans_of_schema_1_were_scored_by_all_metrics(root, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    answers = {"text": ["blue"], "answer_start": [0]}
+    rows.write_text(json.dumps({"question": "what?", "context": "blue sky", "answers": answers}))
+
+    def done(*metrics):
+        spec = OwnTask(kind="span", train=str(rows), validation=str(rows), metrics=metrics or None)
+        protocol = Protocol(tasks={"sst2": spec})
+        put_schema_1(root, tmp_path, task=spec.model_dump(mode="json"))
+        results = Results(tmp_path, protocol, *read_tasks([own_task("sst2", spec)], protocol))
+        return results.done([Cell("half", resolve(str(root / "model"), None), "sst2", 1)])
+
+    assert done()
+    assert done("f1", "exact_match")
+    with pytest.raises(InputError, match="the score of spans was the mean of all metrics"):
+        done("exact_match")
+
+
 # ----------------------------------------------------------------------------------------------------------- text
 
 

@@ -7,7 +7,7 @@ Where those lie does not matter. Files of schema 1, which did not note tokenizer
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from distil_ray.distillation.models import load_tokenizer
 from distil_ray.distillation.origin import Origin, content_digest
 from distil_ray.errors import InputError
 from distil_ray.evaluation.features import Logits
-from distil_ray.evaluation.protocol import Finetuning, HeldOutText, Protocol, SecondStep
+from distil_ray.evaluation.protocol import METRICS_OF, Finetuning, HeldOutText, Protocol, SecondStep
 from distil_ray.evaluation.tasks import Splits, Task
 from distil_ray.reporting.files import writing
 from distil_ray.training.storage import replace_file
@@ -96,7 +96,7 @@ class Results:
             + "\ngive another --output, or remove those files to have them made again"
         )
 
-    def num_unverified(self, cells: Sequence[Cell]) -> int:
+    def num_unverified(self, cells: Iterable[Cell]) -> int:
         """How many of the cells, all of them done, do not note of which rows they are."""
         return sum("schema" not in content["made_with"] for cell in cells if (content := self._read(cell)))
 
@@ -188,8 +188,11 @@ class Results:
         if cell.teacher is not None and not _is_model_of_schema_1(old["teacher"], cell.teacher.origin):
             yield f"{cell.teacher.model}: the model in {cell.teacher.origin.path} is another one"
         if "task" in old:
-            task = self._protocol.tasks[cell.task].model_dump(mode="json")
-            yield from _changes(f"tasks.{cell.task}", old["task"], {key: task.get(key) for key in old["task"]})
+            spec = self._protocol.tasks[cell.task].model_dump(mode="json")
+            yield from _changes(f"tasks.{cell.task}", old["task"], {key: spec.get(key) for key in old["task"]})
+        task = self._tasks[cell.task]
+        if task.kind == "span" and set(task.metrics) != set(METRICS_OF["span"]):
+            yield f"{cell.task}: at the time, the score of spans was the mean of all metrics, not of tasks.metrics"
         if self._data[cell.task]["train"].drawn_from is not None:
             yield f"{cell.task}: finetuning.max_train_rows has since come to draw other rows"
 

@@ -92,6 +92,7 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
         if task.name == question.device_task:
             check_on_device(task)
     models = {name: _load(name, origin, question, protocol) for name, origin in question.models.items()}
+    stored = {origin: stored_weights(origin) for origin in question.models.values()}
     tasks, data = read_tasks(question.tasks, protocol)
     check_rows([tokenizer for _, tokenizer in models.values()], tasks, data, protocol)
     if question.with_second_step and any(task.kind == "span" for task in tasks):
@@ -108,7 +109,6 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
         on_device = deploy_all(cells, task, data[task.name], protocol, results, device_folder, console.line)
     speeds = _measure_speed(models, data, protocol, console) if data else {}
     rows = {cell.model: cell.origin for cell in question.cells} or question.models
-    stored = {origin: stored_weights(origin) for origin in rows.values()}
     standings = [
         Standing(
             name,
@@ -182,7 +182,7 @@ def fine_tune(
         return
     num_seeds, num_models = len({cell.seed for cell in cells}), len({cell.model for cell in cells})
     console.line(f"{len(cells)} fine-tunings: {num_models} models, {len(tasks)} tasks, {num_seeds} seeds")
-    done = results.done(cells)
+    done = set(results.done(cells))
     open_cells = [cell for cell in cells if cell not in done]
     if done:
         console.line(f"{len(done)} of {len(cells)} fine-tunings are done already")
