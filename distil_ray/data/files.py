@@ -68,7 +68,7 @@ def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol = path.split("://", 1)[0]
     is_s3 = protocol in ("s3", "s3a")
     try:
-        fs, inner = fsspec.core.url_to_fs(path, **(_one_attempt(protocol) if is_s3 else {}))
+        fs, inner = fsspec.core.url_to_fs(path, **(_few_attempts(protocol) if is_s3 else {}))
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         remedy = f"pip install 'distil_ray[{extra}]'" if extra else str(error)
@@ -78,10 +78,10 @@ def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, inner
 
 
-def _one_attempt(protocol: str) -> dict[str, Any]:
-    """Options by which botocore tries once. Its own attempts and those of s3fs multiply to minutes without a word."""
+def _few_attempts(protocol: str) -> dict[str, Any]:
+    """Options by which botocore tries a request twice more: with those of s3fs it would be minutes without a word."""
     config = fsspec.config.conf.get(protocol, {}).get("config_kwargs", {})
-    return {"config_kwargs": config | {"retries": {"total_max_attempts": 1}}}
+    return {"config_kwargs": {"retries": {"total_max_attempts": 3}} | config}
 
 
 def format_of(path: str, given: Format | None = None) -> tuple[Format, Compression | None] | None:
@@ -164,8 +164,8 @@ class _StoredFile:
 
 
 def version_of(entry: Mapping[str, Any]) -> str:
-    """The ETag of an S3 listing, the generation of one of Google's."""
-    return str(entry.get("ETag") or entry.get("generation") or "")
+    """The ETag of an S3 listing, which some stores quote, or the generation of one of Google's."""
+    return str(entry.get("ETag") or entry.get("generation") or "").strip('"')
 
 
 _NUM_OPENED = 256
@@ -216,6 +216,10 @@ class ReachableFile(io.RawIOBase):
             raise InputError(
                 f"{self.path}: changed while in use: was {listed.version} when listed, is {self.version} now"
             )
+
+    def close(self) -> None:
+        super().close()
+        self.__dict__.pop("_opened", None)
 
     def readable(self) -> bool:
         return True

@@ -151,7 +151,7 @@ class HubFile:
     def __init__(self, place: HubPath, size: int, version: str) -> None:
         from huggingface_hub import hf_hub_url
 
-        self.size, self.version = size, version
+        self.size, self.version, self._commit = size, version, place.revision
         self._url = hf_hub_url(place.repo_id, place.inner, repo_type=place.kind, revision=place.revision)
 
     def read_range(self, start: int, stop: int) -> bytes:
@@ -198,8 +198,10 @@ class HubFile:
         if time.monotonic() < expiry:
             return location, True
         found = get_hf_file_metadata(self._url, token=get_token(), timeout=_TIMEOUT_SECONDS)
-        # A commit does not change: another size or ETag is the answer of something between here and the Hub.
-        if found.size != self.size or (found.etag and found.etag != self.version):
+        # A commit does not change: another size is the answer of something between here and the Hub, and so is one
+        # that names neither the commit nor the ETag.
+        is_this_file = found.commit_hash == self._commit or found.etag == self.version
+        if found.size not in (None, self.size) or not is_this_file:
             raise ConnectionError(
                 f"{urlsplit(self._url).netloc} answered with {found.size} bytes (ETag {found.etag}), "
                 f"expected {self.size} bytes ({self.version})"
