@@ -33,9 +33,7 @@ def read_own(**keys):
 def test_a_csv_in_another_encoding(tmp_path, name):
     content = "text,label\nein schöner Film,1\n".encode("latin-1")
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(
-        InputError, match=rf"{name}: is not UTF-8, in column text; convert it: iconv"
-    ):
+    with pytest.raises(InputError, match=rf"{name}: is not UTF-8, in column text; convert it: iconv"):
         read_table(Origin(), str(tmp_path / name))
 
 
