@@ -186,7 +186,9 @@ def test_the_plan_follows_the_configuration(tmp_path):
 
 def test_a_source_says_what_its_files_are(tmp_path):
     (tmp_path / "part-0").write_text('{"text": "w1 w2"}\n' * 50)
-    config = small_config(data__sources=[{"path": str(tmp_path / "part-0"), "format": "jsonl"}])
+    config = small_config(
+        data__sources=[{"path": str(tmp_path / "part-0"), "format": "jsonl"}], data__eval_fraction=0.0
+    )
     assert build_plan(config, small_tokenizer()).corpus.files[0].format == "jsonl"
     with pytest.raises(InputError, match="by the source's key format"):
         build_plan(small_config(data__sources=str(tmp_path / "part-0")), small_tokenizer())
