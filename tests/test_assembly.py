@@ -186,6 +186,16 @@ def test_the_plan_follows_the_configuration(tmp_path):
     assert (settings.mask_replace_prob, settings.random_replace_prob) == (0.7, 0.2)
 
 
+def test_a_source_says_what_its_files_are(tmp_path):
+    (tmp_path / "part-0").write_text('{"text": "w1 w2"}\n' * 50)
+    config = small_config(
+        data__sources=[{"path": str(tmp_path / "part-0"), "format": "jsonl"}], data__eval_fraction=0.0
+    )
+    assert build_plan(config, small_tokenizer()).corpus.files[0].format == "jsonl"
+    with pytest.raises(InputError, match="by the source's key format"):
+        build_plan(small_config(data__sources=str(tmp_path / "part-0")), small_tokenizer())
+
+
 def test_smoothing_weighs_rare_pieces_more():
     weights = smoothing_weights(np.array([0, 1, 16, 81]), 0.5)
     np.testing.assert_allclose(weights, [1.0, 1.0, 1 / 4, 1 / 9])

@@ -190,3 +190,14 @@ def test_memory_is_bounded_for_a_document_of_20_million_characters():
     assert num_tokens == 20_000_000 // 31 * 2 + 1
     # The characters of one call at several hundred bytes each; the document in one piece takes over 900 MB.
     assert growth < 100 * 2**20
+
+
+def test_the_id_of_what_is_unknown(tokenizer, vocabulary):
+    text = "Ж 東 ✈ plane"
+    ids = token_stream(vocabulary, [text]).tolist()
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if vocabulary.unk_id is None:  # by bytes
+        assert tokenizer.unk_token_id not in ids
+    else:
+        assert vocabulary.unk_id == tokenizer.unk_token_id
+        assert ids.count(vocabulary.unk_id) == expected.count(tokenizer.unk_token_id) > 0
