@@ -115,7 +115,7 @@ def test_two_runs_with_room_for_one_both_finish(settings, ray_cluster, tmp_path)
         arguments, environment = command(changed(settings, run__name=name), tmp_path / name, ray_cluster)
         runs.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True))
     try:
-        outputs = [run.communicate(timeout=240)[0] for run in runs]
+        outputs = [run.communicate(timeout=400)[0] for run in runs]
     finally:
         for run in runs:
             run.kill()

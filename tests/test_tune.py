@@ -230,7 +230,7 @@ def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, r
     )
     search = started(settings, tmp_path, None)
     try:
-        output, errors = search.communicate(timeout=240)
+        output, errors = search.communicate(timeout=400)
     finally:
         search.kill()
 
