@@ -350,7 +350,7 @@ def _patiently(name: str) -> Callable[..., Any]:
     return method
 
 
-class _PatientHandler(FSSpecHandler):  # type: ignore[misc]  # it carries no types
+class _PatientHandler(FSSpecHandler):  # type: ignore[misc]  # which has no types
     """What Ray reads and writes of its own, as whole files."""
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, patience: Patience) -> None:
