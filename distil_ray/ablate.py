@@ -46,6 +46,8 @@ def _ablate(argv: list[str] | None) -> None:
     from distil_ray.reporting.files import check_place, make_folder
     from distil_ray.training.assembly import build_tokenizer
     from distil_ray.training.console import Console
+    from distil_ray.training.lease import holding
+    from distil_ray.training.storage import RunFolder
 
     chosen: list[Task] = []
     if arguments.tasks:
@@ -68,12 +70,12 @@ def _ablate(argv: list[str] | None) -> None:
             console.line(f"{variant}, seed {seed}: {changes or 'as it stands'}")
         return
     make_folder(output)
-    # From here on, the folder `output` belongs to this command alone: the place to take a lease of it.
-    outcomes = run_all(plan, console)
-    if tasks:
-        outcomes = with_scores(outcomes, tasks, data, output, protocol, console)
-    facts = {task.name: facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks}
-    _write(outcomes, facts, output)
+    with holding(RunFolder.at(str(output.absolute())), "distil_ray.ablate", console.line):
+        outcomes = run_all(plan, console)
+        if tasks:
+            outcomes = with_scores(outcomes, tasks, data, output, protocol, console)
+        facts = {task.name: facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks}
+        _write(outcomes, facts, output)
 
 
 def _write(outcomes: list[Any], facts: dict[str, Any], output: Path) -> None:

@@ -37,6 +37,8 @@ def _evaluate(argv: list[str] | None) -> None:
     from distil_ray.evaluation.standings import Question, answer
     from distil_ray.reporting.files import check_place, show_report, write_report
     from distil_ray.training.console import Console
+    from distil_ray.training.lease import holding
+    from distil_ray.training.storage import RunFolder
 
     check_place("--output", arguments.output)
     tasks, text = _tasks(arguments, protocol), parse_sources(arguments.text) if arguments.text else ()
@@ -55,12 +57,13 @@ def _evaluate(argv: list[str] | None) -> None:
         text=text,
         device_task=arguments.on_device,
     )
-    # From here on, the folder `output` belongs to this command alone: the place to take a lease of it.
-    board = answer(question, protocol, Console())
-    markdown = to_markdown(board)
-    write_report(output, json=to_json(board), html=to_html(board), markdown=markdown)
-    for path in students.values():
-        add_to_card(path, board)
+    console = Console()
+    with holding(RunFolder.at(str(output.absolute())), "distil_ray.evaluate", console.line):
+        board = answer(question, protocol, console)
+        markdown = to_markdown(board)
+        write_report(output, json=to_json(board), html=to_html(board), markdown=markdown)
+        for path in students.values():
+            add_to_card(path, board)
     show_report(output, markdown)
 
 

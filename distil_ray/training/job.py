@@ -39,7 +39,7 @@ class Job:
     continues_at: int | None = None
 
 
-Kind = Literal["finished", "more", "moving", "again", "stopped", "bad input", "outage", "diverged"]
+Kind = Literal["finished", "more", "moving", "again", "stopped", "bad input", "outage", "diverged", "lost"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Outcome:
 
     ``finished``; ``more`` (to do, in another pass); ``moving`` (more, but on other nodes); ``again`` (the pipeline
     began at a checkpoint that turned out to be damaged); ``stopped`` (as the driver wanted); or a failure, by the error
-    that it is to be: ``bad input``, ``outage`` or ``diverged``.
+    that it is to be: ``bad input``, ``outage``, ``diverged`` or ``lost`` (the run's folder, to another command).
 
     Attributes:
         message: of a failure.

@@ -39,7 +39,7 @@ from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.identity import SCHEMA, Identity, data_commits, pin_models, text_contents
 from distil_ray.training.job import Job, Outcome
-from distil_ray.training.lease import Claim, holding
+from distil_ray.training.lease import Claim, LeaseLostError, holding
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
 from distil_ray.training.placement import Turn, ray_address_for_train, turn_with_room
 from distil_ray.training.stopping import Stopping
@@ -122,7 +122,12 @@ def _raise_unless_finished(outcome: Outcome, folder: RunFolder, stopping: Stoppi
         raise _ERRORS[outcome.kind](f"{outcome.message}{ending}")
 
 
-_ERRORS: dict[str, type[Exception]] = {"bad input": InputError, "outage": OutageError, "diverged": DivergedError}
+_ERRORS: dict[str, type[Exception]] = {
+    "bad input": InputError,
+    "outage": OutageError,
+    "diverged": DivergedError,
+    "lost": LeaseLostError,
+}
 
 
 def _how_to_resume(folder: RunFolder) -> str:

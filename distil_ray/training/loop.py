@@ -26,6 +26,7 @@ from distil_ray.training.feed import BlockFeed, Notice, StepRows
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.job import Job, Kind, Outcome
 from distil_ray.training.learner import Learner
+from distil_ray.training.lease import LeaseLostError
 from distil_ray.training.metrics import read_records
 from distil_ray.training.reporter import Reporter, is_writable
 from distil_ray.training.storage import RunFolder
@@ -89,7 +90,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     if checkpoint is None:
         reporter.record(state, heldout.evaluate(learner))
     meter = learner.new_meter(world_size)
-    num_nonfinite, last_finite = 0, state
+    num_nonfinite, last_finite, is_over = 0, state, False
 
     try:
         while state.progress < 1:
@@ -130,6 +131,7 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
                 saved_step = state.step
 
         # 8. Finish, or leave the rest to the next pass (on other nodes, perhaps) or to another day.
+        is_over = True
         if feed.is_at_end and state.step == 0:
             return too_little_text(config, state.step)
         is_finished = state.progress >= 1 or feed.is_at_end
@@ -141,6 +143,11 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
         reporter.sync()
         if state.step > saved_step:
             checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
+        checkpoints.wait()
+    except LeaseLostError as error:
+        if is_over:  # no other worker waits for this one
+            return Outcome("lost", str(error), step=saved_step)
+        raise
     finally:
         checkpoints.wait()
     if feed.has_failed:
