@@ -266,8 +266,8 @@ def test_the_card_says_what_was_skipped_of_the_text_and_warns():
     _, student = small_pair()
     counts = {"data/documents": 100, "data/skipped_documents": 20, "data/skipped_not_utf8": 20}
     counts |= {"data/pieces": 1000, "data/unknown_pieces": 100}
-    card = model_card(student, small_config(), SUMMARY | counts, "somewhere")
+    card = model_card(student, small_config(), SUMMARY | counts)
     assert "Of the text, 20 of 100 documents skipped (20.0%): 20 not UTF-8; 10.00% of the pieces are [UNK]." in card
     assert "**Warning**: 20.0% of the documents that hold something cannot be used" in card
     assert "**Warning**: 10.0% of the pieces are [UNK]" in card
-    assert "Warning" not in model_card(student, small_config(), SUMMARY, "somewhere")
+    assert "Warning" not in model_card(student, small_config(), SUMMARY)

@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.distillation.models import max_tokens
+from distil_ray.distillation.tokenizer import save_tokenizer
 from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.labelling import encode_rows
 from distil_ray.evaluation.speed import Array, Run, as_function
@@ -150,7 +151,7 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         shipped = copy.deepcopy(tokenizer)
         shipped.model_max_length = min(shipped.model_max_length, max_tokens(model))
         shipped.model_input_names = shipped.init_kwargs["model_input_names"] = names  # kept where both say so
-        shipped.save_pretrained(folder)
+        save_tokenizer(shipped, folder)
     return folder / MODEL_FILE
 
 

@@ -29,6 +29,7 @@ from distil_ray.data.pipeline import (
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import counts_of, text_warnings
 from distil_ray.data.tokenization import token_stream
+from distil_ray.distillation.tokenizer import remarks
 from distil_ray.errors import DivergedError, InputError, OutageError, RunError, Stopped, reason_of
 from distil_ray.outages import Patience
 from distil_ray.training.assembly import Models, build_plan, build_tokenizer, outline_models, smoothing_weights
@@ -172,7 +173,7 @@ def examine(
             console.line("the run was begun by an older version, which took no notice of the models' content")
     tokenizer = build_tokenizer(config, models)
     outlines = outline_models(config, tokenizer, models)
-    for line in describe_models(config, *outlines):
+    for line in [*describe_models(config, *outlines), *remarks(tokenizer)]:
         console.line(line)
     plan = build_plan(config, tokenizer, {} if known is None else known.commits)
     for line in describe_data(config, plan):
