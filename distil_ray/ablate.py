@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distil_ray.cli import main_of, parser_of
-from distil_ray.config import describe_keys
+from distil_ray.config import describe_keys, output_path
 from distil_ray.errors import InputError
 
 _AFTER_INTERRUPT = "the same command keeps what is finished and resumes the interrupted run from its last checkpoint"
@@ -43,7 +43,7 @@ def _ablate(argv: list[str] | None) -> None:
     from distil_ray.evaluation.glue import chosen_tasks
     from distil_ray.evaluation.standings import check_rows
     from distil_ray.evaluation.tasks import Task, read_tasks
-    from distil_ray.reporting.files import check_place, make_folder
+    from distil_ray.reporting.files import make_folder
     from distil_ray.training.assembly import build_tokenizer
     from distil_ray.training.console import Console
     from distil_ray.training.lease import holding
@@ -60,9 +60,7 @@ def _ablate(argv: list[str] | None) -> None:
         check_rows([build_tokenizer(plan.config)], tasks, data, protocol)
     if "://" in plan.folder and not arguments.output:
         raise InputError("--output: missing; with a run.storage_path that is a URL, name a local folder for the report")
-    if arguments.output:
-        check_place("--output", arguments.output)
-    output = Path(arguments.output or plan.folder).expanduser()
+    output = Path(output_path(arguments.output, "--output") if arguments.output else plan.folder)
     console = Console()
     if arguments.dry_run:
         for (variant, seed), _ in plan.runs.items():
@@ -70,7 +68,7 @@ def _ablate(argv: list[str] | None) -> None:
             console.line(f"{variant}, seed {seed}: {changes or 'as it stands'}")
         return
     make_folder(output)
-    with holding(RunFolder.at(str(output.absolute())), "distil_ray.ablate", console.line):
+    with holding(RunFolder.at(str(output)), "distil_ray.ablate", console.line):
         outcomes = run_all(plan, console)
         if tasks:
             outcomes = with_scores(outcomes, tasks, data, output, protocol, console)

@@ -30,24 +30,23 @@ def _evaluate(argv: list[str] | None) -> None:
     given = name_models(arguments.teacher, arguments.student)
     if arguments.seeds < 1:
         raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
-    from distil_ray.config import parse_sources
+    from distil_ray.config import output_path, parse_sources
     from distil_ray.distillation.origin import resolve
     from distil_ray.evaluation.card import add_to_card, check_card
     from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
     from distil_ray.evaluation.standings import Question, answer
-    from distil_ray.reporting.files import check_place, show_report, write_report
+    from distil_ray.reporting.files import show_report, write_report
     from distil_ray.training.console import Console
     from distil_ray.training.lease import holding
     from distil_ray.training.storage import RunFolder
 
-    check_place("--output", arguments.output)
+    output = Path(output_path(arguments.output, "--output"))
     tasks, text = _tasks(arguments, protocol), parse_sources(arguments.text) if arguments.text else ()
     # Once, here: workers have other working folders, and a branch of the Hub may move meanwhile.
     models = {name: resolve(path, None) for name, path in given.items()}
     students = {name: model.path for name, model in models.items() if name != _TEACHER and arguments.card}
     for name, path in students.items():
         check_card(name, path)
-    output = Path(arguments.output).expanduser()
     question = Question(
         models,
         tasks,
@@ -58,7 +57,7 @@ def _evaluate(argv: list[str] | None) -> None:
         device_task=arguments.on_device,
     )
     console = Console()
-    with holding(RunFolder.at(str(output.absolute())), "distil_ray.evaluate", console.line):
+    with holding(RunFolder.at(str(output)), "distil_ray.evaluate", console.line):
         board = answer(question, protocol, console)
         markdown = to_markdown(board)
         write_report(output, json=to_json(board), html=to_html(board), markdown=markdown)

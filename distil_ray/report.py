@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from distil_ray.cli import main_of
+from distil_ray.config import output_path
 from distil_ray.errors import InputError
-from distil_ray.reporting.files import check_place
 from distil_ray.reporting.text import show
 
 
@@ -51,9 +51,7 @@ def _output(run: str, output: str | None) -> Path:
     """Where the page goes."""
     if "://" in run and not output:
         raise InputError("--output: missing; for a run that is not on this machine, name a local file for the page")
-    if output:
-        check_place("--output", output)
-    return Path(output or f"{run}/report.html").expanduser()
+    return Path(output_path(output, "--output") if output else f"{run}/report.html").expanduser()
 
 
 def _write(file: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertTokenizer
 
 from distil_ray.cli import main_of
-from distil_ray.config import parse_sources
+from distil_ray.config import output_path, parse_sources
 from distil_ray.data.corpus import Corpus, Source, list_corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.tokenization import text_slices
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 def _vocabulary(argv: list[str] | None) -> None:
     args = _parser().parse_args(argv)
     strips_accents = args.lowercase if args.strip_accents is None else args.strip_accents
+    args.output = output_path(args.output, "--output")
     _check_output(args.output)
     corpus = list_corpus([Source(**source.model_dump()) for source in parse_sources(args.source)])
     vocabulary, tally = train_vocabulary(

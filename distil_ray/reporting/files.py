@@ -1,6 +1,5 @@
 """A report -> its files."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,17 +8,6 @@ from distil_ray.errors import InputError, RunError
 from distil_ray.reporting.text import show
 
 NAME = "report"
-# What Ray sets for the entry point of a submitted job.
-_IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-
-
-def check_place(option: str, path: str) -> None:
-    """Raise InputError if what is written to ``path`` would be lost: Ray removes the folder that a job runs in."""
-    if _IN_A_JOB in os.environ and not os.path.isabs(os.path.expanduser(path)):
-        raise InputError(
-            f"{option}: given {path}, which in a job lies in a folder that Ray removes with it; expected an absolute "
-            "path, such as one on storage that outlives the cluster"
-        )
 
 
 def make_folder(folder: Path) -> None:
