@@ -277,3 +277,17 @@ def test_dataset_of_one_row_group_needs_eval_sources(settings, tmp_path):
     pq.write_table(pa.table({"text": ["ab cd " * 200]}), tmp_path / "one.parquet")
     with pytest.raises(InputError, match="eval_sources"):
         run(settings, data__sources=str(tmp_path / "one.parquet"))
+
+
+def test_what_only_workers_find_out_ends_the_run_as_bad_input(distilled, tmp_path):
+    """The driver looks at configurations alone."""
+    settings, _ = distilled
+    teacher = tmp_path / "teacher"
+    shutil.copytree(settings["teacher"]["path"], teacher)
+    weights = safetensors.numpy.load_file(teacher / "model.safetensors")
+    name = next(name for name in sorted(weights) if name.endswith("bias"))
+    weights[name] = np.full_like(weights[name], np.nan)
+    safetensors.numpy.save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(InputError, match=r"on node .*weights of .*bias are not finite"):
+        run(settings, run__name="nan", teacher__path=str(teacher), runtime__num_workers=2)
