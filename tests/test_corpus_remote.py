@@ -355,7 +355,7 @@ def test_an_outage_of_s3_that_lasts_is_no_damage(bucket, s3, failure):
     as_another_process()
     s3.fail("(GET|HEAD) /runs", **FAILURES[failure])
     with pytest.raises(OutageError, match=r"s3://runs/data/a\.parquet did not answer for \d+ s: ."):
-        list(read_unit(corpus, 0, Patience(0.5)))
+        list(read_unit(corpus, 0, patience=Patience(0.5)))
     with pytest.raises(OutageError, match="did not answer"):
         list_corpus([Source(path="s3://runs/data")], on_bad_file="skip", patience=Patience(0.5))
 

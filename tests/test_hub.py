@@ -57,7 +57,7 @@ def text_bytes(content: bytes) -> int:
 
 def read(corpus: Corpus, patience: Patience | None = None) -> list[str | None]:
     units = random.Random(1).sample(range(corpus.num_units), corpus.num_units)
-    found = {unit: list(read_unit(corpus, unit, patience or Patience(20))) for unit in units}
+    found = {unit: list(read_unit(corpus, unit, patience=patience or Patience(20))) for unit in units}
     return [document for unit in range(corpus.num_units) for document in found[unit]]
 
 
