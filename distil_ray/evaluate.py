@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,9 @@ def _evaluate(argv: list[str] | None) -> None:
         device_task=arguments.on_device,
     )
     console = Console()
-    with holding(RunFolder.at(str(output)), "distil_ray.evaluate", console.line):
-        board = answer(question, protocol, console)
+    held = holding(RunFolder.at(str(output)), "distil_ray.evaluate", console.line)
+    with ExitStack() as stack:
+        board = answer(question, protocol, console, hold=lambda: stack.enter_context(held))
         markdown = to_markdown(board)
         write_report(output, json=to_json(board), html=to_html(board), markdown=markdown)
         for path in students.values():

@@ -9,7 +9,8 @@ from distil_ray.training.storage import RunFolder
 
 def history(tmp_path, **counts):
     record = {"step": 1, **{f"data/{name}": count for name, count in counts.items()}}
-    return History(RunFolder(str(tmp_path), "small"), small_config(), {}, None, [record], [], is_finished=False)
+    folder, config = RunFolder(str(tmp_path), "small"), small_config()
+    return History(folder, config, {}, {}, {}, None, records=[record], digests=[], is_finished=False)
 
 
 def test_text_that_could_not_be_used_is_remarked_on(tmp_path):

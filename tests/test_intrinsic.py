@@ -276,7 +276,7 @@ def test_models_that_cannot_be_compared(paths, sources, tmp_path):
 
     assert f"other, {swapped}: the vocabularies of teacher" in refused(paths | {"other": swapped}, sources)
     assert f"other, {larger}: its vocab_size is 70, the teacher's 61" in refused(paths | {"other": larger}, sources)
-    assert f"other, {smaller}: the tokenizer has 61 tokens" in refused(paths | {"other": smaller}, sources)
+    assert f"other, {smaller}: the tokenizer has ids for 61 tokens" in refused(paths | {"other": smaller}, sources)
     message = refused(paths, sources, changed(max_seq_length=25))
     assert f"text.max_seq_length: given 25, but teacher, {paths['teacher']}, takes 24 tokens at most" in message
 

@@ -26,7 +26,7 @@ def test_nodes_are_asked_for_the_folders_of_models(ray_cluster, tmp_path):
     address = ray.nodes()[0]["NodeManagerAddress"]
     assert problems[0] == f"  node {address}: half: {other} holds another model there: model.safetensors differ in size"
     assert problems[1] == f"  node {address}: gone: there is no folder /no/such/folder"
-    assert problems[2].startswith(f"  node {address}: hub: cannot load a tokenizer from 'org/nothing'")
+    assert problems[2].startswith(f"  node {address}: hub: there is no local folder 'org/nothing'")
     assert len(problems) == 3
     assert last.startswith("give folders that all nodes share")
 

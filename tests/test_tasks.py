@@ -316,7 +316,7 @@ def test_shards_with_whole_and_with_decimal_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\ncafé,1\nbad,0\n", "a.csv: column text: row 0 is not UTF-8; convert the file, such as by `iconv"),
+        ("text,label\ncafé,1\nbad,0\n", "a.csv: is not UTF-8, in column text; convert it: iconv"),
         ("text,prix à payer,label\na,1,1\nb,2,0\n", "a.csv: a name of a column is not UTF-8; convert the file"),
     ],
 )

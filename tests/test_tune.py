@@ -249,15 +249,16 @@ def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings,
     spec = suggestions.suggest("id")
     launched, sent = [], []
 
-    def launch(config, console, callbacks):
+    def launch(config, console, callbacks, basis, claim):
         launched.append(config.run.name)
         raise RunError(f"worker lost, time {len(launched)}")
 
     monkeypatch.setattr(tuner, "launch", launch)
     monkeypatch.setattr(tuner, "ReportObjective", lambda metric: None)  # there is no session of Tune here
+    line = SimpleNamespace(send=lambda *event: sent.append(event))
     for _ in range(2):
         with pytest.raises(RunError):
-            tuner._run_trial(spec, plan=plan, events=SimpleNamespace(send=lambda *event: sent.append(event)))
+            tuner._run_trial(spec, plan=plan, basis=None, events=line, claim=None)
     assert launched == [trial.name] * 2
     assert sent == [("line", (trial.name, "is tried again: worker lost, time 1"))]
 

@@ -191,6 +191,14 @@ def _open(listed: Listed) -> Opened:
     return file
 
 
+def forget(path: str) -> None:
+    """Open a file of an object store anew the next time."""
+    inner = path.partition("://")[2]
+    with _opened_lock:
+        for key in [key for key in _opened if inner and key[1].lstrip("/") == inner.lstrip("/")]:
+            del _opened[key]
+
+
 class ReachableFile(io.RawIOBase):
     """A file opened for reading in ranges of exactly what is asked for, whose every failure to deliver is no damage.
 

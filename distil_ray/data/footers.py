@@ -21,14 +21,15 @@ def read_footer(stream: ReachableFile, footer_bytes: int = 0) -> pq.FileMetaData
     """Return the footer of the file as it is now; the one last used longest ago makes room.
 
     Args:
-        footer_bytes: its length, if it is known: then nothing more is read.
+        footer_bytes: its length, if it is known: then nothing more is read, nor anything if it has been read before.
+            0 looks at the file in any case.
 
     Raises:
         OSError, pa.ArrowException: it has none, or a damaged one.
     """
     key = stream.path, stream.size, stream.version
     with _lock:
-        footer = _kept.pop(key, None)
+        footer = _kept.pop(key, None) if footer_bytes else None
     if footer is None:
         footer = pq.read_metadata(pa.BufferReader(_read_tail(stream, footer_bytes)))
     with _lock:

@@ -73,7 +73,7 @@ class DataPlan:
             InputError: the text cannot be read.
         """
         units = np.concatenate([self.schedule.units_of(group) for group in range(self._groups_glanced_at)])
-        return first_documents(self.corpus, units, self.skip_bad_files, _GLANCE_CHARACTERS)
+        return first_documents(self.corpus, units, _GLANCE_CHARACTERS)
 
     @property
     def _groups_glanced_at(self) -> int:

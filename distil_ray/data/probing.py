@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from distil_ray.data.arrow import FILE_MAGIC, STREAM_MAGIC, find_batches
-from distil_ray.data.files import BadFileError, File, ReachableFile, first_of, format_of
+from distil_ray.data.files import BadFileError, File, ReachableFile, first_of, forget, format_of
 from distil_ray.data.footers import read_footer
 from distil_ray.data.sources import Candidate
 from distil_ray.data.tally import Reason
@@ -65,6 +65,7 @@ class Probed:
 
 
 def try_probe(candidate: Candidate, patience: Patience) -> Probed | InputError:
+    forget(candidate.path)  # it may be another file than when this process saw it last
     try:
         return _probe(candidate, patience)
     except BadFileError as error:
@@ -72,6 +73,7 @@ def try_probe(candidate: Candidate, patience: Patience) -> Probed | InputError:
             return error
     except InputError as error:
         return error
+    forget(candidate.path)
     try:  # once more: on the way the bytes may have become others
         return _probe(candidate, patience)
     except InputError as error:

@@ -137,11 +137,12 @@ def _slices(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def first_documents(
-    corpus: Corpus, units: Sequence[int] | npt.NDArray[np.integer], skip_bad_units: bool, max_characters: int
-) -> list[str]:
-    """Return the first documents of ``units`` up to so many characters in all, the last one cut there."""
-    documents = _beginning(_documents(corpus, units, Tally(), skip_bad_units), max_characters)
+def first_documents(corpus: Corpus, units: Sequence[int] | npt.NDArray[np.integer], max_characters: int) -> list[str]:
+    """Return the first documents of ``units`` up to so many characters in all, the last one cut there.
+
+    Damaged units are left out without a word: whoever trains on them will be told.
+    """
+    documents = _beginning(_documents(corpus, units, Tally(), skip_bad_units=True), max_characters)
     return [document[:max_characters] for document in documents]
 
 

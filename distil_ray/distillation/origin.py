@@ -42,6 +42,8 @@ def resolve(path: str, revision: str | None, patience: Patience = AT_START) -> O
     """
     if os.path.exists(os.path.expanduser(path)):
         return Origin(os.path.abspath(os.path.expanduser(path)))
+    if "://" in path or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
+        raise InputError(f"{path} does not exist; expected a local folder or a Hub id")
     if revision is not None and len(revision) == _COMMIT_LENGTH and set(revision) <= set("0123456789abcdef"):
         return Origin(path, revision)
     from huggingface_hub import HfApi, constants

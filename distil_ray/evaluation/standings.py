@@ -1,7 +1,7 @@
 """Models and tasks -> a scoreboard: fine-tuned and measured, on a Ray cluster and on this machine."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -81,8 +81,11 @@ class Question(NamedTuple):
         return [Cell(name, origin, self.device_task, seed=1) for name, origin in self.models.items()]
 
 
-def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboard:
+def answer(question: Question, protocol: Protocol, console: Console, hold: Callable[[], object]) -> Scoreboard:
     """Fine-tune each model on each task with each seed, or what is left of that, and measure the models.
+
+    Args:
+        hold: called when everything is checked and the output folder is there, to keep others from writing to it.
 
     Raises:
         InputError: a model, a task or an earlier result cannot be used; said before anything is trained.
@@ -98,6 +101,7 @@ def answer(question: Question, protocol: Protocol, console: Console) -> Scoreboa
     if question.with_second_step and any(task.kind == "span" for task in tasks):
         _check_same_pieces(models)
     make_folder(question.output)
+    hold()
     results, device_folder = Results(question.output, protocol, tasks, data), question.output / "on-device"
     results.done(question.cells)
     results.check(stale_files(question.device_cells, results, device_folder))
