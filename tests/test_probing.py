@@ -320,9 +320,10 @@ def parquet_bytes():
     ("name", "content"),
     [
         ("a.parquet", parquet_bytes()),
-        ("a.jsonl", b'{"text": "one"}\n{"text": "two"}\n'),
-        ("a.txt.gz", gzip.compress(b"one\n\ntwo", mtime=0)),
+        ("a.jsonl", b'{"text": "one"}\n{"text": "two"}\n' + b"\n" * 40),
+        ("a.txt.gz", gzip.compress(b"one\n\ntwo", mtime=0) + 2 * gzip.compress(b"", mtime=0)),
     ],
+    ids=("parquet", "jsonl", "gzip"),
 )
 @pytest.mark.parametrize("on_bad_file", ["error", "skip"])
 def test_other_bytes_than_the_files(proxied, name, content, on_bad_file):
