@@ -42,6 +42,6 @@ def test_a_run_outlives_its_line_and_says_how_to_resume_without_its_controller(s
 
     said = (tmp_path / "output.txt").read_text()
     assert "the run failed" in said
-    assert "The same command" in said
+    assert "the same command" in said
     assert "from checkpoint_" in said
     assert "Traceback" not in said

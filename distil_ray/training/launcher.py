@@ -419,5 +419,5 @@ def _failure_message(config: Config, folder: RunFolder, error: BaseException) ->
     listed = "\n".join(f"  {cause}" for cause in causes or [reason_of(error)])
     return (
         f"the run failed (runtime.max_failures = {config.runtime.max_failures}):\n{listed}\n"
-        f"{_how_to_resume(folder).capitalize()}"
+        f"To resume: {_how_to_resume(folder)}"
     )
