@@ -1,5 +1,6 @@
 """Whole runs on a real Ray, with real workers and real kills."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -217,7 +218,12 @@ def test_damaged_pages_end_the_run_after_what_could_be_read(settings, words, tmp
     assert int(checkpoint.name[-9:]) > 0
     assert checkpoint.name in str(end.value)
 
-    write_text(damaged, words, num_documents=260, seed=3, rows_per_group=2)  # the same bytes, undamaged
+    write_text(damaged, words, num_documents=260, seed=3, rows_per_group=2)  # as it was before the damage
+    with pytest.raises(InputError, match=r"a\.parquet: holds other bytes than then"):
+        run(settings)
+    identity = json.loads((folder / "identity.json").read_text())
+    identity["text"][0]["value"] = hashlib.sha256(damaged.read_bytes()).hexdigest()  # as if the run had begun then, too
+    (folder / "identity.json").write_text(json.dumps(identity))
     assert run(settings) == folder
     done = [line.split(",")[1] for line in digests(folder).splitlines()[1:]]
     assert done == expected_digests(parse_config(settings))
