@@ -100,10 +100,14 @@ class Supervisor:
 
 
 def kill(supervisor: Supervisor, target: str) -> None:
+    """Kill a worker, the driver, or both; workers are waited for, as they may just be starting again."""
     assert supervisor.driver is not None
-    workers = train_workers(supervisor.driver.pid)
-    if target != "driver" and workers:
-        random.choice(workers).kill()
+    while target != "driver":
+        supervisor.tend()
+        if workers := train_workers(supervisor.driver.pid):
+            random.choice(workers).kill()
+            break
+        time.sleep(0.1)
     if target != "worker":
         supervisor.driver.kill()
         supervisor.driver.wait()
