@@ -262,6 +262,41 @@ def test_losing_the_folder_interrupts_the_main_thread(folder, monkeypatch):
         lose()
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("x.txt.tmp"), KeyboardInterrupt()])
+def test_what_comes_of_losing_the_folder_is_told_as_the_loss(folder, error):
+    def hold() -> None:
+        with holding(folder, "train", nobody, on_lost=lambda: None):
+            take_over(folder)
+            raise error
+
+    with pytest.raises(LeaseLostError, match="taken over by `tune`") as caught:
+        hold()
+    assert caught.value.__cause__ is error
+
+
+def test_one_that_notices_the_loss_by_itself_is_not_interrupted(folder, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.1)
+    interrupted = threading.Event()
+
+    def hold() -> None:
+        with holding(folder, "train", nobody, on_lost=interrupted.set) as claim:
+            take_over(folder)
+            time.sleep(0.3)  # the heart has noticed it by now, too
+            claim.check()
+
+    with pytest.raises(LeaseLostError):
+        hold()
+    time.sleep(2 * lease._GRACE_SECONDS)
+    assert not interrupted.is_set()
+
+
+def test_what_a_killed_owner_was_writing_is_swept_away(folder):
+    folder.write_text("digests.csv.0a1b.tmp", "half")
+    folder.write_text("trials/x.tmp", "another's")
+    with holding(folder, "train", nobody):
+        assert folder.names() == ["lease_000001.json", "trials"]
+
+
 def test_a_claim_travels_to_other_processes(folder):
     with holding(folder, "train", nobody) as claim:
         again: Claim = pickle.loads(pickle.dumps(claim))

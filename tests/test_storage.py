@@ -16,7 +16,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from distil_ray.errors import InputError, OutageError
 from distil_ray.outages import Patience
-from distil_ray.training.storage import RunFolder
+from distil_ray.training import storage
+from distil_ray.training.storage import RunFolder, replace_file
 
 pytest_plugins = ("local_s3",)
 
@@ -124,6 +125,21 @@ def test_a_reader_never_sees_a_part_of_a_text(tmp_path):
     thread.join()
     assert seen <= set(texts)
     assert folder.names() == ["x.json"]
+
+
+def test_a_writer_that_was_suspended_does_not_take_away_what_another_one_is_writing(tmp_path, monkeypatch):
+    path = tmp_path / "x.txt"
+    flush = storage.flush_to_disk
+
+    def suspended(at: Path) -> None:
+        monkeypatch.setattr(storage, "flush_to_disk", flush)
+        replace_file(path, b"by another")
+        flush(at)
+
+    monkeypatch.setattr(storage, "flush_to_disk", suspended)
+    replace_file(path, b"by the first")
+    assert path.read_bytes() == b"by the first"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
 
 
 def test_a_path_below_a_file_is_not_writable(tmp_path):

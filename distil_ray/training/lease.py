@@ -22,13 +22,14 @@ from typing import Any
 
 from distil_ray.errors import InputError, OutageError, RunError
 from distil_ray.outages import Patience
-from distil_ray.training.storage import RunFolder
+from distil_ray.training.storage import TEMPORARY, RunFolder
 
 HEARTBEAT_SECONDS = 10.0
 EXPIRES_SECONDS = 60.0
 """So long after its last sign of life an owner is taken for lost."""
 _WATCH_HEARTBEATS = 2.5  # an owner that wakes up, as on a laptop that was asleep, gives a sign of life within one
 _POLL_SECONDS = 1.0
+_GRACE_SECONDS = 1.0  # in which a process that noticed the loss by itself comes to its end uninterrupted
 _SETTLE_SECONDS = 1.0  # on a storage that may let two create the same file, the later one has won by then
 
 _NAME = re.compile(r"lease_(\d{6,})\.json")
@@ -133,13 +134,25 @@ def holding(
             heart.stop()
         except KeyboardInterrupt:  # by `on_lost`, while an error of a guarded folder was on its way
             heart.stop()
-        if heart.loss is not None:
-            raise heart.loss from error
+        loss = heart.loss or _loss_of(claim)
+        if loss is not None and loss is not error:  # what came of it, such as a file that the new owner has removed
+            raise loss from error
         raise
     finally:
         heart.stop()
         with suppress(InputError, OutageError):  # it expires by itself
             claim.release()
+
+
+def _loss_of(claim: Claim) -> LeaseLostError | None:
+    """Why the folder is not held any more, None if it is, or if that cannot be found out now."""
+    try:
+        replace(claim, folder=claim.folder.patient(Patience(0.0))).check()
+    except LeaseLostError as loss:
+        return loss
+    except (InputError, OutageError):
+        return None
+    return None
 
 
 class _Heart(threading.Thread):
@@ -161,9 +174,10 @@ class _Heart(threading.Thread):
                 self._claim.check()
                 _beat(self._claim, beat)
             except LeaseLostError as loss:
+                self.loss = loss
+                self._at_end.wait(_GRACE_SECONDS)
                 with self._ending:
                     if not self._at_end.is_set():
-                        self.loss = loss
                         self._on_lost()
                 return
             except Exception:  # the storage does not answer; while it does not, nobody else can take over either
@@ -194,6 +208,9 @@ def _acquire(folder: RunFolder, command: str, tell: Callable[[str], None]) -> Cl
         for generation in _generations(folder):
             if generation < claim.generation:
                 folder.remove(_name_of(generation))
+        for name in folder.names():
+            if name.endswith(TEMPORARY) and not name.startswith("lease_"):  # another's attempt may be under way
+                folder.remove(name)
         return claim
 
 

@@ -28,6 +28,8 @@ from distil_ray.outages import AT_START, Patience
 
 Result = TypeVar("Result")
 
+TEMPORARY = ".tmp"
+"""What the names of files end with that are being written, or were when a process was killed."""
 _OBJECT_STORES = {"s3", "gs"}
 _CHECKED_BYTES = 1 << 20  # room that a run needs at the very least: a disk with less is full
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -394,7 +396,7 @@ class _Upload(io.BytesIO):
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a local file; whoever reads it, even after a power cut, sees the old or the new content."""
-    with _written(path.with_name(f"{path.name}.tmp"), content) as temporary:
+    with _written(path, content) as temporary:
         temporary.replace(path)
     flush_to_disk(path.parent)
 
@@ -405,7 +407,7 @@ def _create_file(path: Path, content: bytes) -> None:
     Raises:
         FileExistsError: there is one.
     """
-    with _written(path.with_name(f"{path.name}.{uuid4().hex}.tmp"), content) as temporary:
+    with _written(path, content) as temporary:
         try:
             os.link(temporary, path)  # unlike an exclusive open, it never shows a reader an empty file
         except FileExistsError:
@@ -418,8 +420,12 @@ def _create_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _written(temporary: Path, content: bytes) -> Iterator[Path]:
-    """Write a temporary file to disk; afterwards it is gone."""
+def _written(path: Path, content: bytes) -> Iterator[Path]:
+    """Write a temporary file beside ``path`` to disk; afterwards it is gone.
+
+    No other process has its name, or one that wakes up in the middle of a write would take away its successor's file.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
         temporary.write_bytes(content)
         flush_to_disk(temporary)
