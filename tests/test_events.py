@@ -60,7 +60,7 @@ def test_nobody_hears_before_there_is_a_worker_and_after_it_is_lost(line, worker
     assert ray.get(worker.is_stop_wanted.remote())
     assert line.want_stop()
     ray.kill(worker)
-    wait_for(lambda: not line.want_stop(), 30)
+    wait_for(lambda: not line.want_stop())
 
 
 def test_a_line_that_is_lost_ends_nothing_and_comes_back(line, worker):
@@ -73,7 +73,7 @@ def test_a_line_that_is_lost_ends_nothing_and_comes_back(line, worker):
         line.line("again")
         return ("line", "again") in received(line)
 
-    wait_for(is_back, 60)
+    wait_for(is_back)
     ray.get(worker.is_stop_wanted.remote())
     assert line.want_stop()
     assert ray.get(worker.is_stop_wanted.remote())
@@ -88,4 +88,4 @@ def test_a_request_to_stop_outlives_the_line(line, worker):
         received(line)
         return ray.get(worker.is_stop_wanted.remote())
 
-    wait_for(is_known_again, 60)
+    wait_for(is_known_again)

@@ -40,14 +40,14 @@ def test_a_run_waits_for_room_for_all_its_parts_and_says_so(config):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    wait_for(lambda: bool(lines), 30)
+    wait_for(lambda: bool(lines))
     assert not has_room.is_set()
     assert lines == [
         "waiting for room on the cluster: 4 CPU are needed at once for workers and data tasks, 3 CPU are free"
     ]
     remove_placement_group(others)
     assert has_room.wait(30)
-    wait_for(is_free, 30)  # for Ray Train and the data tasks to take
+    wait_for(is_free)  # for Ray Train and the data tasks to take
     may_end.set()
     thread.join()
 
@@ -76,7 +76,7 @@ def test_one_run_at_a_time_is_placed_until_its_turn_ends(config):
     with turn_with_room(config, print) as turn:
         thread = threading.Thread(target=wait)
         thread.start()
-        wait_for(lambda: bool(lines), 30)
+        wait_for(lambda: bool(lines))
         assert not has_turn.is_set()
         turn.end()
         assert has_turn.wait(30)
@@ -99,12 +99,12 @@ def test_a_trial_that_is_killed_while_it_waits_leaves_neither_turn_nor_room_take
     def is_waiting() -> bool:
         return any(group["state"] == "PENDING" for group in placement_group_table().values())
 
-    wait_for(is_waiting, 60)
+    wait_for(is_waiting)
     ray.kill(trial)
     remove_placement_group(others)
     with turn_with_room(config, print):
         pass
-    wait_for(is_free, 30)
+    wait_for(is_free)
 
 
 def test_two_runs_with_room_for_one_both_finish(settings, ray_cluster, tmp_path):
@@ -115,7 +115,7 @@ def test_two_runs_with_room_for_one_both_finish(settings, ray_cluster, tmp_path)
         arguments, environment = command(changed(settings, run__name=name), tmp_path / name, ray_cluster)
         runs.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True))
     try:
-        outputs = [run.communicate(timeout=400)[0] for run in runs]
+        outputs = [run.communicate()[0] for run in runs]
     finally:
         for run in runs:
             run.kill()
@@ -148,4 +148,4 @@ def test_a_run_that_waits_for_room_ends_at_once_when_it_is_stopped(settings, ray
     assert "3 CPU are needed at once for workers and data tasks, 2 CPU are free" in said
     assert "stopped at once; the same command" in said
     assert "Traceback" not in said
-    wait_for(is_free, 60)
+    wait_for(is_free)
