@@ -6,6 +6,7 @@ same weights as one that nobody disturbs.
 
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ import pytest
 import yaml
 from conftest import write_text
 from failing_proxy import FailingProxy
-from runs import train_workers
+from runs import changed, train_workers
 from transformers import AutoTokenizer
 
 pytest_plugins = ("local_hub", "local_s3")
@@ -59,10 +60,10 @@ def settings_of(name: str) -> dict[str, Any]:
 class Supervisor:
     """Starts a run's command again until it is finished, as an init system or a person would."""
 
-    def __init__(self, name: str, bucket: Any, folder: Path) -> None:
+    def __init__(self, name: str, bucket: Any, folder: Path, **values: Any) -> None:
         self.name, self._bucket = name, bucket
         self._config, self._log = folder / f"{name}.yaml", folder / f"{name}.log"
-        self._config.write_text(yaml.safe_dump(settings_of(name)))
+        self._config.write_text(yaml.safe_dump(changed(settings_of(name), **values)))
         self.ends: Counter[int] = Counter()
         self.driver: subprocess.Popen[bytes] | None = None
 
@@ -121,14 +122,18 @@ def fail_for_a_while(hub: Any, proxy: FailingProxy, what: str) -> None:
     threading.Timer(OUTAGE_SECONDS, proxy.fail, (0, "503")).start()
 
 
+def push_text_and_teacher(hub: Any, folder: Path) -> None:
+    words = [word for word in AutoTokenizer.from_pretrained(TEACHER).get_vocab() if word.isalpha()]
+    for number in range(3):
+        write_text(folder / f"data/train-{number}.parquet", words, num_documents=200, seed=number)
+    hub.push("org/text", {f"data/{file.name}": file for file in (folder / "data").iterdir()})
+    hub.push("org/teacher", {file.name: file for file in TEACHER.iterdir()}, kind="models")
+
+
 def test_kills_and_outages_change_nothing(local_hub, storage, tmp_path):
     bucket, proxy = storage
     random.seed(SEED)
-    words = [word for word in AutoTokenizer.from_pretrained(TEACHER).get_vocab() if word.isalpha()]
-    for number in range(3):
-        write_text(tmp_path / f"data/train-{number}.parquet", words, num_documents=200, seed=number)
-    local_hub.push("org/text", {f"data/{file.name}": file for file in (tmp_path / "data").iterdir()})
-    local_hub.push("org/teacher", {file.name: file for file in TEACHER.iterdir()}, kind="models")
+    push_text_and_teacher(local_hub, tmp_path)
 
     whole = Supervisor("whole", bucket, tmp_path)
     whole.wait_until(whole.is_finished)
@@ -154,3 +159,28 @@ def test_kills_and_outages_change_nothing(local_hub, storage, tmp_path):
     assert torn.read("export/model.safetensors") == whole.read("export/model.safetensors")
     assert set(torn.ends) <= {0, -9, 1}  # 1: an outage at the start that lasted longer than a command waits there
     assert torn.ends[0] == 1
+
+
+def test_an_outage_that_outlasts_patience_ends_a_run_after_what_was_read(local_hub, storage, tmp_path):
+    bucket, _ = storage
+    push_text_and_teacher(local_hub, tmp_path)
+    run = Supervisor("cut", bucket, tmp_path, runtime__outage_seconds=3.0)
+    local_hub.fail("GET /large/datasets", sleep=0.5)  # so that there is something left to read
+    run.wait_until(lambda: run.newest() > 0)
+    local_hub.heal()
+    local_hub.fail(".*", status=503)
+
+    assert run.driver is not None
+    assert run.driver.wait() == 1
+    end = re.search(r"did not answer for (.|\n)*Steps done: (\d+); the same command resumes from (\S+)", run.log())
+    assert end, run.log()
+    assert end[3] == f"checkpoint_{run.newest():09d}"
+    assert int(end[2]) == run.newest() > 0
+    before = run.read("digests.csv")
+
+    local_hub.heal()
+    run.wait_until(run.is_finished)
+    run.wait_until(lambda: run.driver is None)
+    after = run.read("digests.csv")
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 1 + settings_of("cut")["optim"]["num_steps"]
