@@ -46,10 +46,9 @@ from transformers import AutoTokenizer, DataCollatorForLanguageModeling, PreTrai
 from distil_ray.data.corpus import Source, read_unit
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import count_maskable, mask_rows, special_table
-from distil_ray.data.packing import pack_rows
 from distil_ray.data.pipeline import execution_options, train_dataset
 from distil_ray.data.plan import DataPlan, make_plan
-from distil_ray.data.rows import RowSettings, make_rows
+from distil_ray.data.rows import RowSettings, make_rows, pack_rows
 from distil_ray.data.schedule import START
 from distil_ray.data.tokenization import Vocabulary, token_stream
 

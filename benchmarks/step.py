@@ -38,10 +38,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from distil_ray.distillation.distiller import CePositions, Distiller, Term
-from distil_ray.distillation.flops import flops_per_token, peak_flops
 from distil_ray.distillation.losses import IGNORE_INDEX
-from distil_ray.distillation.models import model_from_config
-from distil_ray.distillation.student import build_student
+from distil_ray.models.flops import flops_per_token, peak_flops
+from distil_ray.models.loading import model_from_config
+from distil_ray.models.student import build_student
 
 # Teachers: layers, width, heads, vocabulary. The student has half the layers; feed-forward layers are 4 x width.
 SHAPES = {"bert-base": (12, 768, 12, 30_522), "small": (4, 512, 8, 30_522), "mini": (4, 256, 4, 8_192)}

@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _ablate(argv: list[str] | None) -> None:
     # Imported late, here and below, so that mistakes answer at once.
-    from distil_ray.ablation.settings import AblationConfig, load_ablation
     from distil_ray.evaluation.protocol import Protocol, load_protocol
+    from distil_ray.studies.ablation import AblationConfig, load_ablation
 
     keys = "\n\n".join([describe_keys(AblationConfig), describe_keys(), f"protocol keys:\n\n{describe_keys(Protocol)}"])
     parser = parser_of("distil_ray.ablate", "Do a run without each part of the recipe, over seeds, and compare.", keys)
@@ -38,16 +38,15 @@ def _ablate(argv: list[str] | None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     plan = load_ablation(arguments.config, arguments.settings)
     protocol = load_protocol(arguments.protocol, arguments.set)
-    from distil_ray.ablation.runs import check_heldout, check_tasks, run_all, with_scores
     from distil_ray.evaluation.facts import facts_of
-    from distil_ray.evaluation.glue import chosen_tasks
     from distil_ray.evaluation.standings import check_rows
-    from distil_ray.evaluation.tasks import Task, read_tasks
-    from distil_ray.reporting.files import make_folder
+    from distil_ray.evaluation.tasks import Task, chosen_tasks, read_tasks
+    from distil_ray.reporting.text import make_folder
+    from distil_ray.runs.console import Console
+    from distil_ray.runs.lease import holding
+    from distil_ray.runs.storage import RunFolder
+    from distil_ray.studies.ablation import check_heldout, check_tasks, run_all, with_scores
     from distil_ray.training.assembly import build_tokenizer
-    from distil_ray.training.console import Console
-    from distil_ray.training.lease import holding
-    from distil_ray.training.storage import RunFolder
 
     chosen: list[Task] = []
     if arguments.tasks:
@@ -77,9 +76,9 @@ def _ablate(argv: list[str] | None) -> None:
 
 
 def _write(outcomes: list[Any], facts: dict[str, Any], output: Path) -> None:
-    from distil_ray.ablation.report import Comparison, to_html, to_json, to_markdown
-    from distil_ray.reporting.files import show_report, write_report
     from distil_ray.reporting.html import made_by
+    from distil_ray.reporting.text import show_report, write_report
+    from distil_ray.studies.ablation import Comparison, to_html, to_json, to_markdown
 
     comparison, footer = Comparison(outcomes, facts), made_by()
     json, html, markdown = (make(comparison, footer) for make in (to_json, to_html, to_markdown))

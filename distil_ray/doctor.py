@@ -21,8 +21,8 @@ def _doctor(argv: list[str] | None) -> None:
     ).parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.settings)
     # Imported late, so that --help and configuration errors answer at once.
-    from distil_ray.checkup.checkup import checkup
-    from distil_ray.training.console import Console
+    from distil_ray.runs.console import Console
+    from distil_ray.training.checkup import checkup
 
     console = Console()
     verdicts = checkup(config, console)

@@ -32,14 +32,13 @@ def _evaluate(argv: list[str] | None) -> None:
     if arguments.seeds < 1:
         raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
     from distil_ray.config import output_path, parse_sources
-    from distil_ray.distillation.origin import resolve
-    from distil_ray.evaluation.card import add_to_card, check_card
-    from distil_ray.evaluation.scoreboard import to_html, to_json, to_markdown
+    from distil_ray.evaluation.scoreboard import add_to_card, check_card, to_html, to_json, to_markdown
     from distil_ray.evaluation.standings import Question, answer
-    from distil_ray.reporting.files import show_report, write_report
-    from distil_ray.training.console import Console
-    from distil_ray.training.lease import holding
-    from distil_ray.training.storage import RunFolder
+    from distil_ray.models.origin import resolve
+    from distil_ray.reporting.text import show_report, write_report
+    from distil_ray.runs.console import Console
+    from distil_ray.runs.lease import holding
+    from distil_ray.runs.storage import RunFolder
 
     output = Path(output_path(arguments.output, "--output"))
     tasks, text = _tasks(arguments, protocol), parse_sources(arguments.text) if arguments.text else ()
@@ -70,7 +69,7 @@ def _evaluate(argv: list[str] | None) -> None:
 
 def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
     """Those that are named; GLUE's and the protocol's if none is, and it is not about text alone."""
-    from distil_ray.evaluation.glue import chosen_tasks
+    from distil_ray.evaluation.tasks import chosen_tasks
 
     names = [*arguments.tasks, *filter(None, [arguments.on_device])]
     if arguments.text and not names:

@@ -19,13 +19,12 @@ def _report(argv: list[str] | None) -> None:
     arguments = _parser().parse_args(argv)
     output = _output(arguments.runs[0], arguments.output)
     # Imported late, here and below, so that --help answers at once.
-    from distil_ray.search.report import is_search
+    from distil_ray.studies.search_report import is_search
 
     if any(map(is_search, arguments.runs)):
         _report_search(arguments.runs, output)
         return
-    from distil_ray.comparison.comparison import compare
-    from distil_ray.comparison.page import to_html, to_text
+    from distil_ray.evaluation.comparison import compare, to_html, to_text
     from distil_ray.training.history import read_history
 
     histories = [read_history(path) for path in arguments.runs]
@@ -38,7 +37,7 @@ def _report(argv: list[str] | None) -> None:
 
 
 def _report_search(paths: list[str], output: Path) -> None:
-    from distil_ray.search.report import read_search, to_html, to_text
+    from distil_ray.studies.search_report import read_search, to_html, to_text
 
     if len(paths) > 1:
         raise InputError("a search has a page of its own: expected its folder alone, or folders of runs only")

@@ -24,7 +24,7 @@ def _train(argv: list[str] | None) -> None:
         sys.stdout.write(to_yaml(config))
         return
     # Imported late, so that --help, --print-config and configuration errors answer at once.
-    from distil_ray.training.console import Console
+    from distil_ray.runs.console import Console
 
     if arguments.dry_run:
         from distil_ray.training.dry_run import dry_run

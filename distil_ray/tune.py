@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _tune(argv: list[str] | None) -> None:
     # Imported late, here and below, so that a command that does not need them answers at once.
-    from distil_ray.search.settings import SearchConfig, load_search
+    from distil_ray.studies.settings import SearchConfig, load_search
 
     parser = parser_of(
         "distil_ray.tune",
@@ -29,7 +29,7 @@ def _tune(argv: list[str] | None) -> None:
     if arguments.print_config:
         sys.stdout.write(plan.to_yaml())
         return
-    from distil_ray.search.tuner import dry_run, search
+    from distil_ray.studies.tuner import dry_run, search
 
     if arguments.dry_run:
         dry_run(plan)

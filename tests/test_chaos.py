@@ -29,7 +29,7 @@ pytest_plugins = ("local_hub", "local_s3")
 NUM_KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
 OUTAGE_SECONDS = float(os.environ.get("CHAOS_OUTAGE_SECONDS", "10"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
-TEACHER = Path(__file__).parent / "data" / "begun_run" / "teacher"
+TEACHER = Path(__file__).parent / "fixtures" / "begun_run" / "teacher"
 STEPS_PER_KILL = 40  # a kill comes up to a second after a new checkpoint: some steps must be left for the end
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200 + 240 * NUM_KILLS + 4 * OUTAGE_SECONDS)]

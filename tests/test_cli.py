@@ -116,7 +116,7 @@ PRINTING = """
     import sys
     from distil_ray.cli import main_of
     from distil_ray.errors import RunError
-    from distil_ray.training.console import Console
+    from distil_ray.runs.console import Console
     def command(argv):
         for number in range(20000):
             Console().line(f'line {number}')
@@ -145,7 +145,7 @@ def test_a_terminal_that_lacks_a_character_ends_nothing():
     script = """
         import sys
         from distil_ray.cli import main_of
-        from distil_ray.training.console import Console
+        from distil_ray.runs.console import Console
         sys.exit(main_of('prog', lambda argv: Console().line('2 × gpu – α'), None))
     """
     environment = {"PYTHONIOENCODING": "ascii"}

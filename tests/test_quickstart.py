@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from runs import records, wait_for
 
-from distil_ray.distillation.models import load_masked_lm, load_tokenizer
+from distil_ray.models.loading import load_masked_lm, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 RUNS = ("quickstart", "quickstart-mlm-only", "quickstart-from-scratch")

@@ -13,7 +13,7 @@ import yaml
 from conftest import tiny_settings, write_damaged
 
 from distil_ray.config import load_config
-from distil_ray.search.settings import load_search
+from distil_ray.studies.settings import load_search
 
 pytest_plugins = ("local_s3",)
 

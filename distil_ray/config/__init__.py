@@ -8,10 +8,10 @@ This package imports neither torch nor Ray, so that `--help` and a mistyped key 
 """
 
 from distil_ray.config.checks import shown
-from distil_ray.config.complaints import ConfigError, single_problems
 from distil_ray.config.description import describe_keys, fields
 from distil_ray.config.identity import difference, learned
 from distil_ray.config.reading import (
+    ConfigError,
     dump_yaml,
     load_config,
     load_settings,
@@ -19,6 +19,7 @@ from distil_ray.config.reading import (
     parse_mapping,
     parse_sources,
     parse_yaml,
+    single_problems,
     to_settings,
     to_yaml,
     with_settings,

@@ -10,12 +10,21 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
-from distil_ray.data.arrow import FILE_MAGIC, STREAM_MAGIC, find_batches
-from distil_ray.data.files import BadFileError, File, ReachableFile, first_of, forget, format_of
-from distil_ray.data.footers import read_footer
+from distil_ray.data.documents import is_text_type, parse_json
+from distil_ray.data.files import (
+    FILE_MAGIC,
+    STREAM_MAGIC,
+    BadFileError,
+    File,
+    ReachableFile,
+    find_batches,
+    first_of,
+    forget,
+    format_of,
+    read_footer,
+)
 from distil_ray.data.sources import Candidate
 from distil_ray.data.tally import Reason
-from distil_ray.data.values import is_text_type, parse_json
 from distil_ray.errors import InputError, reason_of
 from distil_ray.outages import Patience
 

@@ -1,1 +1,1 @@
-"""Batches -> losses: models, students built from teachers, and the triple loss. Plain torch."""
+"""Batches -> losses: the triple loss and the distiller. Plain torch."""

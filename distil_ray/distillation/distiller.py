@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from distil_ray.distillation.losses import IGNORE_INDEX, cosine_loss, mlm_loss, soft_target_loss
-from distil_ray.distillation.models import encode, predict
 from distil_ray.errors import InputError
+from distil_ray.models.loading import encode, predict
 
 Term = Literal["ce", "mlm", "cos"]
 CePositions = Literal["masked", "all"]

@@ -1,34 +1,237 @@
-"""Models -> files for a device, fine-tuned for a task, each in a Ray task; what they cost and what they score."""
+"""A fine-tuned model -> ONNX, and int8 by dynamic quantization, each compared with the original and measured.
 
+The files run on ONNX Runtime without torch and transformers, on phones as on servers. Their packages are extra ones
+(`PACKAGES`) and are imported where they are used.
+
+Shapes: B rows of a batch, T tokens of its longest row, C labels.
+"""
+
+import copy
+import inspect
 import json
+import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.distillation.models import load_tokenizer
 from distil_ray.errors import InputError, RunError, reason_of
-from distil_ray.evaluation.downstream import finetuner_of
-from distil_ray.evaluation.labelling import Labelling
+from distil_ray.evaluation.finetuning import finetuner_of
+from distil_ray.evaluation.kinds import Labelling, encode_rows
 from distil_ray.evaluation.nodes import join
-from distil_ray.evaluation.on_device import (
-    INT8_FILE,
-    LOW_AGREEMENT,
-    MODEL_FILE,
-    OnnxModel,
-    check_packages,
-    export_and_check,
-    logits_of,
-)
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results, Stale, read_json
-from distil_ray.evaluation.speed import Contender, Run, Timing, as_function, measure_latency, using_threads
+from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_function, measure_latency, using_threads
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
-from distil_ray.reporting.files import writing
+from distil_ray.models.loading import load_tokenizer, max_tokens
+from distil_ray.models.tokenizer import save_tokenizer
+from distil_ray.reporting.text import writing
+
+MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+# Rounding made 1.2e-5 for a fine-tuned model of 4 layers and 5e-6 for one of 12 with random weights; two inputs in each
+# other's place made 3e-3 and more.
+TOLERANCE = 1e-4
+# Numbers count as equal when they are this close: a twentieth of STS-B's range.
+NUMBER_TOLERANCE = 0.25
+# A file that predicts something else for more than one row in ten is worth a line to the user.
+LOW_AGREEMENT = 0.9
+
+_MAX_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
+_ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
+
+
+class Exported(NamedTuple):
+    """A file and how its logits differ from the original model's, over the rows that were checked.
+
+    Attributes:
+        num_bytes: of the file.
+        max_difference: the largest absolute difference of a logit.
+        agreement: share of rows whose predicted class is the original's; whose number is within 0.25 of the
+            original's where numbers are asked for.
+    """
+
+    path: Path
+    num_bytes: int
+    max_difference: float
+    agreement: float
+
+
+class OnnxModel:
+    """An ONNX file as a function on this machine's CPU, its weights loaded once."""
+
+    def __init__(self, path: Path, num_threads: int) -> None:
+        check_packages()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.log_severity_level = _ERRORS_ONLY
+        # Idle threads would go on spinning in the turn of the model that is timed next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._inputs = [node.name for node in self._session.get_inputs()]
+        self._outputs = [node.name for node in self._session.get_outputs()]
+
+    def __call__(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the model's outputs by name, such as "logits" [B, C] float32.
+
+        Args:
+            batch: the tokenizer's arrays [B, T] int64 by name; those that the model does not take are left out.
+        """
+        outputs = self._session.run(self._outputs, {name: batch[name] for name in self._inputs})
+        return dict(zip(self._outputs, outputs, strict=True))
+
+
+def check_packages() -> None:
+    """Raise InputError unless the packages for ONNX are installed; imports none of them."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise InputError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'distil-ray[onnx]'")
+
+
+def export_and_check(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, folder: Path, max_seq_length: int
+) -> tuple[Exported, Exported]:
+    """Write a classifier as ONNX and as int8, and compare both with it on ``rows``; return them in this order.
+
+    Raises:
+        InputError: packages are missing, or the model is too large for one file.
+        RunError: see `check`.
+    """
+    path = export_onnx(model, tokenizer, folder)
+    smaller = quantise(folder)
+    reference = logits_of(as_function(model, torch.device("cpu")), tokenizer, rows, max_seq_length)
+    logits, rounded = (logits_of(OnnxModel(file, 1), tokenizer, rows, max_seq_length) for file in (path, smaller))
+    return check(path, reference, logits, TOLERANCE), check(smaller, reference, rounded)
+
+
+def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Write ``model.onnx``, weights included, its config.json and its tokenizer: a folder that can be shipped.
+
+    The file takes the tokenizer's arrays by name, [B, T] int64 of any B and of T up to what the model has positions
+    for, and returns the model's outputs by name: "logits" of a classifier, "start_logits" and "end_logits" of a model
+    that answers questions.
+
+    Args:
+        model: on the CPU, in fp32; it is put in eval mode.
+        tokenizer: left as it is. The folder's cuts texts to what the model takes, and returns what the file takes.
+
+    Raises:
+        InputError: packages are missing, or the model is too large for one file.
+    """
+    check_packages()
+    import onnx
+
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    if num_bytes > _MAX_BYTES:
+        raise InputError(f"the model has {num_bytes / 1e9:.1f} GB of weights; an ONNX file holds 2.1 GB at most")
+    taken = inspect.signature(model.forward).parameters
+    names = [name for name in tokenizer.model_input_names if name in taken]
+    # Two unequal rows of several tokens: sizes of 1, or equal ones, could be taken for constants.
+    encoded: Any = tokenizer(["a b", "a"], padding=True, return_tensors="pt")
+    example = {name: encoded[name] for name in names}
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet(), torch.no_grad():
+        # The older exporter is deprecated, and gives the inputs their names in the order of `forward`.
+        program: Any = torch.onnx.export(
+            model.eval(),
+            kwargs=example,
+            output_names=list(model(**example)),
+            dynamic_shapes=dict.fromkeys(names, axes),
+            dynamo=True,
+            verbose=False,
+        )
+        proto = program.model_proto
+        for part in (*proto.graph.node, *proto.graph.value_info):
+            del part.metadata_props[:]  # lines of source code with their paths, which are nobody's business
+        onnx.save(proto, folder / MODEL_FILE)
+        model.config.save_pretrained(folder)
+        shipped = copy.deepcopy(tokenizer)
+        shipped.model_max_length = min(shipped.model_max_length, max_tokens(model))
+        shipped.model_input_names = shipped.init_kwargs["model_input_names"] = names  # kept where both say so
+        save_tokenizer(shipped, folder)
+    return folder / MODEL_FILE
+
+
+def quantise(folder: Path) -> Path:
+    """Write ``model-int8.onnx`` from the folder's ``model.onnx``: dynamic quantisation, which needs no data.
+
+    Embeddings get 8 bits a weight with one scale a table; matrices 7 bits with a scale a column, as a sum of two
+    products of 8 bits overflows on x86 without VNNI. Activations get 8 bits, with a scale for each batch.
+
+    Raises:
+        InputError: packages are missing.
+    """
+    check_packages()
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    path = folder / INT8_FILE
+    with _quiet():
+        quantize_dynamic(folder / MODEL_FILE, path, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+    return path
+
+
+def logits_of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Array:
+    """The logits [rows, C] of a classifier, run on a row at a time as on a device.
+
+    In a batch, int8 activations would share a scale, and a row's logits would depend on the others.
+    """
+    encoded = encode_rows(tokenizer, rows, max_seq_length)
+    batches = ({name: np.array([values], dtype=np.int64) for name, values in row.items()} for row in encoded)
+    return np.concatenate([run(batch)["logits"] for batch in batches])
+
+
+def check(path: Path, reference: Array, logits: Array, tolerance: float | None = None) -> Exported:
+    """Compare a file's ``logits`` [rows, C] with the original model's.
+
+    Args:
+        tolerance: largest absolute difference that is allowed; None for int8, which rounds as much as it must. Its
+            difference and agreement are figures to report, not errors: a model that has learned nothing has near
+            ties, which any rounding breaks.
+
+    Raises:
+        RunError: another shape, values that are not finite, or a difference above ``tolerance``.
+    """
+    if logits.shape != reference.shape:
+        raise RunError(f"{path} returns logits of shape {logits.shape}, the original model {reference.shape}")
+    if not np.isfinite(logits).all():
+        raise RunError(f"{path} returns logits that are not finite")
+    difference = float(np.abs(logits - reference).max())
+    if tolerance is not None and not difference <= tolerance:
+        raise RunError(
+            f"{path} is not the model it was made from: a logit differs by {difference:.2g}, expected {tolerance:g} at "
+            "most; other versions of torch and onnxscript may export it right"
+        )
+    if reference.shape[-1] == 1:
+        is_equal = np.abs(logits - reference) <= NUMBER_TOLERANCE
+    else:
+        is_equal = logits.argmax(-1) == reference.argmax(-1)
+    return Exported(path, path.stat().st_size, difference, float(is_equal.mean()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's and the quantiser's warnings and log lines, which speak of their own insides."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
 
 _FIGURES_FILE = "figures.json"
 FORMATS = {"PyTorch": "", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from distil_ray.distillation.origin import Origin
 from distil_ray.errors import InputError
 from distil_ray.evaluation.finetuning import adapter_of
 from distil_ray.evaluation.protocol import Finetuning, Metric
 from distil_ray.evaluation.tasks import Splits, Task
+from distil_ray.models.origin import Origin
 
 _DTYPES = {
     "F64": "fp64",

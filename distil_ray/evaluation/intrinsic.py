@@ -26,18 +26,18 @@ from distil_ray.data.pipeline import Room, evaluated_blocks
 from distil_ray.data.plan import IN_SAMPLE, TextPlan, plan_text
 from distil_ray.data.rows import RowSettings
 from distil_ray.data.tokenization import Vocabulary
-from distil_ray.distillation.figures import NUM_FIGURES, figure_sums
-from distil_ray.distillation.models import (
+from distil_ray.errors import InputError
+from distil_ray.evaluation.protocol import HeldOutText, Resources
+from distil_ray.models.loading import (
     check_vocabulary,
     check_vocabulary_fits,
     load_masked_lm,
     load_tokenizer,
     max_tokens,
 )
-from distil_ray.distillation.origin import Origin
-from distil_ray.errors import InputError
-from distil_ray.evaluation.protocol import HeldOutText, Resources
-from distil_ray.training.cluster import assigned_device, has_autoscaler
+from distil_ray.models.origin import Origin
+from distil_ray.runs.cluster import assigned_device, has_autoscaler
+from distil_ray.training.heldout import NUM_FIGURES, figure_sums
 
 SECONDS_BETWEEN_LINES = 30.0
 

@@ -7,11 +7,11 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distil_ray.distillation.models import load_tokenizer
-from distil_ray.distillation.origin import Origin
 from distil_ray.errors import InputError, reason_of
 from distil_ray.evaluation.protocol import Resources
-from distil_ray.training.cluster import connect
+from distil_ray.models.loading import load_tokenizer
+from distil_ray.models.origin import Origin
+from distil_ray.runs.cluster import connect
 
 Listing = dict[str, int]  # the files of a model's folder: bytes by name
 

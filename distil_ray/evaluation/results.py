@@ -16,14 +16,14 @@ import numpy as np
 from pydantic import BaseModel
 
 from distil_ray.config import Source
-from distil_ray.distillation.models import load_tokenizer
-from distil_ray.distillation.origin import Origin, content_digest
 from distil_ray.errors import InputError
-from distil_ray.evaluation.features import Logits
+from distil_ray.evaluation.kinds import Logits
 from distil_ray.evaluation.protocol import METRICS_OF, Finetuning, HeldOutText, Protocol, SecondStep
 from distil_ray.evaluation.tasks import Splits, Task
-from distil_ray.reporting.files import writing
-from distil_ray.training.storage import replace_file
+from distil_ray.models.loading import load_tokenizer
+from distil_ray.models.origin import Origin, content_digest
+from distil_ray.reporting.text import writing
+from distil_ray.runs.storage import replace_file
 
 SCHEMA = 2
 _MAX_REASONS = 10

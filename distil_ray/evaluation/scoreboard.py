@@ -3,17 +3,19 @@
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from distil_ray.evaluation.deployment import Deployed
+from distil_ray.errors import InputError
+from distil_ray.evaluation.deployment import TOLERANCE, Deployed
 from distil_ray.evaluation.facts import TaskFacts
 from distil_ray.evaluation.intrinsic import Intrinsic
-from distil_ray.evaluation.on_device import TOLERANCE
-from distil_ray.evaluation.scores import Summary, macro
+from distil_ray.evaluation.kinds import Summary, macro
 from distil_ray.evaluation.speed import Speed, Timing
 from distil_ray.reporting.html import render
 from distil_ray.reporting.plots import scatter_chart
-from distil_ray.reporting.text import to_markdown_table
+from distil_ray.reporting.text import to_markdown_table, writing
+from distil_ray.runs.storage import replace_file
 
 SECOND_STEP = " (D)"
 """Ends the name of a student that was distilled during fine-tuning, too, as in the paper's table 2."""
@@ -251,7 +253,7 @@ def to_html(board: Scoreboard) -> str:
         ):
             charts.append((title, scatter_chart(points, x_label=label, y_label="score", is_logarithmic=False)))
     return render(
-        "evaluation/scoreboard.html.j2",
+        "scoreboard.html.j2",
         title="Evaluation",
         findings=findings(board),
         footer=board.footer,
@@ -358,3 +360,29 @@ def _summary(summary: Summary | None) -> str:
         return _NOTHING
     spread = f" ({summary.low:.1f}–{summary.high:.1f})" if summary.num_seeds > 1 else ""
     return f"{summary.median:.1f}{spread}"
+
+
+_BEGIN, _END = "<!-- evaluation by distil_ray: begin -->", "<!-- evaluation by distil_ray: end -->"
+CARD = "README.md"
+
+
+def check_card(name: str, path: str) -> None:
+    """Raise InputError unless the model at ``path`` is a local folder with a model card."""
+    if not (Path(path) / CARD).is_file():
+        raise InputError(
+            f"--card: {name}, {path}, is no local folder with a {CARD}; expected one as distil_ray exports it"
+        )
+
+
+def add_to_card(path: str, board: Scoreboard) -> None:
+    """Put the tables of a student and its teacher at the end of its card; those of an earlier comparison are replaced.
+
+    (Not into the card's metadata: the scores are those of models fine-tuned from this one.)
+    """
+    file = Path(path) / CARD
+    before, _, rest = file.read_text(encoding="utf-8").partition(_BEGIN)
+    after = rest.partition(_END)[2]
+    own = board.of([board.teacher.name, *(standing.name for standing in board.standings if standing.path == path)])
+    lines = [_BEGIN, "## Evaluation", "", *tables_in_markdown(own), "", own.footer, _END]
+    with writing(file):
+        replace_file(file, (before.rstrip("\n") + "\n\n" + "\n".join(lines) + (after or "\n")).encode())

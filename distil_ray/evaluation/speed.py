@@ -1,4 +1,4 @@
-"""How fast models are on equal texts, taking turns so that a busy machine favours none."""
+"""How fast models are on equal inputs, taking turns so that a busy machine favours none; and how large they are."""
 
 import inspect
 import statistics
@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.evaluation.labelling import encode_rows
+from distil_ray.evaluation.kinds import encode_rows
 from distil_ray.evaluation.tasks import Rows
-from distil_ray.training.cluster import usable_cpus
+from distil_ray.models.loading import max_tokens
+from distil_ray.runs.cluster import usable_cpus
 
 _NUM_SINGLE_ROWS, _NUM_BATCHES, _BATCH_SIZE, _NUM_WARMUPS = 40, 7, 32, 2
 
@@ -157,3 +158,35 @@ def using_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+NUM_TOKENS = 128
+_BYTES_PER_PARAMETER = 4  # fp32, in which students are trained and exported
+
+
+class Cost(NamedTuple):
+    """``megabytes`` of fp32 weights; ``latency_ms``: median milliseconds of an encoder pass over one row."""
+
+    num_parameters: int
+    megabytes: float
+    latency_ms: float
+
+
+def measure(models: Mapping[str, PreTrainedModel]) -> dict[str, Cost]:
+    """Measure models on the CPU at batch 1, rows of 128 tokens or as many as all of them take; they are in eval mode
+    then.
+
+    The encoder is timed, which is what a model fine-tuned for a task runs; the vocabulary head serves masked language
+    modelling alone.
+    """
+    num_tokens = min([NUM_TOKENS, *map(max_tokens, models.values())])
+    encoders = {name: as_function(model.eval().base_model, torch.device("cpu")) for name, model in models.items()}
+    latency = measure_latency_of_one(encoders, {"input_ids": np.full((1, num_tokens), 10)})
+    return {
+        name: Cost(
+            num_parameters=model.num_parameters(),
+            megabytes=model.num_parameters() * _BYTES_PER_PARAMETER / 1e6,
+            latency_ms=latency[name].median,
+        )
+        for name, model in models.items()
+    }

@@ -12,29 +12,28 @@ from transformers import PreTrainedTokenizerBase
 
 from distil_ray import __version__
 from distil_ray.config import Source
-from distil_ray.distillation.models import (
+from distil_ray.errors import InputError
+from distil_ray.evaluation.deployment import Deployed, check_on_device, deploy_all, stale_files
+from distil_ray.evaluation.facts import facts_of, stored_weights
+from distil_ray.evaluation.finetuning import adapter_of, fine_tune_all
+from distil_ray.evaluation.intrinsic import Intrinsic, measure_intrinsic, text_digest
+from distil_ray.evaluation.kinds import Summary, summarise
+from distil_ray.evaluation.nodes import join
+from distil_ray.evaluation.protocol import Protocol
+from distil_ray.evaluation.results import Cell, Results
+from distil_ray.evaluation.scoreboard import SECOND_STEP, Scoreboard, Standing
+from distil_ray.evaluation.speed import Loaded, Speed, measure_speed
+from distil_ray.evaluation.tasks import Splits, Task, first_validation, read_tasks
+from distil_ray.models.loading import (
     check_vocabulary,
     check_vocabulary_fits,
     load_classifier,
     load_tokenizer_of,
     max_tokens,
 )
-from distil_ray.distillation.origin import Origin
-from distil_ray.errors import InputError
-from distil_ray.evaluation.deployment import Deployed, check_on_device, deploy_all, stale_files
-from distil_ray.evaluation.downstream import fine_tune_all
-from distil_ray.evaluation.facts import facts_of, stored_weights
-from distil_ray.evaluation.finetuning import adapter_of
-from distil_ray.evaluation.intrinsic import Intrinsic, measure_intrinsic, text_digest
-from distil_ray.evaluation.nodes import join
-from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import Cell, Results
-from distil_ray.evaluation.scoreboard import SECOND_STEP, Scoreboard, Standing
-from distil_ray.evaluation.scores import Summary, summarise
-from distil_ray.evaluation.speed import Loaded, Speed, measure_speed
-from distil_ray.evaluation.tasks import Splits, Task, first_validation, read_tasks
-from distil_ray.reporting.files import make_folder
-from distil_ray.training.console import Console
+from distil_ray.models.origin import Origin
+from distil_ray.reporting.text import make_folder
+from distil_ray.runs.console import Console
 
 _SPEED_TASK = "stsb"  # the paper's, if it is among the tasks
 

@@ -16,14 +16,14 @@ Chart = tuple[str, str]  # title and SVG element
 def render(
     template: str, *, title: str, findings: Sequence[str], footer: str, charts: Sequence[Chart], **rest: Any
 ) -> str:
-    """Fill a template, named by its path in the package, which extends ``reporting/base.html.j2``."""
+    """Fill a template, a file beside this one that extends ``base.html.j2``."""
     environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     safe = [(name, Markup(svg)) for name, svg in charts]  # ours, and already escaped
     return environment.get_template(template).render(title=title, findings=findings, footer=footer, charts=safe, **rest)
 
 
 def _read(name: str) -> str:
-    return resources.files("distil_ray").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("distil_ray.reporting").joinpath(name).read_text(encoding="utf-8")
 
 
 def made_by() -> str:

@@ -1,1 +1,1 @@
-"""Losses -> a trained student: the launcher, the training loop, the optimizer and checkpoints."""
+"""Losses -> a trained student: the launcher, the loop, the learner, checkpoints and the export."""

@@ -15,7 +15,8 @@ from distil_ray.data.rows import RowSettings
 from distil_ray.data.sources import at_commit
 from distil_ray.data.tokenization import Vocabulary, id_space
 from distil_ray.distillation.distiller import Distiller, Term
-from distil_ray.distillation.models import (
+from distil_ray.errors import InputError
+from distil_ray.models.loading import (
     check_vocabulary,
     check_vocabulary_fits,
     load_masked_lm,
@@ -24,8 +25,7 @@ from distil_ray.distillation.models import (
     model_from_config,
     outline_masked_lm,
 )
-from distil_ray.distillation.student import build_student
-from distil_ray.errors import InputError
+from distil_ray.models.student import build_student
 from distil_ray.training.identity import Pins, unpinned
 
 Models = tuple[PreTrainedModel | None, PreTrainedModel]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from distil_ray.data.schedule import START, Position
 from distil_ray.errors import InputError, reason_of
-from distil_ray.training.storage import RunFolder
+from distil_ray.runs.storage import RunFolder
 
 MARKER = "complete.json"
 STATE = "state.json"

@@ -8,12 +8,12 @@ from distil_ray.config import Config, learned, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import describe_text, text_warnings
-from distil_ray.distillation.models import check_finite_outputs
+from distil_ray.models.loading import check_finite_outputs
+from distil_ray.runs.cluster import check_fits, connect, describe_resources, slots_needed
+from distil_ray.runs.console import Console
+from distil_ray.runs.storage import RunFolder
 from distil_ray.training.assembly import build_models
-from distil_ray.training.cluster import check_fits, connect, describe_resources, slots_needed
-from distil_ray.training.console import Console
 from distil_ray.training.launcher import check_learned_settings, examine, prepare_data
-from distil_ray.training.storage import RunFolder
 
 _NUM_EXAMPLES = 2
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
-from distil_ray.training.events import Line
+from distil_ray.runs.events import Line
+from distil_ray.runs.lease import Claim
 from distil_ray.training.identity import Pins
-from distil_ray.training.lease import Claim
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, Section, learned, to_yaml
 from distil_ray.data.batch import Arrays
-from distil_ray.data.packing import pack_rows
-from distil_ray.data.parity import check_parity
 from distil_ray.data.pipeline import (
     HORIZON_GROUPS,
     execution_options,
@@ -27,25 +25,25 @@ from distil_ray.data.pipeline import (
     train_dataset,
 )
 from distil_ray.data.plan import DataPlan
+from distil_ray.data.rows import pack_rows
 from distil_ray.data.tally import counts_of, text_warnings
-from distil_ray.data.tokenization import token_stream
-from distil_ray.distillation.tokenizer import remarks
+from distil_ray.data.tokenization import check_parity, token_stream
 from distil_ray.errors import DivergedError, InputError, OutageError, RunError, Stopped, reason_of
+from distil_ray.models.tokenizer import remarks
 from distil_ray.outages import Patience
+from distil_ray.runs.cluster import check_fits, connect, slots_needed, telling_of_nodes, worker_resources
+from distil_ray.runs.console import Console
+from distil_ray.runs.events import Line
+from distil_ray.runs.lease import Claim, LeaseLostError, holding
+from distil_ray.runs.placement import Turn, ray_address_for_train, turn_with_room
+from distil_ray.runs.stopping import Stopping
+from distil_ray.runs.storage import RunFolder
 from distil_ray.training.assembly import Models, build_plan, build_tokenizer, outline_models, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
-from distil_ray.training.cluster import check_fits, connect, slots_needed, worker_resources
-from distil_ray.training.console import Console
-from distil_ray.training.events import Line
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.identity import SCHEMA, Identity, data_commits, pin_models, text_contents
 from distil_ray.training.job import Job, Outcome
-from distil_ray.training.lease import Claim, LeaseLostError, holding
 from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
-from distil_ray.training.placement import Turn, ray_address_for_train, turn_with_room
-from distil_ray.training.stopping import Stopping
-from distil_ray.training.storage import RunFolder
-from distil_ray.training.waiting import telling_of_nodes
 
 CONFIG_FILE = "config.yaml"
 

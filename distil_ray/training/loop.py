@@ -15,21 +15,20 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from distil_ray.config import Config
-from distil_ray.distillation.models import check_finite_outputs
 from distil_ray.errors import InputError, OutageError
+from distil_ray.models.loading import check_finite_outputs
 from distil_ray.outages import Patience
+from distil_ray.runs.lease import LeaseLostError
+from distil_ray.runs.stopping import Departures
+from distil_ray.runs.storage import RunFolder
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, open_checkpoint, withdraw_damaged
-from distil_ray.training.departures import Departures
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, Notice, StepRows
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.job import Job, Kind, Outcome
 from distil_ray.training.learner import Learner
-from distil_ray.training.lease import LeaseLostError
-from distil_ray.training.metrics import read_records
-from distil_ray.training.reporter import Reporter, is_writable
-from distil_ray.training.storage import RunFolder
+from distil_ray.training.metrics import Reporter, is_writable, read_records
 
 FINISHED_FILE = "finished.json"
 NONFINITE_FILE = "nonfinite.json"

@@ -1,1 +1,0 @@
-"""Runs -> what they led to: figures, cost, guesses, and what may be said of runs on the same batches."""

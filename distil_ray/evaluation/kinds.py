@@ -1,0 +1,311 @@
+"""The kinds of task (class, number, span): text -> features -> outputs -> predictions -> official metrics.
+
+Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
+"""
+
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import stats
+from sklearn import metrics
+from torch import Tensor
+from torchmetrics.functional.text import squad
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distil_ray.errors import InputError
+from distil_ray.evaluation.tasks import Answers, Rows, Task
+from distil_ray.models.loading import load_classifier, load_span_answerer
+
+Array = npt.NDArray[Any]
+
+METRICS: dict[str, Callable[[Array, Array], float]] = {
+    "accuracy": metrics.accuracy_score,
+    "f1": lambda labels, predictions: metrics.f1_score(labels, predictions, average="binary", zero_division=0.0),
+    "macro_f1": lambda labels, predictions: metrics.f1_score(labels, predictions, average="macro", zero_division=0.0),
+    "matthews": metrics.matthews_corrcoef,
+    "pearson": lambda labels, predictions: stats.pearsonr(labels, predictions).statistic,
+    "spearman": lambda labels, predictions: stats.spearmanr(labels, predictions).statistic,
+}
+
+
+def score(names: Sequence[str], labels: Array, predictions: Array, num_classes: int = 2) -> dict[str, float]:
+    """The metrics of these names, in percent. One that is not defined, as for constant predictions, is 0.
+
+    F1 is that of class 1, or the mean over the classes if there are more than two.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy's, about constant input
+        found = {}
+        for name in names:
+            metric = METRICS["macro_f1" if name == "f1" and num_classes > 2 else name]
+            found[name] = float(metric(labels, predictions))
+    return {name: 100 * value if np.isfinite(value) else 0.0 for name, value in found.items()}
+
+
+class Summary(NamedTuple):
+    """Scores over ``num_seeds`` seeds: the median, and the lowest and the highest of them."""
+
+    median: float
+    low: float
+    high: float
+    num_seeds: int
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Summarise at least one value."""
+    return Summary(statistics.median(values), min(values), max(values), len(values))
+
+
+def macro(medians: Iterable[float]) -> float:
+    """The mean over tasks of the tasks' medians, as the paper's table 1 has it."""
+    return statistics.fmean(medians)
+
+
+Logits = Sequence[npt.NDArray[np.float32]]
+"""A model's outputs for each feature: [C], or [2, T] for starts and ends of spans."""
+
+
+class Window(NamedTuple):
+    """A feature that is a part of row ``row``; ``offsets`` [T, 2]: the characters of the context that each piece
+    stands for, (0, 0) for pieces that are not the context's.
+    """
+
+    row: int
+    offsets: npt.NDArray[np.int64]
+
+
+class Features(NamedTuple):
+    """Inputs of a model, and what it should answer.
+
+    Attributes:
+        inputs: of each feature, by argument of the model.
+        targets: [features] int64 classes, [features] float32 numbers, or [features, 2] int64 positions.
+        windows: of each feature, where rows are cut into several.
+    """
+
+    inputs: Sequence[dict[str, list[int]]]
+    targets: Tensor
+    windows: Sequence[Window] = ()
+
+    @property
+    def lengths(self) -> list[int]:
+        """Pieces of each feature."""
+        return [len(one["input_ids"]) for one in self.inputs]
+
+
+class Adapter(Protocol):
+    """What differs between kinds of tasks."""
+
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
+        """Load an encoder with a new head whose weights are drawn from ``seed``."""
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
+        """Raise InputError if features cannot be made of the rows; quicker than making them."""
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
+        """Make features of rows."""
+
+    def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
+        """The outputs that the loss is about, in fp32, with classes or positions last."""
+
+    def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
+        """The official metrics in percent."""
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """The same metrics of one answer to all rows: the commonest class or the mean of ``train``, or no answer."""
+
+
+class Labelling:
+    """How the fine-tuning of a classification or regression task differs from others."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
+        """Load an encoder with a new head, see `load_classifier`; its configuration names the classes."""
+        model = load_classifier(path, self._task.num_outputs, seed, revision)
+        if self._task.classes:
+            model.config.id2label = dict(enumerate(self._task.classes))
+            model.config.label2id = {name: number for number, name in enumerate(self._task.classes)}
+        return model
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
+        """Whatever is too long is cut."""
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
+        """One feature a row; of a pair that is too long the longer text is cut first."""
+        dtype = torch.float32 if self._task.kind == "regression" else torch.int64
+        return Features(encode_rows(tokenizer, rows, max_seq_length), torch.as_tensor(rows.labels, dtype=dtype))
+
+    def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
+        """[B, C] in fp32."""
+        logits: Tensor = outputs.logits
+        return logits.float()
+
+    def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
+        """The task's metrics, in percent."""
+        return self.scores(rows, logits)
+
+    def scores(self, rows: Rows, logits: Logits) -> dict[str, float]:
+        """The task's metrics, in percent, of the logits [C] of each row."""
+        return self._score(rows, self.predictions(logits))
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """The task's metrics, in percent, of the commonest class or the mean number of ``train``."""
+        labels = np.asarray(train.labels)
+        answer = labels.mean() if self._task.kind == "regression" else np.bincount(labels).argmax()
+        return self._score(rows, np.full(len(rows.texts), answer))
+
+    def _score(self, rows: Rows, predictions: npt.NDArray[Any]) -> dict[str, float]:
+        return score(self._task.metrics, np.asarray(rows.labels), predictions, len(self._task.classes))
+
+    def predictions(self, logits: Logits) -> npt.NDArray[Any]:
+        """The class or the number of each row."""
+        outputs = np.stack(logits)
+        return outputs[:, 0] if self._task.kind == "regression" else outputs.argmax(1)
+
+
+def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> list[dict[str, list[int]]]:
+    """Tokenize rows into what models take."""
+    columns = [list(column) for column in zip(*rows.texts, strict=True)]
+    encoded: Any = tokenizer(*columns, truncation=True, max_length=max_seq_length)
+    return [{name: values[i] for name, values in encoded.items()} for i in range(len(rows.texts))]
+
+
+_OVERLAP = 1 / 3  # of a window's length: BERT's 128 pieces of 384
+_MAX_ANSWER_PIECES = 30  # BERT's
+_NO_LOGIT = -1e4  # of padding: no probability, and finite, so that differences of its logarithms are
+
+
+class Spans:
+    """How the fine-tuning of a span task differs from others."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
+        """Load an encoder with a new head, see `load_span_answerer`."""
+        return load_span_answerer(path, seed, revision)
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
+        """Windows of all rows; the targets are positions of the first answer's first and last piece, 0 and 0 where a
+        window does not have it whole.
+
+        Raises:
+            InputError: a question leaves no room for the context.
+        """
+        self.check(tokenizer, rows, max_seq_length)
+        questions, contexts = (list(column) for column in zip(*rows.texts, strict=True))
+        questions = [question.strip() for question in questions]
+        stride = int(max_seq_length * _OVERLAP)
+        encoded: Any = tokenizer(
+            questions,
+            contexts,
+            truncation="only_second",
+            max_length=max_seq_length,
+            stride=stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        sources = encoded.pop("overflow_to_sample_mapping")
+        offsets = encoded.pop("offset_mapping")
+        windows = []
+        for index, source in enumerate(sources):
+            is_context = np.array([part == 1 for part in encoded.sequence_ids(index)])
+            windows.append(Window(source, np.where(is_context[:, None], np.array(offsets[index]), 0)))
+        inputs = [{name: values[i] for name, values in encoded.items()} for i in range(len(sources))]
+        targets = [_position(window, rows.labels[window.row]) for window in windows]
+        return Features(inputs, torch.tensor(targets, dtype=torch.int64), windows)
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
+        """Raise InputError if a question leaves no room for a context.
+
+        Only questions of more bytes than there is room for pieces are tokenized: a piece has a byte at least.
+        """
+        stride = int(max_seq_length * _OVERLAP)
+        around = tokenizer.num_special_tokens_to_add(pair=True) + stride + 1
+        long = {
+            text for question, _ in rows.texts if len((text := question.strip()).encode()) + around > max_seq_length
+        }
+        if not long:
+            return
+        encoded: Any = tokenizer(sorted(long), add_special_tokens=False)
+        longest = max(map(len, encoded["input_ids"]))
+        if longest + around > max_seq_length:
+            raise InputError(
+                f"{self._task.name}: its longest question has {longest} pieces, for which finetuning.max_seq_length "
+                f"{max_seq_length} leaves no room for a context; expected {int((longest + around - stride) * 1.5) + 1} "
+                "or more"
+            )
+
+    def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
+        """[B, 2, T] in fp32: of starts and of ends."""
+        logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=1).float()
+        return logits.masked_fill(attention_mask.unsqueeze(1) == 0, _NO_LOGIT)
+
+    def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
+        """Exact match and F1, in percent."""
+        return self._score(rows, self.predictions(rows, features, logits))
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """Exact match and F1, in percent, of "no answer" to all questions."""
+        return self._score(rows, [""] * len(rows.texts))
+
+    def _score(self, rows: Rows, found: list[str]) -> dict[str, float]:
+        predictions: list[Any] = [{"id": str(index), "prediction_text": text} for index, text in enumerate(found)]
+        targets: list[Any] = [
+            {
+                "id": str(index),
+                "answers": {"text": list(answers.texts) or [""], "answer_start": list(answers.starts) or [0]},
+            }
+            for index, answers in enumerate(rows.labels)
+        ]
+        scores = squad(predictions, targets)
+        return {name: float(scores[name]) for name in self._task.metrics}
+
+    def predictions(self, rows: Rows, features: Features, logits: Logits) -> list[str]:
+        """The text of the likeliest span of each row; empty where, in a task with questions that have no answer, "no
+        answer" is likelier than every span in every window.
+        """
+        may_be_none = any(not answers.texts for answers in rows.labels)
+        pairs = zip(features.windows, logits, strict=True)
+        answers = [""] * len(rows.texts)
+        for row, group in groupby(pairs, key=lambda pair: pair[0].row):
+            best, no_answer, text = -np.inf, np.inf, ""
+            for window, both in group:
+                no_answer = min(no_answer, float(both[0, 0] + both[1, 0]))
+                value, (start, stop) = _best_span(window.offsets, both)
+                if value > best:
+                    best, text = value, rows.texts[row][1][start:stop]
+            answers[row] = "" if may_be_none and no_answer > best else text
+        return answers
+
+
+def _position(window: Window, answers: Answers) -> tuple[int, int]:
+    """Positions of the pieces in which the first answer begins and ends."""
+    if not answers.texts:
+        return 0, 0
+    start, stop = answers.starts[0], answers.starts[0] + len(answers.texts[0])
+    is_context = window.offsets[:, 1] > 0
+    first = np.flatnonzero(is_context & (window.offsets[:, 0] <= start) & (window.offsets[:, 1] > start))
+    last = np.flatnonzero(is_context & (window.offsets[:, 0] < stop) & (window.offsets[:, 1] >= stop))
+    return (int(first[0]), int(last[-1])) if len(first) and len(last) else (0, 0)
+
+
+def _best_span(offsets: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> tuple[float, tuple[int, int]]:
+    """The largest sum of a start's and a later end's logit within the context, and the span's characters."""
+    is_context = offsets[:, 1] > 0
+    if not is_context.any():
+        return -np.inf, (0, 0)
+    starts, ends = (np.where(is_context, one, -np.inf) for one in logits)
+    sums = starts[:, None] + ends[None, :]
+    reach = np.subtract.outer(np.arange(len(starts)), np.arange(len(starts)))  # start - end
+    sums[(reach > 0) | (reach <= -_MAX_ANSWER_PIECES)] = -np.inf
+    start, end = np.unravel_index(int(sums.argmax()), sums.shape)
+    return float(sums[start, end]), (int(offsets[start, 0]), int(offsets[end, 1]))

@@ -1,0 +1,1 @@
+"""Models: loading them whole or as outlines, teacher -> student, FLOPs. Plain torch and transformers."""

@@ -1,0 +1,397 @@
+"""Masked language models of the supported families: loading them, and calling encoder and head apart.
+
+``*ForMaskedLM.forward`` runs the vocabulary head on every position, which is most of what it costs in memory.
+A loss that needs the masked positions alone calls :func:`encode`, gathers, and then calls :func:`predict`.
+
+Shapes: B rows, T tokens a row, N selected positions, D width, V vocabulary.
+"""
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from distil_ray.data.tokenization import id_space
+from distil_ray.errors import InputError
+from distil_ray.models.files import CONFIG_FILE, TOKENIZER_FILES, loading
+from distil_ray.models.tokenizer import fit_inputs, load_as_filed
+
+_ROBERTA_FAMILIES = ("roberta", "xlm-roberta")
+FAMILIES = ("bert", "distilbert", *_ROBERTA_FAMILIES)
+
+_LOGITS_ROWS = 256  # [N, V] at once, where all logits are looked at
+
+# Some published configurations ask for every layer's hidden states, which then cost time and memory in each step.
+_PLAIN_OUTPUTS = {"output_hidden_states": False, "output_attentions": False, "return_dict": True}
+
+
+# ---------------------------------------------------------------------------------------------- calling
+
+
+def encode(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Return the last hidden states [B, T, D] of rows without padding, ``input_ids`` [B, T] int64.
+
+    No attention mask is passed, so that SDPA's flash kernel applies. Positions are counted and not derived
+    from the ids (RoBERTa's default asks which of them are padding): nothing depends on the data.
+    """
+    position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + _first_position(model.config)
+    hidden: Tensor = model.base_model(input_ids=input_ids, position_ids=position_ids.unsqueeze(0)).last_hidden_state
+    return hidden
+
+
+def predict(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return the MLM head's logits [N, V] of the last hidden states ``hidden`` [N, D]."""
+    module: Any = model  # the heads are attributes of the subclasses
+    match model.config.model_type:
+        case "bert":
+            logits: Tensor = module.cls(hidden)
+        case "distilbert":
+            hidden = module.activation(module.vocab_transform(hidden))
+            logits = module.vocab_projector(module.vocab_layer_norm(hidden))
+        case _:
+            logits = module.lm_head(hidden)
+    return logits
+
+
+def num_layers(model: PreTrainedModel) -> int:
+    """Return the number of transformer layers."""
+    return int(model.config.num_hidden_layers)
+
+
+def max_tokens(model: PreTrainedModel) -> int:
+    """Return the longest row, in tokens, for which the model has position embeddings."""
+    return int(model.config.max_position_embeddings) - _first_position(model.config)
+
+
+def _first_position(config: PreTrainedConfig) -> int:
+    """The position of a row's first token: RoBERTa's families count from ``padding_idx + 1``."""
+    return config.pad_token_id + 1 if config.model_type in _ROBERTA_FAMILIES else 0
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
+    """Load a masked language model in fp32 from a folder or the Hub; no code from there is ever run.
+
+    Raises:
+        InputError: nothing there, not a model, another family than FAMILIES, damaged weights, weights that lack a part
+            of the encoder or of the MLM head (which transformers would fill with random numbers), that have other
+            shapes than the configuration asks for, or that are not finite.
+        OutageError: the Hub does not answer.
+    """
+    with loading("a masked language model", path, revision, needs=CONFIG_FILE, weights=True) as location:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
+        check_config(config, path)
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForMaskedLM.from_pretrained(
+            location,
+            config=config,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # refused below, with both sizes
+            output_loading_info=True,
+        )
+    model, info = loaded
+    _check_shapes(path, info["mismatched_keys"])
+    if missing := sorted(_without_twins(model, info["missing_keys"])):
+        raise InputError(
+            f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
+            "expected a whole model with its masked-language-modelling head (an AutoModelForMaskedLM)"
+        )
+    _check_finite_weights(path, model)
+    return model
+
+
+def outline_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
+    """Make the model that `load_masked_lm` would load, from its configuration alone: with weights of no meaning, or,
+    under ``torch.device("meta")``, with none.
+
+    Raises:
+        InputError: nothing there, or another family than FAMILIES.
+        OutageError: the Hub does not answer.
+    """
+    with loading("a masked language model", path, revision, needs=CONFIG_FILE) as location:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
+        check_config(config, path)
+        return initialise(config, seed=0)
+
+
+def _check_shapes(path: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
+    """Raise InputError if a weight (name, shape in the file, shape in the model) has another shape than expected."""
+    for name, in_file, expected in sorted(mismatched):
+        raise InputError(
+            f"{path}: the weights do not fit its config.json: {name} has the shape {list(in_file)} in the file, and "
+            f"{list(expected)} by the configuration; expected both of the same model"
+        )
+
+
+def _without_twins(model: PreTrainedModel, missing: Collection[str]) -> set[str]:
+    """The names that are missing, less those whose weights stand under their other name, from which they are copied.
+
+    transformers 4 gave the bias of BERT's and RoBERTa's MLM head two names, and saved it under one of them. Where the
+    head is tied to the embeddings, version 5 knows that; where it is not, it takes them for two.
+    """
+    absent = set(missing)
+    for name, twin in _twin_biases(model):
+        for one, other in ((name, twin), (twin, name)):
+            if one in absent and other not in missing:
+                _copy(model, source=other, target=one)
+                absent.remove(one)
+    return absent
+
+
+def agree_twins(model: PreTrainedModel) -> None:
+    """Give both names of an untied head's bias the value that is in use, so that transformers 4 finds it as well."""
+    for name, twin in _twin_biases(model):
+        _copy(model, source=name, target=twin)
+
+
+def _twin_biases(model: PreTrainedModel) -> list[tuple[str, str]]:
+    """The names of a head's bias: that in use, and the other."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    twins = [(name, name.replace(".decoder.", ".")) for name in names if name.endswith(".decoder.bias")]
+    return [(name, twin) for name, twin in twins if twin in names]
+
+
+def _copy(model: PreTrainedModel, source: str, target: str) -> None:
+    with torch.no_grad():
+        model.get_parameter(target).copy_(model.get_parameter(source))
+
+
+def _check_finite_weights(path: str, model: PreTrainedModel) -> None:
+    for name, weight in model.named_parameters():
+        if not bool(torch.isfinite(weight).all()):
+            num_bad = int((~torch.isfinite(weight)).sum())
+            raise InputError(
+                f"{path}: {num_bad:,} of {weight.numel():,} weights of {name} are not finite (NaN or infinite), so "
+                "nothing can be learned from it; expected the weights of a training that went well"
+            )
+
+
+def check_finite_outputs(model: PreTrainedModel, input_ids: Tensor, role: str) -> None:
+    """Refuse a model that answers rows, ``input_ids`` [B, T] int64, with numbers that are not finite.
+
+    Weights that are finite do not keep an activation from overflowing. The model is used as it is: on its device, in
+    its precision, in its mode.
+
+    Args:
+        role: what the model is, for the message: ``"teacher"``.
+
+    Raises:
+        InputError: its last hidden states or its logits are not finite.
+    """
+    with torch.inference_mode():
+        hidden = encode(model, input_ids).flatten(0, 1)
+        # In parts, as the logits of a whole row may not fit. [N, D] -> [N, V]
+        outputs = (output for part in hidden.split(_LOGITS_ROWS) for output in (part, predict(model, part)))
+        if all(bool(torch.isfinite(output).all()) for output in outputs):
+            return
+    raise InputError(
+        f"the {role}'s outputs are not finite (NaN or infinite) on rows of this text, in {model.dtype}; nothing can be "
+        f"learned from it. Try the {role} in plain transformers, and runtime.precision=fp32 if that works"
+    )
+
+
+def load_classifier(path: str, num_labels: int, seed: int, revision: str | None = None) -> PreTrainedModel:
+    """Load an encoder in fp32, with a new head of ``num_labels`` outputs whose weights are drawn from ``seed``.
+
+    Raises:
+        InputError: as `load_masked_lm`, but for the MLM head, which is not needed.
+        OutageError: the Hub does not answer.
+    """
+    return _load_with_new_head(AutoModelForSequenceClassification, path, num_labels, seed, revision)
+
+
+def load_span_answerer(path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
+    """Load an encoder in fp32, with a new head for starts and ends of spans whose weights are drawn from ``seed``.
+
+    Raises:
+        InputError, OutageError: as `load_classifier`.
+    """
+    return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed, revision)
+
+
+def _load_with_new_head(
+    auto_class: Any, path: str, num_labels: int, seed: int, revision: str | None
+) -> PreTrainedModel:
+    with (
+        loading("a model", path, revision, needs=CONFIG_FILE, weights=True) as location,
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.default_generator.manual_seed(seed)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
+        check_config(config, path)
+        config.num_labels = num_labels
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
+            location,
+            config=config,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # a head of another size is replaced; the encoder's are refused below
+            output_loading_info=True,
+        )
+    model, info = loaded
+    encoder = f"{model.base_model_prefix}."
+    _check_shapes(path, [entry for entry in info["mismatched_keys"] if entry[0].startswith(encoder)])
+    if missing := [key for key in sorted(info["missing_keys"]) if key.startswith(encoder) and ".pooler." not in key]:
+        raise InputError(f"{path} has no weights for {', '.join(missing[:3])}; expected a whole model")
+    return model
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer that has the special tokens cls, sep, mask and pad, from a folder or the Hub.
+
+    It is what `AutoTokenizer` gives, unless that would split texts otherwise than the folder's tokenizer.json does.
+
+    Raises:
+        InputError: nothing there, no vocabulary, a slow tokenizer, or a special token that is not set.
+        OutageError: the Hub does not answer.
+    """
+    with loading("a tokenizer", path, revision, files=TOKENIZER_FILES) as location:
+        tokenizer = load_as_filed(location)
+    if not tokenizer.is_fast:
+        raise InputError(f"the tokenizer of {path} is a slow one; expected a fast one (with a tokenizer.json)")
+    # A folder without tokenizer files is no error to transformers: it answers with the special tokens alone.
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(f"{path} holds no tokenizer; expected a folder with tokenizer.json, or vocab.txt")
+    if unset := [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]:
+        raise InputError(
+            f"the tokenizer of {path} has no {' and no '.join(unset)} token; expected one made for masked "
+            "language modelling, with cls, sep, mask and pad set"
+        )
+    return tokenizer
+
+
+def load_tokenizer_of(model: PreTrainedModel, path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of ``path`` so that it tells the two texts of a pair apart only if the model can.
+
+    Raises:
+        InputError, OutageError: as `load_tokenizer`.
+    """
+    return fit_inputs(load_tokenizer(path, revision), model.config)
+
+
+def check_config(config: PreTrainedConfig, source: str) -> None:
+    """Raise InputError unless ``config``, read from ``source``, is a plain encoder of a supported family."""
+    if config.model_type not in FAMILIES:
+        raise InputError(
+            f"{source} is of model_type {config.model_type!r}; the types that work are {', '.join(FAMILIES)}"
+        )
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise InputError(f"{source} is set up as a decoder (is_decoder, add_cross_attention); expected an encoder")
+    if (kind := getattr(config, "position_embedding_type", "absolute")) != "absolute":
+        raise InputError(f"{source} has position_embedding_type {kind!r}; only 'absolute' is supported")
+    if config.model_type in _ROBERTA_FAMILIES and config.pad_token_id is None:
+        raise InputError(f"{source} has no pad_token_id, from which {config.model_type} counts its positions")
+
+
+# ---------------------------------------------------------------------------------------------- from scratch
+
+
+def model_from_config(
+    config: Mapping[str, Any] | str, vocab_size: int, pad_token_id: int, seed: int, revision: str | None = None
+) -> PreTrainedModel:
+    """Return an untrained model, a pure function of the arguments; the global random state is left alone.
+
+    Args:
+        config: ``{"model_type": …, …}`` with the fields of that family's configuration, or the path of a
+            config.json or of a folder that holds one.
+        vocab_size, pad_token_id: the tokenizer's; they replace whatever ``config`` says.
+        seed: of the random weights.
+        revision: of a ``config`` on the Hub.
+
+    Raises:
+        InputError: unknown family or field, a value that does not fit, or an unreadable file.
+    """
+    from_tokenizer = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
+    if isinstance(config, str):
+        needs = None if Path(config).expanduser().is_file() else CONFIG_FILE
+        with loading("a model configuration", config, revision, needs=needs) as location:
+            model_config = AutoConfig.from_pretrained(
+                location, trust_remote_code=False, **_PLAIN_OUTPUTS, **from_tokenizer
+            )
+        check_config(model_config, config)
+        return initialise(model_config, seed)
+
+    fields = {**config, **from_tokenizer}
+    if (model_type := fields.pop("model_type", None)) not in FAMILIES:
+        raise InputError(f"model_type is {model_type!r}; the types that work are {', '.join(FAMILIES)}")
+    config_class = type(AutoConfig.for_model(model_type))
+    known = [*config_class.attribute_map, *own_fields(config_class)]
+    for name in fields:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"known fields: {', '.join(sorted(known))}"
+            raise InputError(f"unknown field {name!r} in a {model_type} configuration; {hint}")
+    try:
+        model_config = config_class(**fields)
+        check_config(model_config, "the configuration")
+        return initialise(model_config, seed)
+    except InputError:
+        raise
+    except Exception as error:  # transformers' validation and its modules' constructors raise several types
+        raise InputError(f"the {model_type} configuration does not fit: {' '.join(str(error).split())}") from error
+
+
+def initialise(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """Return an fp32 model of ``config`` with weights drawn from ``seed`` (no global random state)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
+        model: PreTrainedModel = AutoModelForMaskedLM.from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32
+        )
+    return model
+
+
+def own_fields(config_class: type[PreTrainedConfig]) -> list[str]:
+    """Return the names of the fields that a family's configuration adds to transformers' general ones."""
+    return list(config_class.__annotations__)
+
+
+# ---------------------------------------------------------------------------------------------- vocabularies
+
+
+def check_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> None:
+    """Raise InputError unless both tokenizers give every token the same id.
+
+    The teacher's distributions are compared with the student's piece by piece, so the two must mean the same.
+    """
+    teacher_ids, student_ids = teacher.get_vocab(), student.get_vocab()
+    differing = [
+        token for token in teacher_ids.keys() | student_ids.keys() if teacher_ids.get(token) != student_ids.get(token)
+    ]
+    if not differing:
+        return
+
+    def smallest_id(token: str) -> tuple[int, str]:
+        return min(ids[token] for ids in (teacher_ids, student_ids) if token in ids), token
+
+    first = min(differing, key=smallest_id)
+    raise InputError(
+        f"the vocabularies of teacher ({len(teacher_ids)} tokens) and student ({len(student_ids)} tokens) "
+        f"differ, first in the token {first!r}: its id is {teacher_ids.get(first, 'none')} for the teacher, "
+        f"{student_ids.get(first, 'none')} for the student. Distilling needs one vocabulary: use the "
+        "teacher's tokenizer for the student"
+    )
+
+
+def check_vocabulary_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError if the tokenizer gives ids for which the model has no embeddings."""
+    if (num_ids := id_space(tokenizer)) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has ids for {num_ids} tokens, the model only {model.config.vocab_size} embeddings "
+            "(vocab_size); expected the tokenizer that the model was trained with"
+        )

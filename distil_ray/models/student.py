@@ -1,0 +1,183 @@
+"""A student from a teacher: some of its layers, and everything around them.
+
+The recipe is DistilBERT's (Sanh et al. 2019, arXiv 1910.01108, section 3), except that the whole MLM head is
+copied, and that the teacher's token-type-0 vector is added to the position embeddings and not dropped: with
+all layers kept, the student's outputs are the teacher's.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
+
+from distil_ray.errors import InputError
+from distil_ray.models.loading import check_config, initialise, num_layers, own_fields
+
+Architecture = Literal["distilbert", "same"]
+Init = Literal["teacher", "random"]
+
+# Written into DistilBERT's modules, where a BERT configuration can choose.
+_DISTILBERT_LAYER_NORM_EPS = 1e-12
+
+_BERT_TO_DISTILBERT = {
+    "bert.embeddings.word_embeddings": "distilbert.embeddings.word_embeddings",
+    "bert.embeddings.position_embeddings": "distilbert.embeddings.position_embeddings",
+    "bert.embeddings.LayerNorm": "distilbert.embeddings.LayerNorm",
+    "cls.predictions.transform.dense": "vocab_transform",
+    "cls.predictions.transform.LayerNorm": "vocab_layer_norm",
+    "cls.predictions.decoder": "vocab_projector",
+}
+_BERT_TO_DISTILBERT_LAYER = {
+    "attention.self.query": "attention.q_lin",
+    "attention.self.key": "attention.k_lin",
+    "attention.self.value": "attention.v_lin",
+    "attention.output.dense": "attention.out_lin",
+    "attention.output.LayerNorm": "sa_layer_norm",
+    "intermediate.dense": "ffn.lin1",
+    "output.dense": "ffn.lin2",
+    "output.LayerNorm": "output_layer_norm",
+}
+_LAYER_KEY = re.compile(r"(?P<stack>.+\.layer)\.(?P<layer>\d+)\.(?P<rest>.+)")
+
+
+def evenly_spaced(num_layers: int, num_kept: int) -> list[int]:
+    """Return ``num_kept`` of the layers ``0 … num_layers - 1``, the first and the last among them.
+
+    Distances are equal up to rounding (half up): [0, 2, 4, 7, 9, 11] for 6 of 12, DistilBERT's choice. One
+    kept layer is the first.
+    """
+    gaps = max(num_kept - 1, 1)
+    return [(2 * i * (num_layers - 1) + gaps) // (2 * gaps) for i in range(num_kept)]
+
+
+def select_layers(num_teacher_layers: int, layers: int | Sequence[int] | None) -> list[int]:
+    """Return the teacher layers that the student takes over, in the student's order.
+
+    Args:
+        num_teacher_layers: how many there are to choose from.
+        layers: a list of them, counted from 0; or how many, evenly spaced; or None for half (rounded up).
+
+    Raises:
+        InputError: no layer, more layers than there are, one that does not exist, or one listed twice.
+    """
+    if layers is None:
+        layers = (num_teacher_layers + 1) // 2
+    if isinstance(layers, int):
+        if not 1 <= layers <= num_teacher_layers:
+            raise InputError(f"the student asks for {layers} layers; expected 1 to {num_teacher_layers}, the teacher's")
+        return evenly_spaced(num_teacher_layers, layers)
+    if not layers:
+        raise InputError("the student's list of teacher layers is empty; expected at least one layer")
+    if outside := [layer for layer in layers if not 0 <= layer < num_teacher_layers]:
+        raise InputError(f"teacher layers {outside} do not exist; expected 0 to {num_teacher_layers - 1}")
+    if len(set(layers)) != len(layers):
+        raise InputError(f"the student's teacher layers {list(layers)} name a layer twice; expected each at most once")
+    return list(layers)
+
+
+def build_student(
+    teacher: PreTrainedModel,
+    *,
+    layers: int | Sequence[int] | None,
+    architecture: Architecture,
+    init: Init,
+    seed: int,
+) -> PreTrainedModel:
+    """Return an fp32 student of the teacher's width with its own weights.
+
+    Args:
+        teacher: of any supported family.
+        layers: see :func:`select_layers`.
+        architecture: ``distilbert`` turns a BERT teacher into a DistilBERT student (no token types); ``same``
+            keeps the teacher's class.
+        init: ``teacher`` copies the layers, the embeddings and the MLM head; ``random`` draws all of them.
+        seed: of the random weights.
+
+    Raises:
+        InputError: layers that do not exist, or a teacher that DistilBERT cannot represent.
+    """
+    check_config(teacher.config, "the teacher")
+    kept = select_layers(num_layers(teacher), layers)
+    converts = architecture == "distilbert" and teacher.config.model_type != "distilbert"
+    config = _distilbert_config(teacher, len(kept)) if converts else _same_config(teacher, len(kept))
+    student = initialise(config, seed)
+    if init == "teacher":
+        weights = _keep_layers(teacher.state_dict(), kept)
+        student.load_state_dict(_to_distilbert(weights) if converts else weights)
+    return student
+
+
+def _same_config(teacher: PreTrainedModel, num_kept: int) -> PreTrainedConfig:
+    """The family's own fields and no more: a caller's settings such as output_hidden_states stay behind."""
+    config_class = type(teacher.config)
+    fields = {name: getattr(teacher.config, name) for name in own_fields(config_class)}
+    config = config_class(**{**fields, "tie_word_embeddings": _is_tied(teacher)})
+    config.num_hidden_layers = num_kept
+    return config
+
+
+def _distilbert_config(teacher: PreTrainedModel, num_kept: int) -> DistilBertConfig:
+    config = teacher.config
+    if config.model_type != "bert":
+        raise InputError(
+            f"a {config.model_type} teacher cannot become a DistilBERT student; set the student's "
+            "architecture to 'same'"
+        )
+    if config.layer_norm_eps != _DISTILBERT_LAYER_NORM_EPS:
+        raise InputError(
+            f"the teacher's layer_norm_eps is {config.layer_norm_eps}, DistilBERT's is always "
+            f"{_DISTILBERT_LAYER_NORM_EPS}; set the student's architecture to 'same'"
+        )
+    return DistilBertConfig(
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        n_layers=num_kept,
+        n_heads=config.num_attention_heads,
+        dim=config.hidden_size,
+        hidden_dim=config.intermediate_size,
+        dropout=config.hidden_dropout_prob,
+        attention_dropout=config.attention_probs_dropout_prob,
+        activation=config.hidden_act,
+        initializer_range=config.initializer_range,
+        pad_token_id=config.pad_token_id,
+        tie_word_embeddings=_is_tied(teacher),
+    )
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    """Whether the head shares the embeddings, which the configuration may say of weights that differ."""
+    head: nn.Module = model.get_output_embeddings()
+    return head.weight is model.get_input_embeddings().weight
+
+
+def _keep_layers(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
+    """Drop the layers that are not kept and number the others anew."""
+    student_layer = {str(layer): i for i, layer in enumerate(kept)}
+    renamed = {}
+    for name, weight in weights.items():
+        match = _LAYER_KEY.fullmatch(name)
+        if match is None:
+            renamed[name] = weight
+        elif match["layer"] in student_layer:
+            renamed[f"{match['stack']}.{student_layer[match['layer']]}.{match['rest']}"] = weight
+    return renamed
+
+
+def _to_distilbert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of a BertForMaskedLM to DistilBertForMaskedLM's, with token type 0 folded in."""
+    renamed = {}
+    for name, weight in weights.items():
+        match = _LAYER_KEY.fullmatch(name)
+        path, _, kind = (match["rest"] if match else name).rpartition(".")
+        if match:
+            renamed[f"distilbert.transformer.layer.{match['layer']}.{_BERT_TO_DISTILBERT_LAYER[path]}.{kind}"] = weight
+        elif path in _BERT_TO_DISTILBERT:
+            renamed[f"{_BERT_TO_DISTILBERT[path]}.{kind}"] = weight
+    position = "distilbert.embeddings.position_embeddings.weight"
+    token_type_0 = weights["bert.embeddings.token_type_embeddings.weight"][0]
+    with torch.no_grad():
+        renamed[position] = renamed[position] + token_type_0
+    return renamed

@@ -1,0 +1,283 @@
+"""The Ray cluster of a run: join or start one, check that the run fits, and say what it waits for."""
+
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.ray_logging import stdout_deduplicator
+
+from distil_ray.config import Config
+from distil_ray.errors import InputError
+
+_NODE_TYPE_LABEL = "ray.io/node-group"
+_AUTOSCALER_SECONDS = 15.0  # until the autoscaler of a cluster that was started for this run has reported
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+DRIVER_CPUS = 0.01
+"""CPU slots of a run's driver that another command starts as an actor. It is idle while the run trains, and many may
+wait for their turn: with whole slots they could leave none for the workers. With none at all, Ray could place it on a
+head on which no work belongs."""
+
+
+def connect(cpu_slots: float) -> str:
+    """Join the cluster that RAY_ADDRESS names (a submitted job has it set), or else start a Ray on this machine.
+
+    A Ray started here gets logical CPU slots for all that the command needs, ``cpu_slots``, however few cores there
+    are, so that a run's workers and its data tasks cannot starve each other. It is never one that happens to run here:
+    that may belong to, and end with, another command. Returns a line that says which it was.
+
+    Raises:
+        InputError: there is no cluster at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        return "using the Ray that this process is connected to"
+    # What matters to the user comes by the run's own events; Ray's log files keep the rest.
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # On a node of few cores Ray counts our tasks that take no slot as too many processes, and says so at length.
+    stdout_deduplicator.skip_re = re.compile("PYTHON worker processes have been started")
+    address = os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        try:
+            context: Any = ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError) as error:
+            raise InputError(
+                f"RAY_ADDRESS: cannot reach a Ray cluster at {address!r}: {error}; start one with "
+                "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
+            ) from error
+        return f"joined the Ray cluster at {context.address_info['gcs_address']}"
+    num_cpus = math.ceil(max(usable_cpus(), cpu_slots))
+    # With its dashboard, without which Ray Train cannot clean up after a killed driver.
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
+    return f"started Ray on this machine with {num_cpus} CPU slots"
+
+
+def usable_cpus() -> int:
+    """CPU cores that this process may use: those of its container and its affinity, not all that the host has."""
+    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    for quota, period in _cgroup_quotas():
+        count = min(count, quota / period)
+    return max(math.ceil(count), 1)
+
+
+def _cgroup_quotas() -> Iterator[tuple[float, float]]:
+    """Microseconds of CPU time per period, of control groups version 2 and 1."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = " ".join((_CGROUP / file).read_text() for file in files).split()
+            quota, period = float(words[0]), float(words[1])
+        except (OSError, ValueError, IndexError):  # not there, or "max"
+            continue
+        if quota > 0 and period > 0:
+            yield quota, period
+
+
+def worker_resources(config: Config) -> dict[str, float]:
+    """Ray resources of one training worker."""
+    defaults = {"GPU": 1.0} if config.runtime.use_gpu else {"CPU": 1.0}
+    return defaults | dict(config.runtime.resources_per_worker or {})
+
+
+def slots_needed(config: Config, num_workers: int | None = None, driver_cpus: float = 0.0) -> dict[str, float]:
+    """Resources of the workers (of the fewest, if elastic), of the data tasks and of the driver together."""
+    num_workers = num_workers or config.runtime.min_workers
+    total = {name: amount * num_workers for name, amount in worker_resources(config).items()}
+    return total | {"CPU": total.get("CPU", 0.0) + config.runtime.data_cpus + driver_cpus}
+
+
+def amounts(resources: Mapping[str, float]) -> str:
+    """Ray resources in words: "2 GPU, 1 CPU"."""
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def check_fits(config: Config, driver_cpus: float = 0.0) -> list[str]:
+    """Compare what the run needs with what the cluster has.
+
+    Returns:
+        A line on what is not there yet, if there is an autoscaler; whether it can add that, it alone knows.
+
+    Raises:
+        InputError: the run could never be placed; says what is asked for and what is there.
+    """
+    shortage, remedy = _shortage(config, driver_cpus)
+    if shortage and not has_autoscaler(_AUTOSCALER_SECONDS):
+        raise InputError(f"{shortage}; {remedy}")
+    return [f"waits for an autoscaler: {shortage}"] if shortage else []
+
+
+def _shortage(config: Config, driver_cpus: float) -> tuple[str, str]:
+    """What is missing, and what could be done about it; empty if nothing is."""
+    runtime, available = config.runtime, ray.cluster_resources()
+    needed = slots_needed(config, driver_cpus=driver_cpus)
+    if any(available.get(name, 0.0) < amount for name, amount in needed.items()):
+        there = {name: available.get(name, 0.0) for name in needed}
+        return (
+            f"runtime.num_workers: {runtime.min_workers} workers and runtime.data_cpus = {runtime.data_cpus} need "
+            f"{amounts(needed)} in all{f', with {driver_cpus:g} CPU for a driver' if driver_cpus else ''}, "
+            f"the cluster has {amounts(there)}"
+        ), "ask for fewer workers or data_cpus, or add nodes"
+    places = _worker_places(config)
+    if places < runtime.min_workers:
+        return (
+            f"runtime.resources_per_worker: the cluster's nodes have room for {places:g} workers of "
+            f"{amounts(worker_resources(config))} each, and {runtime.min_workers} are asked for"
+        ), "ask for less per worker, or add larger nodes"
+    label = runtime.data_label
+    if label and not any(_carries(node, label) for node in ray.nodes()):
+        shown = ", ".join(f"{key}={value}" for key, value in label.items())
+        missing = f"runtime.data_label: no node of the cluster carries the label {shown}"
+        return missing, f"start nodes with `ray start --labels {shown}`, or leave the key out"
+    return "", ""
+
+
+def has_autoscaler(patience_seconds: float = 0.0) -> bool:
+    """Whether an autoscaler may add nodes to the cluster.
+
+    Nodes that carry the name of their type do not suffice: those of a cluster of fixed size may, as in Kubernetes. The
+    autoscaler itself must have reported to Ray, for which one that has just been started gets ``patience_seconds``.
+    """
+    if not any(is_autoscaled(node["Labels"]) for node in ray.nodes()):
+        return False
+    from ray.autoscaler.v2.sdk import get_cluster_status  # not by commands that only look at a cluster of fixed size
+
+    end = time.monotonic() + patience_seconds
+    while True:
+        version = get_cluster_status(ray.get_runtime_context().gcs_address).stats.autoscaler_version
+        if version not in (None, "0") or time.monotonic() >= end:
+            return version not in (None, "0")
+        time.sleep(1)
+
+
+def is_autoscaled(labels: Mapping[str, str]) -> bool:
+    """Whether a node carries the name of its type, as every node does that an autoscaler has started."""
+    return _NODE_TYPE_LABEL in labels
+
+
+def runs_at_once(config: Config) -> int:
+    """How many such runs the cluster holds now side by side, each with its driver, data tasks and all its workers.
+
+    Where not even one has all its workers, an elastic one goes on with fewer.
+    """
+    runtime = config.runtime
+    available: Mapping[str, float] = ray.cluster_resources()
+    needed = slots_needed(config, runtime.max_workers, DRIVER_CPUS)
+    limits = [available.get(name, 0.0) // amount for name, amount in needed.items()]
+    limits.append(_worker_places(config) // runtime.max_workers)
+    if runtime.data_label:
+        labelled = (node["Resources"] for node in ray.nodes() if _carries(node, runtime.data_label))
+        limits.append(sum(resources.get("CPU", 0.0) for resources in labelled) // runtime.data_cpus)
+    return max(int(min(limits)), 1)
+
+
+def _worker_places(config: Config) -> float:
+    """How many workers the nodes have room for."""
+    worker = worker_resources(config)
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return math.fsum(min(resources.get(name, 0.0) // amount for name, amount in worker.items()) for resources in nodes)
+
+
+def describe_resources(config: Config) -> str:
+    """A line with what the run asks for and what there is."""
+    available: Mapping[str, float] = ray.cluster_resources()
+    asked = ", ".join(
+        f"{amount:g} of {available.get(name, 0.0):g} {name}" for name, amount in slots_needed(config).items()
+    )
+    memory = available.get("object_store_memory", 0.0) / 1e9
+    more = ", to which its autoscaler may add" if has_autoscaler() else ""
+    return f"cluster: takes {asked}{more}; object store {memory:.1f} GB"
+
+
+def _carries(node: Mapping[str, Any], label: Mapping[str, str]) -> bool:
+    return bool(node["Alive"]) and has_label(node["Labels"], label)
+
+
+def has_label(labels: Mapping[str, str], label: Mapping[str, str] | None) -> bool:
+    """Whether a node with these labels may run what asks for a label; without one, every node may."""
+    return not label or label.items() <= labels.items()
+
+
+def assigned_device() -> Any:
+    """The GPU that Ray has given to this task or actor, else the CPU."""
+    import torch  # not by the driver, which only asks for room
+
+    return torch.device("cuda" if torch.cuda.is_available() and ray.get_gpu_ids() else "cpu")
+
+
+_POLL_SECONDS = 5.0
+
+
+@contextmanager
+def telling_of_nodes(tell: Callable[[str], None]) -> Iterator[None]:
+    """While the block runs, tell of nodes that the autoscaler starts, fails to start or could never start."""
+    if not has_autoscaler():
+        yield
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_watch, args=(tell, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=_POLL_SECONDS)
+
+
+def _watch(tell: Callable[[str], None], done: threading.Event) -> None:
+    # Of Ray's insides, so imported only where there is an autoscaler. Its public client leaves out what is infeasible.
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    told: set[str] = set()
+    while not done.wait(_POLL_SECONDS):
+        try:
+            reply = GetClusterStatusReply.FromString(client.get_cluster_status())
+        except Exception:  # no more than news; the run itself will notice if the cluster is gone
+            continue
+        for line in describe(reply.autoscaling_state):
+            if line not in told:
+                told.add(line)
+                tell(line)
+
+
+def describe(state: Any) -> list[str]:
+    """What the autoscaler does about the nodes that are asked of it, a line each; ``state``: its `AutoscalingState`."""
+    starting = Counter(instance.ray_node_type_name for instance in state.pending_instances)
+    for request in state.pending_instance_requests:
+        starting[request.ray_node_type_name] += request.count
+    lines = [f"autoscaler: {count} × {name} is starting" for name, count in starting.items()]
+    lines += [
+        f"autoscaler: {failed.count} × {failed.ray_node_type_name} could not be started: {failed.reason}"
+        for failed in state.failed_instance_requests
+    ]
+    wanted = [_bundle(request) for request in state.infeasible_resource_requests]
+    for gang in state.infeasible_gang_resource_requests:
+        counts = Counter(_bundle(request) for request in gang.requests)
+        wanted.append(" and ".join(f"{count} × {bundle}" for bundle, count in counts.items()))
+    lines += [
+        f"autoscaler: the cluster's node types cannot provide {bundle}; ask for less in runtime, or raise "
+        "max_workers of a node type that has it"
+        for bundle in dict.fromkeys(wanted)
+    ]
+    return lines
+
+
+def _bundle(request: Any) -> str:
+    bundle: Mapping[str, float] = request.resources_bundle
+    amounts = ", ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items()))
+    labels = {
+        constraint.label_key: ", ".join(constraint.label_values)
+        for selector in request.label_selectors
+        for constraint in selector.label_constraints
+    }
+    where = "".join(f" on nodes with {key}={value}" for key, value in labels.items())
+    return f"({amounts}{where})"

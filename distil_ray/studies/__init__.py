@@ -1,0 +1,1 @@
+"""Many runs -> one finding: searches and ablations."""

@@ -1,0 +1,412 @@
+"""An ablation: variants of a configuration, each run with several seeds, and what each change is worth."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, Strict, ValidationError
+
+from distil_ray.config import (
+    Config,
+    ConfigError,
+    Section,
+    load_settings,
+    parse_config,
+    shown,
+    single_problems,
+    to_settings,
+    with_settings,
+)
+from distil_ray.errors import InputError, RunError
+from distil_ray.evaluation.facts import TaskFacts
+from distil_ray.evaluation.kinds import Summary, macro, summarise
+from distil_ray.evaluation.protocol import Protocol
+from distil_ray.evaluation.results import Cell, Results
+from distil_ray.evaluation.scoreboard import CONSTANT, FACTS_NOTE, facts_table
+from distil_ray.evaluation.standings import fine_tune
+from distil_ray.evaluation.tasks import Splits, Task
+from distil_ray.models.origin import resolve
+from distil_ray.reporting.html import render
+from distil_ray.reporting.plots import line_chart
+from distil_ray.reporting.text import to_markdown_table
+from distil_ray.runs.console import Console
+from distil_ray.training.history import History, read_history
+from distil_ray.training.launcher import launch
+
+RUNS_FOLDER = "runs"
+_ABLATED = ("distill", "student", "optim")
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"given {shown(list(seeds))}, expected different seeds")
+    return seeds
+
+
+class Ablation(Section):
+    """Runs that differ from a first one in a setting or two, over seeds."""
+
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=2)]
+    """Name: {key: value}, what a variant changes; the others are compared with the first."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Strict(False), AfterValidator(_distinct)] = (1, 2, 3)
+    """Values of run.seed: each variant is run with each of them, on the same batches for all variants."""
+
+
+class AblationConfig(Section):
+    """The section that an ablation has more than a run."""
+
+    ablation: Ablation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ablation, checked and complete.
+
+    Attributes:
+        config: of a run with the settings as they stand.
+        runs: by variant and seed; one after the other they have the workers to themselves.
+    """
+
+    config: Config
+    variants: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    runs: Mapping[tuple[str, int], Config]
+
+    @property
+    def folder(self) -> str:
+        """Where runs and report lie."""
+        return f"{self.config.run.storage_path}/{self.config.run.name}"
+
+
+def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> Plan:
+    """Read the configuration of an ablation from YAML files and dotted settings, as `load_config` reads a run's.
+
+    Raises:
+        InputError: with one line a problem.
+    """
+    given = load_settings(files, overrides)
+    section = {"ablation": given.pop("ablation", None) or {}}
+    config = parse_config(given)
+    try:
+        ablation = AblationConfig.model_validate(section).ablation
+    except ValidationError as error:
+        raise ConfigError([found.line for found in single_problems(error, section, AblationConfig)]) from None
+    if problems := list(_unfit_keys(ablation)):
+        raise ConfigError(problems)
+    folder = f"{config.run.storage_path}/{config.run.name}/{RUNS_FOLDER}"
+    runs: dict[tuple[str, int], Config] = {}
+    problems = []
+    for seed in ablation.seeds:
+        for name, changes in ablation.variants.items():
+            place = {"run.name": f"{name}-seed-{seed}", "run.storage_path": folder, "run.seed": seed}
+            try:
+                runs[name, seed] = parse_config(with_settings(to_settings(config), {**changes, **place}))
+            except ConfigError as error:
+                problems += [f"ablation.variants.{name}: {problem}" for problem in error.problems]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return Plan(config, ablation.variants, ablation.seeds, runs)
+
+
+def _unfit_keys(ablation: Ablation) -> Iterator[str]:
+    for name, changes in ablation.variants.items():
+        for key in changes:
+            if key.partition(".")[0] not in _ABLATED or "." not in key:
+                yield (
+                    f"ablation.variants.{name}: given {shown(key)}, expected a key of {', '.join(_ABLATED)}, such as "
+                    "distill.alpha_ce; the rest is the same for all variants, so that they can be compared"
+                )
+
+
+FIGURES = ("eval/mlm_loss", "eval/mlm_accuracy", "eval/kl_to_teacher", "eval/teacher_agreement")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run came to.
+
+    Attributes:
+        figures: the last held-out ones, by their metric's name.
+        tasks: scores by task, in percent.
+    """
+
+    variant: str
+    seed: int
+    figures: dict[str, float]
+    history: History
+    tasks: dict[str, float] = field(default_factory=dict)
+
+
+def run_all(plan: Plan, console: Console) -> list[Outcome]:
+    """Do each run, or what is left of it, one after the other.
+
+    Raises:
+        InputError: bad configuration or input.
+        RunError: runs that failed, with why; the others are done.
+        Stopped: a signal has ended it.
+    """
+    failures = []
+    for number, ((variant, seed), config) in enumerate(plan.runs.items(), start=1):
+        console.line(f"\n{variant}, seed {seed}: run {number} of {len(plan.runs)}")
+        try:
+            launch(config, console)
+        except RunError as error:
+            failures.append(f"{variant}, seed {seed}: {error}")
+    if failures:
+        raise RunError(f"{len(failures)} of {len(plan.runs)} runs failed:\n  " + "\n  ".join(failures))
+    return [_outcome(plan, variant, seed) for variant, seed in plan.runs]
+
+
+def _outcome(plan: Plan, variant: str, seed: int) -> Outcome:
+    config = plan.runs[variant, seed].run
+    history = read_history(f"{config.storage_path}/{config.name}")
+    figures = {name: value for name in FIGURES if (value := history.last(name)) is not None}
+    return Outcome(variant, seed, figures, history)
+
+
+def check_tasks(plan: Plan) -> None:
+    """Raise InputError where the students would lie in a place that fine-tuning cannot read from."""
+    if "://" in plan.folder:
+        raise InputError(
+            f"--tasks: given run.storage_path {plan.config.run.storage_path}, expected a folder that "
+            "all nodes share, as students are fine-tuned from there; without --tasks a URL will do"
+        )
+
+
+def check_heldout(plan: Plan) -> None:
+    """Raise InputError where neither tasks nor held-out text would tell the variants apart."""
+    data = plan.config.data
+    if data.eval_sources is None and data.eval_fraction == 0:
+        raise InputError(
+            "ablation: given neither held-out text nor --tasks, so that nothing could be compared; expected "
+            "data.eval_fraction above 0, data.eval_sources, or --tasks"
+        )
+
+
+def with_scores(
+    outcomes: Sequence[Outcome],
+    tasks: Sequence[Task],
+    data: Mapping[str, Splits],
+    folder: Path,
+    protocol: Protocol,
+    console: Console,
+) -> list[Outcome]:
+    """Fine-tune the student of each run on each task, with the run's own seed.
+
+    Raises:
+        InputError: scores of another protocol, of other rows or other students are there.
+        RunError: fine-tunings failed; what succeeded is kept.
+    """
+    results = Results(folder, protocol, tasks, data)
+    cells = {
+        (number, task.name): Cell(one.variant, resolve(one.history.export_path, None), task.name, one.seed)
+        for number, one in enumerate(outcomes)
+        for task in tasks
+    }
+    fine_tune(list(cells.values()), tasks, data, protocol, results, console)
+    return [
+        Outcome(
+            one.variant,
+            one.seed,
+            one.figures,
+            one.history,
+            {task.name: results.score(cells[number, task.name]) for task in tasks},
+        )
+        for number, one in enumerate(outcomes)
+    ]
+
+
+_NAMES = {
+    "score": ("score", 1, 1.0),
+    "eval/mlm_loss": ("held-out MLM loss", 3, 1.0),
+    "eval/mlm_accuracy": ("accuracy", 1, 100.0),
+    "eval/kl_to_teacher": ("KL to teacher", 3, 1.0),
+    "eval/teacher_agreement": ("agreement", 1, 100.0),
+}  # of a figure: its name, decimals, and what it is multiplied with
+_TASK = "tasks/"
+
+
+class Comparison:
+    """Outcomes of variants, the first of which the others are compared with.
+
+    Args:
+        facts: of the tasks that the outcomes have scores on.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome], facts: Mapping[str, TaskFacts] | None = None) -> None:
+        self.outcomes, self.facts = outcomes, facts or {}
+        self.variants = list(dict.fromkeys(one.variant for one in outcomes))
+        self.reference = self.variants[0]
+        self.figures = [name for name in _NAMES if _value_of(name)(outcomes[0]) is not None]
+
+    def values(self, variant: str, figure: str) -> dict[int, float]:
+        """A figure by seed."""
+        value = _value_of(figure)
+        found = {one.seed: value(one) for one in self.outcomes if one.variant == variant}
+        return {seed: number for seed, number in found.items() if number is not None}
+
+    def change(self, variant: str, figure: str) -> Summary | None:
+        """How much a figure differs from the reference's with the same seed: the median, and the range over seeds."""
+        own, reference = self.values(variant, figure), self.values(self.reference, figure)
+        differences = [own[seed] - reference[seed] for seed in own if seed in reference]
+        return summarise(differences) if differences else None
+
+    @property
+    def main_figure(self) -> str:
+        """What variants are ordered by: the score, or else the held-out loss."""
+        return self.figures[0]
+
+
+def _value_of(figure: str) -> Callable[[Outcome], float | None]:
+    """Of an outcome: its macro score, its score on a task, "tasks/<name>", or a held-out figure."""
+    if figure.startswith(_TASK):
+        return lambda one: one.tasks.get(figure.removeprefix(_TASK))
+    if figure == "score":
+        return lambda one: macro(one.tasks.values()) if one.tasks else None
+    return lambda one: one.figures.get(figure)
+
+
+def table(comparison: Comparison) -> list[list[str]]:
+    """A row a variant: the median of each figure over seeds, and its change."""
+    header = ["variant"]
+    for figure in comparison.figures:
+        header += [_NAMES[figure][0], "change"]
+    rows = [header]
+    for variant in comparison.variants:
+        row = [variant]
+        for figure in comparison.figures:
+            _, decimals, factor = _NAMES[figure]
+            values = comparison.values(variant, figure).values()
+            row.append(f"{factor * statistics.median(values):.{decimals}f}" if values else "–")
+            change = comparison.change(variant, figure) if variant != comparison.reference else None
+            row.append(_shown(change, decimals, factor) if change else "–")
+        rows.append(row)
+    return rows
+
+
+def task_table(comparison: Comparison) -> list[list[str]]:
+    """The reference's median score on each task, and the change of each variant; no row if there are no tasks.
+
+    The last row is what one answer for all rows scores.
+    """
+    tasks = list(comparison.outcomes[0].tasks)
+    if not tasks:
+        return []
+    medians = [statistics.median(comparison.values(comparison.reference, _TASK + task).values()) for task in tasks]
+    rows = [["variant", *tasks], [comparison.reference, *(f"{median:.1f}" for median in medians)]]
+    for variant in comparison.variants[1:]:
+        changes = [comparison.change(variant, _TASK + task) for task in tasks]
+        rows.append([variant, *(_shown(change, 1, 1.0) if change else "–" for change in changes)])
+    if comparison.facts:
+        rows.append([CONSTANT, *(f"{comparison.facts[task].constant_score:.1f}" for task in tasks)])
+    return rows
+
+
+def _tables(comparison: Comparison) -> list[list[list[str]]]:
+    facts = facts_table(comparison.facts) if comparison.facts else []
+    return [table(comparison), task_table(comparison), facts]
+
+
+def _shown(change: Summary, decimals: int, factor: float) -> str:
+    median, low, high = (f"{factor * value:+.{decimals}f}" for value in change[:3])
+    return f"{median} ({low} to {high})" if change.num_seeds > 1 else median
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """What matters most, in order, and whether the seeds agree on it."""
+    figure = comparison.main_figure
+    name, decimals, factor = _NAMES[figure]
+    worse = -1 if figure == "score" else 1
+    changes = [
+        (variant, change)
+        for variant in comparison.variants[1:]
+        if (change := comparison.change(variant, figure)) is not None
+    ]
+    changes.sort(key=lambda pair: -worse * pair[1].median)
+    sentences = []
+    for variant, change in changes:
+        ends = sorted((worse * change.low, worse * change.high))
+        verdict = (
+            "worse with every seed" if ends[0] > 0 else "better with every seed" if ends[1] < 0 else "seeds disagree"
+        )
+        sentences.append(f"{variant}: {name} {_shown(change, decimals, factor)}, {verdict}.")
+    return sentences
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Whether the variants of a seed learned from the same batches, and what the tasks' scores are."""
+    return [*_same_batches(comparison), *([FACTS_NOTE] if comparison.facts else [])]
+
+
+def _same_batches(comparison: Comparison) -> list[str]:
+    for seed in {one.seed for one in comparison.outcomes}:
+        digests = {tuple(one.history.digests) for one in comparison.outcomes if one.seed == seed}
+        if len(digests) > 1:
+            return [f"The runs with seed {seed} did not train on the same batches: their digests differ."]
+    num_steps, num_seeds = len(comparison.outcomes[0].history.digests), len({one.seed for one in comparison.outcomes})
+    return [
+        f"All variants of a seed trained on the same batches in the same order: {num_steps:,} steps of equal digests, "
+        f"{num_seeds} seeds. Changes are against {comparison.reference} with the same seed: median (lowest to highest)."
+    ]
+
+
+def to_markdown(comparison: Comparison, footer: str) -> str:
+    """Findings and tables."""
+    lines = ["# Ablation", "", *(f"- {sentence}" for sentence in findings(comparison)), ""]
+    for rows in filter(None, _tables(comparison)):
+        lines += [*to_markdown_table(rows), ""]
+    return "\n".join([*lines, *remarks(comparison), "", footer, ""])
+
+
+def to_json(comparison: Comparison, footer: str) -> str:
+    """Everything, for other programs."""
+    runs: list[Mapping[str, Any]] = [
+        {
+            "variant": one.variant,
+            "seed": one.seed,
+            "student": one.history.export_path,
+            **one.figures,
+            "tasks": one.tasks,
+        }
+        for one in comparison.outcomes
+    ]
+    changes = {
+        variant: {
+            figure: change._asdict() for figure in comparison.figures if (change := comparison.change(variant, figure))
+        }
+        for variant in comparison.variants[1:]
+    }
+    return (
+        json.dumps(
+            {
+                "reference": comparison.reference,
+                "changes": changes,
+                "runs": runs,
+                "tasks": {name: facts._asdict() for name, facts in comparison.facts.items()},
+                "made_by": footer,
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+def to_html(comparison: Comparison, footer: str) -> str:
+    """The page."""
+    first_seed = comparison.outcomes[0].seed
+    curves = {one.variant: one.history.curve("eval/mlm_loss") for one in comparison.outcomes if one.seed == first_seed}
+    chart = line_chart(curves, x_label="tokens trained on", y_label="held-out MLM loss", levels={})
+    return render(
+        "ablation.html.j2",
+        title="Ablation",
+        findings=findings(comparison),
+        footer=footer,
+        charts=[(f"Held-out MLM loss, seed {first_seed}", chart)],
+        tables=_tables(comparison),
+        remarks=remarks(comparison),
+    )

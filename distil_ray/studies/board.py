@@ -1,0 +1,150 @@
+"""What the person at the terminal sees of a search: a live table, or a line for each thing that happens."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.live import Live
+from rich.table import Table
+
+from distil_ray.runs.console import Console, format_seconds
+from distil_ray.runs.events import Line
+from distil_ray.studies.settings import Plan
+from distil_ray.studies.trials import Score, Trial, Trials, best
+
+_NUM_SHOWN = 12  # settled trials in the live table, the best first
+
+
+class Relay(Console):
+    """The console of a trial: passes its events on to the search, and what is the same for all trials to nobody."""
+
+    def __init__(self, events: Line, name: str) -> None:
+        super().__init__()
+        self._events = events
+        self._name = name
+
+    def line(self, text: str) -> None:
+        """Say nothing: the search has said it."""
+
+    def show(self, kind: str, content: Any) -> None:
+        """Pass an event on."""
+        self._events.send(kind, (self._name, content))
+
+    @contextmanager
+    def _display(self) -> Iterator[None]:
+        yield
+
+
+class Board(Console):
+    """The console of the search."""
+
+    def __init__(self, plan: Plan, trials: Trials) -> None:
+        super().__init__()
+        self._plan, self._trials = plan, trials
+        self._terminal = Terminal(highlight=False, markup=False)
+        self._live: Live | None = None
+        self._running: dict[str, Mapping[str, Any]] = {}
+        self._began = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """Print one line, above the table if there is one."""
+        if self._live is not None:
+            self._terminal.print(text, soft_wrap=True)
+        else:
+            super().line(text)
+
+    def show(self, kind: str, content: Any) -> None:
+        """Take in an event of a trial: ("line" or "record", (its name, text or metrics))."""
+        name, detail = content
+        if kind == "line":
+            self.line(f"{name}  {detail}")
+        elif name in self._running:
+            self._running[name] = detail
+
+    def started(self, trial: Trial) -> None:
+        """Tell of a trial that starts or goes on."""
+        self._running[trial.name] = {}
+        verb = "goes on" if trial.scores else "starts"
+        described = describe(self._plan, trial.settings)
+        if not trial.settings:
+            described = f"the settings as they stand ({described})"
+        self.line(f"{trial.name}  {verb}: {described}")
+
+    def scored(self, trial: Trial, score: Score) -> None:
+        """Tell of an evaluation."""
+        if self._live is None:
+            metric = self._plan.search.metric
+            self.line(f"{trial.name}  step {score.step:,}  {score.progress:.0%}  {metric} {score.value:.4f}")
+
+    def settled(self, trial: Trial) -> None:
+        """Tell how a trial ended."""
+        self._running.pop(trial.name, None)
+        if trial.status == "failed":
+            self.line(f"{trial.name}  failed: {trial.message}")
+            return
+        value = "" if trial.value is None else f": {self._plan.search.metric} {trial.value:.4f}"
+        step = trial.scores[-1].step if trial.scores else 0
+        is_best = best(self._trials, self._plan.direction) == trial
+        note = ", the best so far" if is_best else ""
+        end = "finished" if trial.status == "finished" else f"stopped early at step {step:,}"
+        self.line(f"{trial.name}  {end}{value}{note}")
+
+    @contextmanager
+    def _display(self) -> Iterator[None]:
+        if not sys.stdout.isatty():
+            yield
+            return
+        with Live(get_renderable=self._table, console=self._terminal, refresh_per_second=2, transient=True) as live:
+            self._live = live
+            try:
+                yield
+            finally:
+                self._live = None
+
+    def _table(self) -> Table:
+        settled = [trial for trial in self._trials if trial.status != "open"]
+        table = Table(box=None, title=self._headline(len(settled)), title_justify="left")
+        keys = self._plan.space.keys
+        for name in ("trial", "", *map(short, keys), "done", self._plan.search.metric, "left"):
+            table.add_column(name, justify="left" if name in ("trial", "") else "right")
+        settled.sort(key=lambda trial: (trial.status != "finished", trial.badness(self._plan.direction)))
+        running = [self._trials[name] for name in list(self._running)]
+        for trial in [*running, *settled[:_NUM_SHOWN]]:
+            record = self._running.get(trial.name, {})
+            done = record.get("run/progress", trial.scores[-1].progress if trial.scores else 0.0)
+            left = record.get("eta_seconds")
+            table.add_row(
+                trial.name,
+                "running" if trial.status == "open" else trial.status,
+                *(brief(value) for value in self._plan.values(trial.settings).values()),
+                f"{done:.0%}",
+                "" if trial.value is None else f"{trial.value:.4f}",
+                format_seconds(left) if left and done < 1 else "",
+            )
+        return table
+
+    def _headline(self, num_settled: int) -> str:
+        top = best(self._trials, self._plan.direction)
+        found = (
+            f"; best {self._plan.search.metric} {top.value:.4f} ({top.name})" if top and top.value is not None else ""
+        )
+        spent = format_seconds(time.monotonic() - self._began)
+        return f"{num_settled} of {self._plan.num_trials} trials done, {len(self._running)} running, {spent}{found}"
+
+
+def describe(plan: Plan, settings: Mapping[str, Any]) -> str:
+    """The values that a trial has for what is searched, in words."""
+    return ", ".join(f"{short(key)} {brief(value)}" for key, value in plan.values(settings).items())
+
+
+def short(key: str) -> str:
+    """A setting's name without its section."""
+    return key.rpartition(".")[2]
+
+
+def brief(value: Any) -> str:
+    """A setting's value, short."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,198 @@
+"""Trials -> a page: the best setting, every trial, and how much each setting mattered."""
+
+from collections.abc import Iterator
+
+from distil_ray.config import parse_mapping
+from distil_ray.errors import InputError
+from distil_ray.reporting.html import Chart, made_by, render
+from distil_ray.reporting.plots import line_chart, scatter_chart, ternary_chart
+from distil_ray.reporting.text import aligned
+from distil_ray.runs.storage import RunFolder
+from distil_ray.studies.board import brief, short
+from distil_ray.studies.settings import SEARCH_FILE, TRIALS_FOLDER, Plan, plan_of
+from distil_ray.studies.space import Range
+from distil_ray.studies.suggest import MIN_TRIALS, importances
+from distil_ray.studies.trials import TRIALS_FILE, Trial, Trials, best, common_step, value_at
+from distil_ray.training.metrics import DIGESTS_FILE
+
+REPORT_FILE = "report.html"
+_NOTHING = "–"
+_LABELS = {
+    "eval/mlm_loss": "held-out MLM loss",
+    "eval/kl_to_teacher": "KL divergence from the teacher",
+    "eval/mlm_accuracy": "held-out accuracy",
+    "eval/teacher_agreement": "agreement with the teacher",
+}
+
+
+def read_search(path: str) -> tuple[Plan, Trials]:
+    """Read the folder of a search, ``<storage_path>/<name>``, wherever it lies now.
+
+    Raises:
+        InputError: there is no search.
+    """
+    folder = RunFolder.at(path)
+    if not is_search(path):
+        raise InputError(f"{path}: is not the folder of a search (it has no {TRIALS_FILE})")
+    plan = plan_of(parse_mapping(folder.read_bytes(SEARCH_FILE).decode(), f"{path}/{SEARCH_FILE}"))
+    return plan, Trials(folder, f"{path.rstrip('/')}/{TRIALS_FOLDER}", plan.search.metric)
+
+
+def is_search(path: str) -> bool:
+    """Whether a folder is a search's."""
+    return RunFolder.at(path).exists(TRIALS_FILE)
+
+
+def to_html(plan: Plan, trials: Trials) -> str:
+    """The page of a search, finished or not."""
+    listed = list(trials)
+    step = common_step(listed)
+    shares = importances(plan, listed, step)
+    return render(
+        "search.html.j2",
+        title=f"Search {plan.config.run.name}",
+        findings=findings(plan, listed),
+        charts=list(_charts(plan, listed, step)),
+        footer=made_by(),
+        table=table(plan, listed),
+        remarks=remarks(plan, trials),
+        importances=[(key, f"{share:.0%}", f"{100 * share:.0f}%") for key, share in shares.items()],
+        step=step,
+        min_trials=MIN_TRIALS,
+        label=_LABELS[plan.search.metric],
+        best_name=top.name if (top := best(listed, plan.direction)) else None,
+    )
+
+
+def to_text(plan: Plan, trials: Trials) -> str:
+    """The table and the findings as lines of text."""
+    return "\n".join([*aligned(table(plan, list(trials))), *findings(plan, list(trials)), *remarks(plan, trials)])
+
+
+def table(plan: Plan, trials: list[Trial]) -> list[list[str]]:
+    """A header and one row a trial: those that finished, the best first, then the others by how far they came."""
+
+    def rank(trial: Trial) -> tuple[bool, int, float]:
+        step = trial.scores[-1].step if trial.scores else 0
+        return trial.status != "finished", -step, trial.badness(plan.direction)
+
+    rows = [["trial", plan.search.metric, "status", "step", *map(short, plan.space.keys)]]
+    for trial in sorted(trials, key=rank):
+        step = trial.scores[-1].step if trial.scores else 0
+        value = _NOTHING if trial.value is None else f"{trial.value:.4f}"
+        status = "not finished" if trial.status == "open" else trial.status
+        rows.append([trial.name, value, status, f"{step:,}", *map(brief, plan.values(trial.settings).values())])
+    return rows
+
+
+def findings(plan: Plan, trials: list[Trial]) -> list[str]:
+    """What the search found, also where it is not what one hopes for."""
+    top, first = best(trials, plan.direction), trials[0]
+    sentences = [_count(plan, trials)]
+    if top is None or top.value is None:
+        return sentences
+    values = ", ".join(f"{key} {brief(value)}" for key, value in plan.values(top.settings).items())
+    label = _LABELS[plan.search.metric]
+    sentences.append(f"Best: {top.name}, {label} {top.value:.4f}, with {values}.")
+    if top == first:
+        sentences.append("No trial did better than the settings as they stand.")
+    elif first.status == "finished" and first.value is not None:
+        sentences.append(
+            f"The settings as they stand ({first.name}) reach {first.value:.4f}: "
+            f"the best is {'lower' if top.value < first.value else 'higher'} by {abs(top.value - first.value):.4f}."
+        )
+    return sentences
+
+
+def _count(plan: Plan, trials: list[Trial]) -> str:
+    words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "open": "not finished"}
+    counts = {how: sum(trial.status == status for trial in trials) for status, how in words.items()}
+    listed = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
+    return f"{len(trials)} of {max(plan.num_trials, len(trials))} trials: {listed}."
+
+
+def remarks(plan: Plan, trials: Trials) -> list[str]:
+    """What to bear in mind."""
+    caution = (
+        "The best was chosen by these held-out rows, so its figure flatters it a little: before relying on a small "
+        "difference, train it and the settings as they stand again with another run.seed."
+    )
+    return [_same_batches(trials), caution]
+
+
+def _same_batches(trials: Trials) -> str:
+    """Whether all trials did their steps on the same batches, as far as each went."""
+    digests = {trial.name: _digests(trials, trial.name) for trial in trials}
+    longest = max(digests.values(), key=len, default=[])
+    strays = [name for name, own in digests.items() if own != longest[: len(own)]]
+    if strays:
+        return f"Not all trials trained on the same batches: the digests of {', '.join(strays)} differ."
+    return f"All trials trained on the same batches in the same order: up to {len(longest):,} steps of equal digests."
+
+
+def _digests(trials: Trials, name: str) -> list[str]:
+    run = trials.run_folder(name)
+    return run.read_bytes(DIGESTS_FILE).decode().splitlines()[1:] if run.exists(DIGESTS_FILE) else []
+
+
+# ------------------------------------------------------------------------------------------------- charts
+
+
+def _charts(plan: Plan, trials: list[Trial], step: int | None) -> Iterator[Chart]:
+    label = _LABELS[plan.search.metric]
+    title = f"{label[0].upper()}{label[1:]}"
+    scored = [trial for trial in trials if trial.scores]
+    if not scored:
+        return
+    yield f"{title} of every trial", _curves(plan, scored, label)
+    at_step = [(plan.values(trial.settings), value_at(trial, step)) for trial in scored]
+    compared = [(values, value) for values, value in at_step if value is not None]
+    ended = [(plan.values(trial.settings), trial.scores[-1].value) for trial in scored if trial.status == "finished"]
+    for simplex in plan.space.simplexes():
+        if len(simplex.keys) == 3 and compared:
+            first, second, third = simplex.keys
+            yield (
+                f"{title} over {simplex.name}, after {step:,} steps",
+                ternary_chart(
+                    [(values[first], values[second], values[third], value) for values, value in compared],
+                    corners=(short(first), short(second), short(third)),
+                    label=label,
+                ),
+            )
+    for key in plan.space.keys:
+        is_logarithmic = any(
+            isinstance(rule, Range) and rule.key == key and getattr(rule.distribution, "log", False)
+            for rule in plan.space.rules
+        )
+        if all(_is_number(values[key]) for values, _ in compared):
+            yield (
+                f"{title} against {key}",
+                scatter_chart(
+                    {
+                        "finished, at the end": [(values[key], value) for values, value in ended],
+                        f"all, after {step} steps": [(values[key], value) for values, value in compared],
+                    },
+                    x_label=key,
+                    y_label=label,
+                    is_logarithmic=is_logarithmic,
+                ),
+            )
+
+
+def _curves(plan: Plan, trials: list[Trial], label: str) -> str:
+    top = best(trials, plan.direction)
+    named = {trial.name: "the settings as they stand" for trial in trials[:1] if not trial.settings}
+    if top is not None:
+        named[top.name] = "the best" if top.settings else "the settings as they stand, the best"
+    curves = {trial.name: [(float(score.step), score.value) for score in trial.scores] for trial in trials}
+    return line_chart(
+        {f"{name}, {what}": curves[name] for name, what in named.items()},
+        x_label="steps",
+        y_label=label,
+        levels={},
+        others=[curve for name, curve in curves.items() if name not in named],
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

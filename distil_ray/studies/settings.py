@@ -1,0 +1,283 @@
+"""The configuration of a search: an ordinary configuration with one more section, checked before anything starts."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from distil_ray.config import (
+    Config,
+    ConfigError,
+    Section,
+    dump_yaml,
+    learned,
+    load_settings,
+    parse_config,
+    shown,
+    single_problems,
+    to_settings,
+    with_settings,
+)
+from distil_ray.studies.space import Space, parse_space
+
+Metric = Literal["eval/mlm_loss", "eval/kl_to_teacher", "eval/mlm_accuracy", "eval/teacher_agreement"]
+Direction = Literal["min", "max"]
+DIRECTIONS: dict[Metric, Direction] = {
+    "eval/mlm_loss": "min",
+    "eval/kl_to_teacher": "min",
+    "eval/mlm_accuracy": "max",
+    "eval/teacher_agreement": "max",
+}
+_NEED_TEACHER = ("eval/kl_to_teacher", "eval/teacher_agreement")
+
+DEFAULT_NUM_TRIALS = 16
+SEARCH_FILE = "search.yaml"
+TRIALS_FOLDER = "trials"
+
+
+def _objective(given: Any) -> Any:
+    if isinstance(given, str) and given.startswith("train/"):
+        raise ValueError(
+            f"given {shown(given)}, which depends on the loss weights and the temperature themselves: it would be best "
+            f"where they make it small; expected a held-out metric, {' or '.join(get_args(Metric))}"
+        )
+    return given
+
+
+_UNFIT_SCHEDULERS = {
+    "pbt": "its trials would have to take over each other's weights, which has no effect when a trial is a training "
+    "run with workers of its own",
+    "pb2": "its trials would have to take over each other's weights, which has no effect when a trial is a training "
+    "run with workers of its own",
+    "hyperband": "it pauses trials, which would keep their workers waiting",
+    "bohb": "it pauses trials, which would keep their workers waiting",
+}
+
+
+def _scheduler(given: Any) -> Any:
+    reason = _UNFIT_SCHEDULERS.get(str(given).lower())
+    if reason:
+        raise ValueError(f"given {shown(given)}, which cannot be used: {reason}; expected asha or none")
+    return given
+
+
+class Search(Section):
+    """What is tried, for how long, and what counts as better; the other sections are where it starts from."""
+
+    space: dict[str, Any]
+    """Key of a setting: its rule. {uniform|loguniform: [low, high]}, {randint: [low, high]} without high,
+      {choice|grid: [values]}; or any name: {simplex: [keys]}, weights that sum to 1 (below 0.05: 0)."""
+    num_trials: Annotated[int, Field(ge=1)] | None = None
+    """Trials in all, the first with the settings as they stand; null takes 16, or each grid combination once."""
+    metric: Annotated[Metric, BeforeValidator(_objective)] = "eval/mlm_loss"
+    """Held-out figure to improve: losses and divergences downwards, accuracy and agreement upwards."""
+    searcher: Literal["optuna", "random"] = "optuna"
+    """Where settings come from: Optuna's TPE (multivariate), or chance alone; a grid needs random."""
+    startup_trials: Annotated[int, Field(ge=1)] = 8
+    """Trials with random settings before TPE begins."""
+    scheduler: Annotated[Literal["asha", "none"], BeforeValidator(_scheduler)] = "asha"
+    """Whether trials that lag behind are stopped early (ASHA, arXiv 1810.05934), or all run to their end."""
+    grace_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of its steps that every trial does before ASHA may stop it."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 2.0
+    """At each of ASHA's looks, one in so many goes on; the steps before each look grow by the same factor."""
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trials at a time at most; null takes as many as the cluster holds."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """Times that a failed trial is tried again."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """Seed of the settings that are tried; the trials' data and weights are seeded by run.seed, all alike."""
+
+
+class SearchConfig(Section):
+    """The section that a search has more than a run."""
+
+    search: Search
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search, checked and complete.
+
+    Attributes:
+        config: of a run with the settings as they stand.
+    """
+
+    search: Search
+    space: Space
+    config: Config
+
+    @cached_property
+    def base(self) -> dict[str, Any]:
+        """`config` as a mapping of sections; its paths are absolute, as it is read again in other folders."""
+        return to_settings(self.config)
+
+    @property
+    def direction(self) -> Direction:
+        """Whether a smaller or a larger objective is better."""
+        return DIRECTIONS[self.search.metric]
+
+    @property
+    def num_trials(self) -> int:
+        """Trials in all."""
+        combinations = self.space.num_combinations
+        return self.search.num_trials or (1 + combinations if combinations > 1 else DEFAULT_NUM_TRIALS)
+
+    @property
+    def folder(self) -> str:
+        """Where the trials' runs lie."""
+        return f"{self.config.run.storage_path}/{self.config.run.name}/{TRIALS_FOLDER}"
+
+    def identity(self) -> dict[str, Any]:
+        """What two invocations must have in common to be the same search, by dotted key."""
+        names = ("space", "metric", "searcher", "startup_trials", "scheduler", "grace_fraction", "reduction_factor")
+        settings = self.search.model_dump(mode="json", include={*names, "seed"})
+        return learned(self.config) | {f"search.{name}": value for name, value in settings.items()}
+
+    def values(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a trial has for each key of the space, weights of a simplex as shares of their sum."""
+        values = {key: settings[key] if key in settings else _value_at(self.base, key) for key in self.space.keys}
+        for simplex in self.space.simplexes():
+            total = sum(values[key] or 0.0 for key in simplex.keys)
+            values |= {key: (values[key] or 0.0) / (total or 1.0) for key in simplex.keys}
+        return values
+
+    def to_yaml(self) -> str:
+        """The whole configuration of the search, which reads back as an equal one."""
+        return dump_yaml({**self.base, "search": self.search.model_dump(mode="json")})
+
+    def trial_config(self, name: str, settings: Mapping[str, Any]) -> Config:
+        """The configuration of a trial's run.
+
+        Raises:
+            InputError: these settings do not go together.
+        """
+        place = {"run.name": name, "run.storage_path": self.folder}
+        return parse_config(with_settings(self.base, {**settings, **place}))
+
+
+def _value_at(settings: Any, key: str) -> Any:
+    for name in key.split("."):
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+    return settings
+
+
+def load_search(files: Sequence[str], overrides: Sequence[str]) -> Plan:
+    """Read the configuration of a search from YAML files and dotted settings, as `load_config` reads a run's.
+
+    Raises:
+        InputError: with one line a problem, all problems at once.
+    """
+    return plan_of(load_settings(files, overrides))
+
+
+def plan_of(settings: Mapping[str, Any]) -> Plan:
+    """Check the configuration of a search given as a mapping of sections.
+
+    Raises:
+        InputError: with one line a problem, all problems at once.
+    """
+    given = dict(settings)
+    section = {"search": given.pop("search", None) or {}}
+    problems: list[str] = []
+    config = _collect(problems, lambda: parse_config(given))
+    search = _collect(problems, lambda: _parse_section(section))
+    if search is None:
+        raise ConfigError(problems)
+    space, space_problems = parse_space(search.space)
+    problems += space_problems
+    problems += [f"search.space.{key}: cannot be searched, as {why}" for key in space.keys if (why := _fixed(key))]
+    if config is None or problems:
+        raise ConfigError(problems)
+    plan = Plan(search, space, config)
+    problems += dict.fromkeys([*_unfit_values(plan), *_across(plan)])
+    if problems:
+        raise ConfigError(problems)
+    return plan
+
+
+_T = TypeVar("_T")
+
+
+def _collect(problems: list[str], parse: Callable[[], _T]) -> _T | None:
+    try:
+        return parse()
+    except ConfigError as error:
+        problems += error.problems
+    return None
+
+
+def _parse_section(section: Mapping[str, Any]) -> Search:
+    try:
+        return SearchConfig.model_validate(section).search
+    except ValidationError as error:
+        raise ConfigError([found.line for found in single_problems(error, section, SearchConfig)]) from None
+
+
+# ------------------------------------------------------------------------- what may be searched, and with which values
+
+_NO_EFFECT = "it does not change what is learned"
+_OTHER_ROWS = "trials could not be compared that learn from other rows"
+_FIXED = {
+    "run": "all trials share their seed, so that they learn from the same rows in the same order",
+    "teacher": "trials with different teachers could not be compared",
+    "data": _OTHER_ROWS,
+    "student.tokenizer": _OTHER_ROWS,
+    "student.path": _OTHER_ROWS,
+    "optim.num_steps": "the longer trials would win",
+    "optim.num_epochs": "the longer trials would win",
+    "optim.global_batch_size": "trials could not be compared whose steps have other rows",
+    "optim.max_skipped_updates": _NO_EFFECT,
+    "eval": _NO_EFFECT,
+    "metrics": _NO_EFFECT,
+    "checkpoint": _NO_EFFECT,
+    "runtime": _NO_EFFECT,
+    "search": "it is not a setting of a trial",
+}
+
+
+def _fixed(key: str) -> str | None:
+    """Why a setting cannot be searched, if so."""
+    if "." not in key:
+        return f"it is not a setting; expected a key such as distill.temperature, given {shown(key)}"
+    names = key.split(".")
+    return _FIXED.get(names[0]) or _FIXED.get(".".join(names[:2]))
+
+
+def _unfit_values(plan: Plan) -> Iterator[str]:
+    """Values at the edges of the space that the configuration refuses."""
+    for rule in plan.space.rules:
+        for example in rule.examples():
+            try:
+                parse_config(with_settings(plan.base, example))
+            except ConfigError as error:
+                yield from (f"search.space: {problem}" for problem in error.problems)
+
+
+def _across(plan: Plan) -> Iterator[str]:
+    search, config = plan.search, plan.config
+    if config.data.eval_sources is None and config.data.eval_fraction == 0:
+        yield (
+            f"search.metric: given {shown(search.metric)} without held-out text; expected data.eval_fraction above 0, "
+            "or data.eval_sources"
+        )
+    if search.metric in _NEED_TEACHER and config.teacher is None:
+        yield f"search.metric: given {shown(search.metric)} without a teacher; expected eval/mlm_loss or a teacher.path"
+    grids = plan.space.num_combinations
+    if grids > 1 and search.searcher == "optuna":
+        yield "search.searcher: given optuna beside a grid, which TPE cannot follow; expected random, or no grid"
+    elif grids > 1 and (plan.num_trials - 1) % grids:
+        yield (
+            f"search.num_trials: given {plan.num_trials}, expected 1 (the settings as they stand) and a multiple of "
+            f"the grid's {grids} combinations, such as {1 + grids * max(round((plan.num_trials - 1) / grids), 1)}"
+        )
+    steps = config.optim.num_steps
+    if search.scheduler == "asha" and steps and config.eval.every_steps > search.grace_fraction * steps:
+        first = search.grace_fraction * steps
+        yield (
+            f"eval.every_steps: given {config.eval.every_steps}, but ASHA first looks at a trial after {first:g} steps "
+            f"(search.grace_fraction {search.grace_fraction:g} of optim.num_steps {steps}); expected at most "
+            f"{max(int(first), 1)}, or search.scheduler none"
+        )

@@ -1,0 +1,256 @@
+"""The trials of a search and what became of them, kept in its folder so that a killed search goes on.
+
+``trials.json`` names every trial before it starts, with its settings. What a trial achieved stands in the folder of its
+run alone and is read back from there, so nothing can be lost between the two.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import hparams
+
+from distil_ray.config import Config, shown, to_yaml
+from distil_ray.errors import InputError
+from distil_ray.runs.storage import RunFolder
+from distil_ray.studies.settings import Direction, Plan
+from distil_ray.studies.space import Point, Settings
+from distil_ray.training.loop import FINISHED_FILE
+from distil_ray.training.metrics import TENSORBOARD_FOLDER, Record, read_records
+
+TRIALS_FILE = "trials.json"
+FAILED_FILE = "failed.json"
+_NAME = "trial-{:03d}"
+FIRST_TRIAL = _NAME.format(0)  # the settings as they stand
+
+Status = Literal["open", "finished", "stopped", "failed"]
+
+
+class Score(NamedTuple):
+    """The objective ``value`` at a moment of a trial: its ``step``, ``progress`` in [0, 1] and Unix ``time``."""
+
+    step: int
+    progress: float
+    value: float
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting and how far it got.
+
+    Attributes:
+        settings: by dotted key, on top of the configuration; empty for the first trial.
+        point: the same as parameters; None if the space does not hold it.
+        status: open means waiting, under way or interrupted.
+        message: why it failed.
+        scores: of all evaluations after the first step, in order.
+    """
+
+    name: str
+    settings: Settings
+    point: Point | None
+    status: Status = "open"
+    message: str = ""
+    scores: tuple[Score, ...] = field(default=())
+
+    @property
+    def value(self) -> float | None:
+        """The newest objective."""
+        return self.scores[-1].value if self.scores else None
+
+    def badness(self, direction: Direction) -> float:
+        """The newest objective as a number that is smaller for the better; infinite without one."""
+        if self.value is None:
+            return math.inf
+        return self.value if direction == "min" else -self.value
+
+
+class Trials:
+    """All trials of a search, in the order of their making. There is one writer: the process that runs the search."""
+
+    def __init__(self, folder: RunFolder, runs: str, metric: str) -> None:
+        """Read back what is in the folder of a search, whose trials' runs lie below the path or URL ``runs``."""
+        self.folder = folder
+        self._runs = runs
+        self._metric = metric
+        self._trials: dict[str, Trial] = {}
+        if folder.exists(TRIALS_FILE):
+            for entry in folder.read_json(TRIALS_FILE, "trials")["trials"]:
+                self._trials[entry["name"]] = self._caught_up(Trial(**entry))
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(list(self._trials.values()))
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+    def __getitem__(self, name: str) -> Trial:
+        return self._trials[name]
+
+    def run_folder(self, name: str) -> RunFolder:
+        """The folder of a trial's run."""
+        return RunFolder(self._runs, name)
+
+    def add(self, settings: Settings, point: Point | None) -> Trial:
+        """Note a new trial."""
+        trial = Trial(_NAME.format(len(self)), settings, point)
+        self._trials[trial.name] = trial
+        self._write()
+        return trial
+
+    def score(self, name: str, score: Score) -> None:
+        """Note an evaluation, which the trial has written down itself; those at later steps are done again."""
+        trial = self._trials[name]
+        kept = tuple(old for old in trial.scores if old.step < score.step)
+        self._trials[name] = replace(trial, scores=(*kept, score))
+
+    def settle(self, name: str, *, is_stopped: bool = False) -> Trial:
+        """Note how a trial ended, as its folder tells; one that neither finished nor failed was stopped."""
+        trial = self._caught_up(self._trials[name])
+        if trial.status == "open" and is_stopped:
+            trial = replace(trial, status="stopped")
+        self._trials[name] = trial
+        self._write()
+        return trial
+
+    def reopen(self, name: str) -> None:
+        """Let a failed trial be tried again."""
+        self.run_folder(name).remove(FAILED_FILE)
+        self._trials[name] = replace(self._trials[name], status="open", message="")
+        self._write()
+
+    def _caught_up(self, trial: Trial) -> Trial:
+        """The trial with what its run's folder says of it."""
+        run = self.run_folder(trial.name)
+        trial = replace(trial, scores=tuple(scores_of(read_records(run), self._metric)))
+        if trial.status != "open":
+            return trial
+        if run.exists(FINISHED_FILE):
+            return replace(trial, status="finished")
+        if run.exists(FAILED_FILE):
+            return replace(trial, status="failed", message=_read_message(run))
+        return trial
+
+    def _write(self) -> None:
+        entries = [asdict(replace(trial, scores=())) for trial in self]
+        self.folder.write_json(TRIALS_FILE, {"trials": entries})
+
+
+def _read_message(run: RunFolder) -> str:
+    """Why a trial failed; that it did is known by the file's being there."""
+    try:
+        return str(run.read_json(FAILED_FILE, "message")["message"])
+    except InputError as error:
+        return str(error)
+
+
+def scores_of(records: list[Record], metric: str) -> Iterator[Score]:
+    """The evaluations of a run after its first step."""
+    for record in records:
+        if record["step"] > 0 and record.get(metric) is not None:
+            yield Score(record["step"], record["run/progress"], record[metric], record["time"])
+
+
+def best(trials: Trials | list[Trial], direction: Direction) -> Trial | None:
+    """The finished trial with the best objective at its end; the earlier one of equals."""
+    finished = [trial for trial in trials if trial.status == "finished" and trial.value is not None]
+    return min(finished, key=lambda trial: trial.badness(direction), default=None)
+
+
+def common_step(trials: Trials | list[Trial]) -> int | None:
+    """The last step at which all trials that were evaluated at all have been: there they can be compared."""
+    steps = [{score.step for score in trial.scores} for trial in trials if trial.scores]
+    return max(set.intersection(*steps), default=None) if steps else None
+
+
+def value_at(trial: Trial, step: int | None) -> float | None:
+    """The objective at a step."""
+    return next((score.value for score in trial.scores if score.step == step), None)
+
+
+CSV_FILE = "trials.csv"
+PARQUET_FILE = "trials.parquet"
+BEST_FILE = "best.yaml"
+
+
+def write_results(plan: Plan, trials: Trials) -> None:
+    """Write what is known so far into the search's folder."""
+    folder = trials.folder
+    table = to_table(plan, trials)
+    text, binary = io.BytesIO(), io.BytesIO()
+    pa.csv.write_csv(table, text)
+    pq.write_table(table, binary)
+    folder.write_bytes(CSV_FILE, text.getvalue())
+    folder.write_bytes(PARQUET_FILE, binary.getvalue())
+    top = best(trials, plan.direction)
+    if top is not None:
+        folder.write_text(BEST_FILE, best_yaml(plan, top, len(trials)))
+
+
+def to_table(plan: Plan, trials: Trials) -> pa.Table:
+    """One row a trial: how it ended, its settings, its newest held-out figures."""
+    rows = [_row(plan, trial, read_records(trials.run_folder(trial.name))) for trial in trials]
+    columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
+    for key in plan.space.keys:
+        if not all(isinstance(value, int | float) for value in columns[key]):
+            columns[key] = [shown(value) for value in columns[key]]
+    return pa.table(columns)
+
+
+def _row(plan: Plan, trial: Trial, records: list[Record]) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for record in records:
+        figures |= {name: value for name, value in record.items() if name.startswith("eval/")}
+    return {
+        "trial": trial.name,
+        "status": trial.status,
+        "objective": trial.value,
+        "step": trial.scores[-1].step if trial.scores else None,
+        "progress": trial.scores[-1].progress if trial.scores else None,
+        **plan.values(trial.settings),
+        **dict(sorted(figures.items())),
+        "seconds": records[-1]["time"] - records[0]["time"] if records else None,
+        "message": trial.message or None,
+    }
+
+
+def best_config(plan: Plan, trial: Trial) -> Config:
+    """The configuration of a run that trains a trial's settings again, beside the search."""
+    run = plan.config.run
+    config = plan.trial_config(f"{run.name[:95]}-best", trial.settings)
+    return config.model_copy(update={"run": config.run.model_copy(update={"storage_path": run.storage_path})})
+
+
+def best_yaml(plan: Plan, trial: Trial, num_trials: int) -> str:
+    """The best configuration as YAML, with a comment on where it comes from."""
+    score = trial.scores[-1]
+    return (
+        f"# The best of {num_trials} trials of the search {plan.config.run.name}: {trial.name}, "
+        f"{plan.search.metric} {score.value:.4f} after {score.step:,} steps.\n"
+        f"{to_yaml(best_config(plan, trial))}"
+    )
+
+
+def write_hparams(plan: Plan, trial: Trial, run: RunFolder) -> None:
+    """Add the trial's settings to the TensorBoard files of its run, where the objective's curve already is."""
+    settings = {key: _plain(value) for key, value in plan.values(trial.settings).items()}
+    metrics = {plan.search.metric: trial.value if trial.value is not None else float("nan")}
+    with TemporaryDirectory(prefix="distil_ray_") as temporary:
+        writer = FileWriter(temporary, filename_suffix=".hparams")
+        for summary in hparams(settings, metrics):
+            writer.add_summary(summary)
+        writer.close()
+        run.upload(Path(temporary), TENSORBOARD_FOLDER)
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,195 @@
+"""The clusters' descriptions hold together: with schemas, with the pinned versions, with the recipes."""
+
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+import yaml
+from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
+from ray._private.runtime_env.packaging import create_package
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from distil_ray.config import load_config, parse_config
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+
+# The fields of KubeRay 1.6, as its API reference lists them. What is in a pod template is Kubernetes' own.
+FIELDS = {
+    "RayClusterSpec": "authOptions autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec "
+    "headServiceAnnotations managedBy networkPolicy rayVersion suspend upgradeStrategy workerGroupSpecs",
+    "AuthOptions": "enableK8sTokenAuth mode secretName",
+    "AutoscalerOptions": "env envFrom idleTimeoutSeconds image imagePullPolicy resources securityContext upscalingMode "
+    "version volumeMounts",
+    "HeadGroupSpec": "enableIngress headService labels rayStartParams resources serviceType template",
+    "WorkerGroupSpec": "groupName idleTimeoutSeconds labels maxReplicas minReplicas numOfHosts rayStartParams replicas "
+    "resources scaleStrategy suspend template",
+    "RayJobSpec": "activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus "
+    "entrypointNumGpus entrypointResources jobId managedBy metadata preRunningDeadlineSeconds rayClusterSpec "
+    "runtimeEnvYAML shutdownAfterJobFinishes submissionMode submitterConfig submitterPodTemplate suspend "
+    "ttlSecondsAfterFinished",
+}
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def test_ray_accepts_the_files():
+    validate_config(prepare_config(read("aws.yaml")))
+    local = read("local.yaml")
+    local["provider"] |= {"head_ip": "192.0.2.1", "worker_ips": ["192.0.2.2", "192.0.2.3"]}
+    prepared = prepare_config(local)
+    validate_config(prepared)
+    assert prepared["available_node_types"]["local.cluster.node"]["min_workers"] == 2
+
+
+def test_a_slip_would_be_seen():
+    cluster = read("aws.yaml")
+    cluster["available_node_types"]["gpu"]["lables"] = {}
+    with pytest.raises(Exception, match="lables"):
+        validate_config(prepare_config(cluster))
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "local.yaml"])
+def test_nobody_gets_in_without_a_token(name):
+    text = (CLUSTER / name).read_text()
+    assert "RAY_AUTH_MODE=token" in text
+    starts = [command for command in read(name)["head_start_ray_commands"] if "ray start --head" in command]
+    assert all("--dashboard-host=127.0.0.1" in command for command in starts)
+    assert len(starts) == 1
+    assert "~/.ray" in read(name)["file_mounts"].values() or "~/.ray/auth_token" in read(name)["file_mounts"].values()
+    assert "chmod 600 ~/.ray/auth_token" in read(name)["setup_commands"]
+
+
+def test_images_have_the_pinned_ray_and_the_cuda_of_the_pinned_torch():
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert (ray.__version__, torch.__version__.partition("+")[0]) == (pins["ray"], pins["torch"])
+    texts = {name: (CLUSTER / name).read_text() for name in ("aws.yaml", "kuberay.yaml", "Dockerfile")}
+    images = {image for text in texts.values() for image in re.findall(r"rayproject/ray:\S+", text)}
+    assert {image.rstrip(".") for image in images} == {
+        f"rayproject/ray:{pins['ray']}-py311-cpu",
+        f"rayproject/ray:{pins['ray']}-py311-cu130",  # torch 2.13's wheels are built with CUDA 13.0
+    }
+    assert pins["torch"].startswith("2.13.")
+    assert kuberay()[0]["spec"]["rayVersion"] == pins["ray"]
+
+
+def kuberay() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text()))
+
+
+def test_kuberay_knows_every_field():
+    cluster, job = kuberay()
+    assert {(one["apiVersion"], one["kind"]) for one in (cluster, job)} == {
+        ("ray.io/v1", "RayCluster"),
+        ("ray.io/v1", "RayJob"),
+    }
+    spec = cluster["spec"]
+    objects = [("RayClusterSpec", spec), ("AuthOptions", spec["authOptions"]), ("RayJobSpec", job["spec"])]
+    objects += [("AutoscalerOptions", spec["autoscalerOptions"]), ("HeadGroupSpec", spec["headGroupSpec"])]
+    objects += [("WorkerGroupSpec", group) for group in spec["workerGroupSpecs"]]
+    for kind, one in objects:
+        assert set(one) <= set(FIELDS[kind].split()), kind
+
+
+def test_pods_are_restricted():
+    cluster, job = kuberay()
+    groups = {group["groupName"]: group for group in cluster["spec"]["workerGroupSpecs"]}
+    for group in (cluster["spec"]["headGroupSpec"], *groups.values()):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/dev/shm"]
+        assert pod["volumes"][0]["emptyDir"]["medium"] == "Memory"
+    (gpu,) = groups["gpu"]["template"]["spec"]["containers"]
+    assert gpu["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert "distil_ray.drain --now" in gpu["lifecycle"]["preStop"]["exec"]["command"][2]
+    assert cluster["spec"]["authOptions"]["mode"] == "token"
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
+
+
+def test_kubernetes_accepts_the_pods():
+    """With Kubernetes' own schemas, of which pip has a package of 22 MB; by hand, when the pods change."""
+    validate = pytest.importorskip("kubernetes_validate").validate
+    cluster, job = kuberay()
+    templates = [
+        group["template"] for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"])
+    ]
+    for template in (*templates, job["spec"]["submitterPodTemplate"]):
+        document = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": template}
+        validate(document, "1.33", strict=True)
+
+
+def test_clusters_offer_what_the_recipes_ask_for():
+    aws = read("aws.yaml")["available_node_types"]
+    groups = {group["groupName"]: group for group in kuberay()[0]["spec"]["workerGroupSpecs"]}
+    assert aws["cpu"]["labels"] == groups["cpu"]["labels"] == {"ray-subcluster": "data"}
+    assert aws["gpu"]["labels"] == groups["gpu"]["labels"]
+    assert (aws["cpu"]["min_workers"], groups["cpu"]["minReplicas"]) == (1, 1)
+    assert (aws["head"]["resources"], kuberay()[0]["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"]) == (
+        {"CPU": 0},
+        "0",
+    )
+    command = kuberay()[1]["spec"]["entrypoint"]
+    recipe = re.search(r"--config /home/ray/(configs/\S+)", command)[1]
+    config = load_config([str(ROOT / recipe)], ["run.storage_path=s3://bucket/runs"])
+    assert config.runtime.max_workers <= 8 * aws["gpu"]["max_workers"]
+    assert config.runtime.data_cpus <= 32 * aws["cpu"]["max_workers"]
+
+
+def test_the_configuration_in_the_guide_is_valid():
+    (example,) = re.findall(r"```yaml\n(.*?)```", (CLUSTER / "README.md").read_text(), flags=re.DOTALL)
+    rest = {"teacher": {"path": "org/teacher"}, "data": {"sources": "/text"}}
+    config = parse_config(yaml.safe_load(example) | rest | {"optim": {"num_steps": 1, "global_batch_size": 4096}})
+    assert (config.runtime.min_workers, config.runtime.max_workers, config.block_rows) == (8, 64, 64)
+
+
+def test_what_a_job_takes_along(tmp_path):
+    """What Ray packs of a checkout in which somebody has worked."""
+    folder, package = tmp_path / "checkout", tmp_path / "package.zip"
+    kept = {
+        "distil_ray/train.py",
+        "distil_ray/quickstart/teacher/model.safetensors",
+        "configs/tiny.yaml",
+        "my/text.txt",
+    }
+    left = {"runs/a/export/model.safetensors", "tests/test_a.py", "my/checkpoint_000000010/student.safetensors"}
+    for name in kept | left:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(ROOT / name, folder)
+    create_package(str(folder), package, include_gitignore=True)
+    with zipfile.ZipFile(package) as packed:
+        files = {name for name in packed.namelist() if not name.endswith("/")}
+    assert files - {".gitignore", ".rayignore"} == kept
+
+
+def test_the_limit_in_the_guide_is_that_of_rays_job_server():
+    text = (CLUSTER / "README.md").read_text() + (ROOT / ".rayignore").read_text()
+    assert set(re.findall(r"(\d+) MiB", text)) == {str(DASHBOARD_CLIENT_MAX_SIZE // 2**20)}
+
+
+def test_what_nodes_install_is_the_package_with_its_exact_versions(tmp_path):
+    """`make dist`, in a copy of what git has."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "copy")], check=True)
+    (tmp_path / "copy" / ".venv").symlink_to(ROOT / ".venv")
+    made = subprocess.run(
+        ["make", "--old-file", ".venv/.installed", "dist"], cwd=tmp_path / "copy", capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    files = sorted(path.name for path in (tmp_path / "copy" / "dist").iterdir())
+    assert files[0] == "constraints.txt"
+    with zipfile.ZipFile(tmp_path / "copy" / "dist" / files[1]) as wheel:
+        names = wheel.namelist()
+    assert {"distil_ray/train.py", "distil_ray/drain.py", "distil_ray/reporting/base.html.j2"} <= set(names)

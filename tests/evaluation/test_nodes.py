@@ -1,0 +1,44 @@
+"""Nodes that cannot reach a model are named before anything is trained on them."""
+
+import pytest
+import ray
+from small_models import small_model
+from training_parts import save_model
+
+from distil_ray.errors import InputError
+from distil_ray.evaluation.nodes import check_reachable, join, listing_of
+from distil_ray.evaluation.protocol import Resources
+from distil_ray.models.origin import Origin
+
+
+def test_nodes_are_asked_for_the_folders_of_models(ray_cluster, tmp_path):
+    whole, other = (save_model(tmp_path / name, small_model("bert", num_hidden_layers=1)) for name in ("a", "b"))
+    models = {"teacher": (Origin(whole), listing_of(whole)), "half": (Origin(other), listing_of(other))}
+    check_reachable(models, ray.nodes())
+
+    models["half"] = (Origin(other), listing_of(other) | {"model.safetensors": 5})
+    models["gone"] = (Origin("/no/such/folder"), listing_of(whole))
+    models["hub"] = (Origin("org/nothing", "0" * 40), {})
+    with pytest.raises(InputError) as caught:
+        check_reachable(models, ray.nodes())
+    first, *problems, last = str(caught.value).splitlines()
+    assert first == "models cannot be reached by all nodes of the cluster:"
+    address = ray.nodes()[0]["NodeManagerAddress"]
+    assert problems[0] == f"  node {address}: half: {other} holds another model there: model.safetensors differ in size"
+    assert problems[1] == f"  node {address}: gone: there is no folder /no/such/folder"
+    assert problems[2].startswith(f"  node {address}: hub: there is no local folder 'org/nothing'")
+    assert len(problems) == 3
+    assert last.startswith("give folders that all nodes share")
+
+
+def test_a_cluster_of_this_machine_alone_is_not_asked(ray_cluster):
+    """Which would take seconds: what is not there on this machine has been refused before."""
+    assert "Ray" in join({"gone": Origin("/no/such/folder")}, Resources())
+
+
+def test_a_card_is_not_a_part_of_a_model(tmp_path):
+    path = save_model(tmp_path, small_model("bert", num_hidden_layers=1))
+    before = listing_of(path)
+    (tmp_path / "README.md").write_text("More.")
+    assert listing_of(path) == before
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= before.keys()

@@ -1,0 +1,105 @@
+"""What of a cluster a run needs, and how many runs it holds side by side."""
+
+import pytest
+from google.protobuf.text_format import Parse
+from ray.core.generated.autoscaler_pb2 import AutoscalingState
+
+from distil_ray.config import parse_config
+from distil_ray.errors import InputError
+from distil_ray.runs import cluster
+from distil_ray.runs.cluster import DRIVER_CPUS, check_fits, describe, has_autoscaler, runs_at_once, slots_needed
+
+
+def config(**runtime):
+    return parse_config(
+        {
+            "run": {"name": "run"},
+            "teacher": {"path": "org/teacher"},
+            "data": {"sources": "/text"},
+            "optim": {"num_steps": 10, "global_batch_size": 12},
+            "runtime": {"data_cpus": 1, **runtime},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({}, {"CPU": 2.0}),
+        ({"num_workers": 2, "data_cpus": 3}, {"CPU": 5.0}),
+        ({"num_workers": [2, 4]}, {"CPU": 3.0}),
+        ({"num_workers": 2, "use_gpu": True}, {"GPU": 2.0, "CPU": 1.0}),
+        ({"num_workers": 2, "resources_per_worker": {"CPU": 3.0, "disk": 1.0}}, {"CPU": 7.0, "disk": 2.0}),
+    ],
+)
+def test_slots(runtime, expected):
+    assert slots_needed(config(**runtime)) == expected
+    assert slots_needed(config(**runtime), driver_cpus=1) == expected | {"CPU": expected["CPU"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        ({}, 2),  # a worker, a data task and the little of a driver each
+        ({"data_cpus": 2}, 1),
+        ({"data_cpus": 4}, 1),
+        ({"num_workers": 2}, 1),
+        ({"num_workers": [1, 4]}, 1),
+        ({"num_workers": [1, 12]}, 1),  # with fewer workers than it could have
+        ({"resources_per_worker": {"CPU": 0.25}}, 4),
+        ({"resources_per_worker": {"CPU": 0.25}, "num_workers": 4}, 2),
+    ],
+)
+def test_runs_side_by_side_on_six_slots(ray_cluster, runtime, expected):
+    assert runs_at_once(config(**runtime)) == expected
+
+
+def test_nodes_that_carry_their_type_have_an_autoscaler_only_if_it_has_reported(ray_cluster, monkeypatch):
+    """As in Kubernetes without one; `test_jobs.py` has a cluster with an autoscaler."""
+    monkeypatch.setattr(cluster, "is_autoscaled", lambda labels: True)
+    monkeypatch.setattr(cluster, "_AUTOSCALER_SECONDS", 1.5)
+
+    assert not has_autoscaler()
+    with pytest.raises(InputError, match="the cluster has 0 GPU"):
+        check_fits(config(use_gpu=True))
+
+
+def test_what_does_not_fit_is_said(ray_cluster):
+    check_fits(config(num_workers=4), DRIVER_CPUS)
+    with pytest.raises(
+        InputError, match=r"6 workers and runtime.data_cpus = 1 need 7.01 CPU in all, with 0.01 CPU for a dri"
+    ):
+        check_fits(config(num_workers=6), DRIVER_CPUS)
+    with pytest.raises(InputError, match=r"need 1 GPU, 1 CPU in all, the cluster has 0 GPU, 6 CPU; ask for fewer"):
+        check_fits(config(use_gpu=True))
+
+
+STATE = """
+pending_instance_requests { ray_node_type_name: "gpu" count: 2 }
+pending_instances { ray_node_type_name: "gpu" instance_id: "i-1" }
+pending_instances { ray_node_type_name: "cpu" instance_id: "i-2" }
+failed_instance_requests { ray_node_type_name: "gpu" count: 1 reason: "InsufficientInstanceCapacity" }
+infeasible_resource_requests {
+  resources_bundle { key: "CPU" value: 1 }
+  label_selectors { label_constraints { label_key: "ray-subcluster" label_values: "data" } }
+}
+infeasible_gang_resource_requests {
+  requests { resources_bundle { key: "GPU" value: 1 } resources_bundle { key: "CPU" value: 0.5 } }
+  requests { resources_bundle { key: "CPU" value: 0.5 } resources_bundle { key: "GPU" value: 1 } }
+}
+"""
+
+
+def test_nodes_that_come_fail_or_cannot_be():
+    advice = "; ask for less in runtime, or raise max_workers of a node type that has it"
+    assert describe(Parse(STATE, AutoscalingState())) == [
+        "autoscaler: 3 × gpu is starting",
+        "autoscaler: 1 × cpu is starting",
+        "autoscaler: 1 × gpu could not be started: InsufficientInstanceCapacity",
+        f"autoscaler: the cluster's node types cannot provide (1 CPU on nodes with ray-subcluster=data){advice}",
+        f"autoscaler: the cluster's node types cannot provide 2 × (0.5 CPU, 1 GPU){advice}",
+    ]
+
+
+def test_an_autoscaler_without_work_is_silent():
+    assert describe(AutoscalingState()) == []

@@ -1,0 +1,348 @@
+"""`python -m distil_ray.tune` for real: killed, typed again, trials stopped, retried and failed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+import yaml
+from conftest import tiny_settings
+from runs import changed, digests, has_got_to, records, train_workers, wait_for
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distil_ray import report, train, tune
+from distil_ray.config import load_config
+from distil_ray.errors import RunError
+from distil_ray.runs.storage import RunFolder
+from distil_ray.studies import tuner
+from distil_ray.studies.board import Board
+from distil_ray.studies.settings import plan_of
+from distil_ray.studies.trials import Trials
+
+NUM_STEPS = 200
+SPACE = {"optim.learning_rate": {"grid": [1e-6, 1e38, 3e-3]}}  # it lags behind, it diverges, it is the best
+
+
+@pytest.fixture(scope="module")
+def search_settings(corpus, tokenizer_folder, tmp_path_factory) -> dict[str, Any]:
+    """A search for the learning rate of a tiny model, which distils nothing and is quick."""
+    settings = changed(
+        tiny_settings(corpus, tokenizer_folder, tmp_path_factory.mktemp("search")),
+        run__name="search",
+        optim__num_steps=NUM_STEPS,
+        optim__max_skipped_updates=3,
+        optim__warmup_fraction=0.0,
+        optim__learning_rate=1e-4,
+        eval__every_steps=NUM_STEPS // 4,
+        checkpoint__every_steps=20,
+        metrics__every_steps=1,
+        runtime__num_workers=1,
+        runtime__max_failures=0,
+    )
+    return settings | {"search": {"space": SPACE, "searcher": "random", "max_concurrent": 1}}
+
+
+def started(settings: dict[str, Any], folder: Path, address: str | None) -> subprocess.Popen[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "search.yaml").write_text(yaml.safe_dump(settings))
+    return subprocess.Popen(
+        [sys.executable, "-m", "distil_ray.tune", "--config", str(folder / "search.yaml")],
+        env={**os.environ} | ({"RAY_ADDRESS": address} if address else {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def searched(search_settings, ray_cluster, tmp_path_factory) -> tuple[Path, str]:
+    """A search whose driver and, later, one of whose training workers were killed: its folder and what it said."""
+    folder = Path(search_settings["run"]["storage_path"]) / "search"
+    at = tmp_path_factory.mktemp("config")
+    first = started(changed(search_settings, search__num_trials=1), at, ray_cluster)  # the second has more of them
+    wait_for(lambda: has_got_to(folder / "trials/trial-000", 40) or first.poll() is not None)
+    first.kill()
+    first.communicate()
+    assert [entry["status"] for entry in json.loads((folder / "trials.json").read_text())["trials"]] == ["open"]
+    wait_for(lambda: not train_workers())  # Ray ends what the driver had started
+
+    second = started(search_settings, at, ray_cluster)
+    wait_for(lambda: has_got_to(folder / "trials/trial-003", 60) or second.poll() is not None)
+    for worker in train_workers():
+        worker.send_signal(signal.SIGKILL)
+    output, errors = second.communicate()
+    assert second.returncode == 0, output + errors
+    assert "Traceback" not in errors
+    return folder, output
+
+
+def told(output: str, trial: str) -> list[str]:
+    return [line.removeprefix(trial).strip() for line in output.splitlines() if line.startswith(f"{trial}  ")]
+
+
+@pytest.mark.timeout(900)  # six starts of a run
+def test_the_search_goes_on_and_each_trial_ends_in_its_own_way(searched):
+    _folder, output = searched
+
+    assert "0 of 4 trials are done, 1 at a time" in output  # it had one trial, which was not done
+    first, lagging, diverging, fast = (told(output, f"trial-00{i}") for i in range(4))
+    assert first[0].endswith(": the settings as they stand (learning_rate 0.0001)")
+    assert any(line.startswith("resuming from checkpoint_") for line in first)
+    assert any(line.startswith("finished: eval/mlm_loss ") for line in first)
+    assert any(line.startswith("stopped early at step 50:") for line in lagging)
+    assert any("failed: the gradient had no finite norm in 3 steps in a row" in line for line in diverging)
+    assert not any("is tried again" in line for line in diverging)  # it would diverge again
+    assert any(line.startswith("is tried again: the run failed (runtime.max_failures = 0)") for line in fast)
+    assert any(line.startswith("finished: eval/mlm_loss ") for line in fast)
+
+
+def test_no_trial_is_lost_or_run_twice(searched):
+    folder, _ = searched
+    trials = json.loads((folder / "trials.json").read_text())["trials"]
+
+    assert [trial["status"] for trial in trials] == ["finished", "stopped", "failed", "finished"]
+    assert sorted(path.name for path in (folder / "trials").iterdir()) == [trial["name"] for trial in trials]
+    for name in ("trial-000", "trial-003"):
+        assert [record["step"] for record in records(folder / "trials" / name) if "eval/mlm_loss" in record] == [
+            *range(0, NUM_STEPS + 1, NUM_STEPS // 4)
+        ]
+        assert len((folder / "trials" / name / "restarts.jsonl").read_text().splitlines()) == 1
+
+
+def test_gradients_that_are_not_finite_end_a_run(searched):
+    folder = searched[0] / "trials/trial-002"
+    last = records(folder)[-1]
+
+    assert last["train/skipped_updates"] == 3
+    assert last["train/grad_norm"] is None
+    assert json.loads((folder / "nonfinite.json").read_text())["step"] == last["step"]
+    assert not (folder / "export").exists()
+
+
+def test_all_trials_learn_from_the_same_batches(searched):
+    folder, output = searched
+    first, lagging, _, fast = (digests(folder / f"trials/trial-00{i}").splitlines() for i in range(4))
+
+    assert len(first) == 1 + NUM_STEPS
+    assert fast == first
+    assert 50 < len(lagging) < NUM_STEPS  # given up early
+    assert lagging == first[: len(lagging)]
+    assert f"on the same batches in the same order: up to {NUM_STEPS} steps of equal digests." in output
+
+
+def test_the_cluster_is_free_again(searched):
+    def is_free() -> bool:
+        free, total = ray.available_resources(), ray.cluster_resources()
+        return all(free.get(name) == total[name] for name in ("CPU",)) and not train_workers()
+
+    wait_for(is_free)
+    groups = ray.util.placement_group_table().values()
+    assert [group for group in groups if group["state"] != "REMOVED"] == []
+
+
+def test_what_a_search_leaves_behind(searched):
+    folder, output = searched
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table = pq.read_table(folder / "trials.parquet")
+
+    assert [row["status"] for row in rows] == ["finished", "stopped", "failed", "finished"]
+    assert [float(row["optim.learning_rate"]) for row in rows] == [1e-4, 1e-6, 1e38, 3e-3]
+    assert table["optim.learning_rate"].to_pylist() == [1e-4, 1e-6, 1e38, 3e-3]
+    finals = [records(folder / f"trials/trial-00{i}")[-1]["eval/mlm_loss"] for i in (0, 3)]
+    assert [float(rows[i]["objective"]) for i in (0, 3)] == finals
+    assert rows[2]["message"].startswith("the gradient had no finite norm")
+    assert finals[1] < finals[0]
+    assert f"is lower by {finals[0] - finals[1]:.4f}" in output
+    assert not (folder / "tune").exists()
+    for text in (
+        "4 of 4 trials: 2 finished, 1 stopped early, 1 failed.",
+        "Best: trial-003",
+        "report.html",
+        "best.yaml",
+    ):
+        assert text in output
+
+
+def test_hparams_stand_beside_the_curves(searched):
+    folder, _ = searched
+    board = EventAccumulator(str(folder / "trials/trial-003/tensorboard")).Reload()
+
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(board.summary_metadata)
+    start = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"optim.learning_rate" in start
+    assert [event.step for event in board.Scalars("eval/mlm_loss")][-1] == NUM_STEPS
+
+
+def test_typed_again_nothing_is_repeated(searched, search_settings, ray_cluster, tmp_path, capsys):
+    folder, output = searched
+    before = {path: path.stat().st_mtime_ns for path in (folder / "trials").rglob("*")}
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings))
+
+    assert tune.main(["--config", str(tmp_path / "search.yaml")]) == 0
+
+    assert {path: path.stat().st_mtime_ns for path in (folder / "trials").rglob("*")} == before
+    again = capsys.readouterr().out.splitlines()
+    assert set(again) - set(output.splitlines()) == set()
+
+
+def test_the_best_configuration_is_taken_as_it_is(searched, ray_cluster, capsys):
+    folder, _ = searched
+    config = load_config([str(folder / "best.yaml")], [])
+    assert (config.run.name, config.run.storage_path) == ("search-best", str(folder.parent))
+    assert config.optim.learning_rate == 3e-3
+
+    assert train.main(["--config", str(folder / "best.yaml"), "--dry-run"]) == 0
+
+    assert "dry run: nothing was trained" in capsys.readouterr().out
+
+
+def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
+    folder, _ = searched
+
+    assert report.main([str(folder), "--output", str(tmp_path / "page.html")]) == 0
+
+    page = (tmp_path / "page.html").read_text()
+    assert "Best: trial-003" in page
+    assert page.count("<svg") == 2
+    assert "Best: trial-003" in capsys.readouterr().out
+    assert report.main([str(folder), str(folder / "trials/trial-000")]) == 2
+    assert "a search has a page of its own" in capsys.readouterr().err
+    assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
+
+
+def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, ray_cluster, tmp_path):
+    """The search's own Ray is not the only one on the machine, and has room for one trial."""
+    settings = changed(
+        search_settings,
+        run__storage_path=str(tmp_path / "runs"),
+        optim__num_steps=40,
+        eval__every_steps=10,
+        search__space={"optim.learning_rate": {"grid": [1e-6, 1e-7]}},
+    )
+    search = started(settings, tmp_path, None)
+    try:
+        output, errors = search.communicate()
+    finally:
+        search.kill()
+
+    assert search.returncode == 0, output + errors
+    assert "1 at a time" in output
+    assert any(line.startswith("stopped early at step 10:") for line in told(output, "trial-001")), output
+    assert any(line.startswith("stopped early at step") for line in told(output, "trial-002")), output
+
+
+def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings, tmp_path, monkeypatch):
+    """Tune alone counts to search.max_failures, whatever it is that fails."""
+    plan = plan_of(changed(search_settings, run__storage_path=str(tmp_path), search__max_failures=5))
+    trials = Trials(RunFolder(str(tmp_path), "search"), plan.folder, plan.search.metric)
+    trial = tuner.new_trial(plan, trials)
+    suggestions = tuner._Suggestions(plan, trials, Board(plan, trials))
+    spec = suggestions.suggest("id")
+    launched, sent = [], []
+
+    def launch(config, console, callbacks, basis, claim):
+        launched.append(config.run.name)
+        raise RunError(f"worker lost, time {len(launched)}")
+
+    monkeypatch.setattr(tuner, "launch", launch)
+    monkeypatch.setattr(tuner, "ReportObjective", lambda metric: None)  # there is no session of Tune here
+    line = SimpleNamespace(send=lambda *event: sent.append(event))
+    for _ in range(2):
+        with pytest.raises(RunError):
+            tuner._run_trial(spec, plan=plan, basis=None, events=line, claim=None)
+    assert launched == [trial.name] * 2
+    assert sent == [("line", (trial.name, "is tried again: worker lost, time 1"))]
+
+    suggestions.on_trial_complete("id", error=True)
+
+    assert (trials[trial.name].status, trials[trial.name].message) == ("failed", "worker lost, time 2")
+    assert sorted(path.name for path in (tmp_path / "search/trials" / trial.name).glob("*.json")) == ["failed.json"]
+
+
+def test_failed_trials_are_tried_again_on_request(monkeypatch, search_settings, tmp_path):
+    asked = []
+    monkeypatch.setattr("distil_ray.studies.tuner.search", lambda plan, *, retry_failed: asked.append(retry_failed))
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(search_settings))
+
+    for arguments in ([], ["--retry-failed"]):
+        assert tune.main(["--config", str(tmp_path / "search.yaml"), *arguments]) == 0
+
+    assert asked == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "message"),
+    [
+        (tune, {"optim.learning_rate": 2e-3}, "optim.learning_rate: was 0.0001, now 0.002"),
+        (tune, {"search.seed": 3}, "search.seed: was 0, now 3"),
+        (train, {"search": None}, "search.metric: was"),
+    ],
+)
+def test_another_search_under_the_same_name_is_refused(
+    searched, search_settings, tmp_path, capsys, command, changes, message
+):
+    settings = dict(search_settings)
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        if name:
+            settings = changed(settings, **{f"{section}__{name}": value})
+        else:
+            del settings[section]
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
+
+    assert command.main(["--config", str(tmp_path / "search.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_what_would_be_tried(search_settings, ray_cluster, tmp_path, capsys):
+    settings = changed(search_settings, run__storage_path=str(tmp_path / "runs"))
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
+
+    assert tune.main(["--config", str(tmp_path / "search.yaml"), "--dry-run"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert "4 trials, 1 at a time; the first ones:" in lines
+    assert lines[-4:] == ["  learning_rate 1e-06", "  learning_rate 1e+38", "  learning_rate 0.003", lines[-1]]
+    assert lines[-1] == "dry run: nothing was trained"
+    assert not (tmp_path / "runs/search").exists() or list((tmp_path / "runs/search").iterdir()) == []
+
+
+def test_a_trial_that_could_never_be_placed(search_settings, ray_cluster, tmp_path, capsys):
+    settings = changed(
+        search_settings, run__storage_path=str(tmp_path / "runs"), runtime__num_workers=4, runtime__data_cpus=3
+    )
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(settings))
+
+    assert tune.main(["--config", str(tmp_path / "search.yaml")]) == 2
+
+    assert "need 7.01 CPU in all, with 0.01 CPU for a driver, the cluster has 6 CPU" in capsys.readouterr().err
+    assert not (tmp_path / "runs/search/trials.json").exists()
+
+
+@pytest.mark.parametrize(("cores", "asked", "expected"), [(4, None, 4), (4, 3, 3), (1, None, 1)])
+def test_a_ray_of_its_own_has_slots_for_as_many_trials_as_there_are_usable_cores(
+    search_settings, monkeypatch, cores, asked, expected
+):
+    monkeypatch.setattr(tuner, "usable_cpus", lambda: cores)
+    plan = plan_of(changed(search_settings, search__max_concurrent=asked, search__num_trials=10))
+    assert tuner._own_cpu_slots(plan) == pytest.approx(expected * (1 + 1 + tuner.DRIVER_CPUS))
+
+
+def test_trials_at_a_time_are_limited_by_the_nodes_there_unless_more_may_come(
+    search_settings, ray_cluster, monkeypatch, capsys
+):
+    settings = changed(search_settings, search__max_concurrent=3, search__num_trials=10, runtime__num_workers=2)
+    plan = plan_of(settings)
+    assert tuner._at_once(plan, Board(plan, ())) == 1
+    assert "search.max_concurrent: given 3, but the cluster has room for 1" in capsys.readouterr().out
+    monkeypatch.setattr(tuner, "has_autoscaler", lambda: True)
+    assert tuner._at_once(plan, Board(plan, ())) == 3

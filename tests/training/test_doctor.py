@@ -1,0 +1,97 @@
+"""`python -m distil_ray.doctor` on a real cluster."""
+
+import http.server
+import re
+import threading
+
+import pytest
+import yaml
+from runs import changed
+
+from distil_ray import doctor
+from distil_ray.config import parse_config
+from distil_ray.training.checkup import _listing, _status_without_token
+
+
+def examine(settings, tmp_path) -> int:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    return doctor.main(["--config", str(tmp_path / "config.yaml")])
+
+
+def test_a_healthy_cluster(settings, ray_cluster, tmp_path, capsys):
+    assert examine(settings, tmp_path) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    outcomes = {line[10:26].strip(): line[:10].strip() for line in lines[1:]}
+    assert set(outcomes.values()) <= {"ok", "warning"}
+    fine = ("nodes", "room", "versions", "storage", "models", "text", "one storage", "authentication", "dashboard")
+    assert [check for check in fine if outcomes[check] != "ok"] == [], lines
+    assert list((tmp_path / "runs").iterdir()) == []  # nothing is left behind
+
+
+def test_what_is_wrong_is_named_and_the_command_fails(settings, ray_cluster, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    broken = changed(
+        settings, run__storage_path=str(tmp_path / "file" / "runs"), student__tokenizer=str(tmp_path / "no-tokenizer")
+    )
+    broken = changed(broken, runtime__num_workers=8, runtime__micro_batch_size=2)
+
+    assert examine(broken, tmp_path) == 1
+
+    output = capsys.readouterr()
+    assert "error: 4 of " in output.err
+    assert "checks failed: room, tokenizer, storage, models" in output.err
+    for check in ("listing", "text", "one storage"):
+        assert re.search(rf"^not tried {check} ", output.out, re.MULTILINE)
+    assert "no-tokenizer" in output.out
+    assert "Traceback" not in output.out + output.err
+
+
+def test_text_that_is_not_there(settings, tmp_path):
+    plan, (verdict,) = _listing(parse_config(changed(settings, data__sources=str(tmp_path / "nowhere"))))
+
+    assert plan is None
+    assert (verdict.check, verdict.outcome) == ("listing", "failed")
+    assert "nowhere" in verdict.detail
+    assert _listing(parse_config(settings))[1] == []
+
+
+def test_text_that_gives_no_row(settings, ray_cluster, tmp_path, capsys):
+    texts = {f"{i}.txt": f"Текст номер {i}, которого токенизатор не знает.\n\n" * 20 for i in range(4)}
+    for name, text in texts.items():
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / name).write_text(text)
+
+    assert examine(changed(settings, data__sources=str(tmp_path / "text"), data__eval_fraction=0.0), tmp_path) == 1
+
+    output = capsys.readouterr()
+    assert "checks failed: text" in output.err
+    assert re.search(
+        r"^failed    text .*data.sources: the units that were tried give no row: .*are \[UNK\]", output.out, re.M
+    )
+
+
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_job_server_is_asked_without_a_token(status):
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert "Authorization" not in self.headers
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert _status_without_token(f"127.0.0.1:{server.server_port}") == status
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert _status_without_token(f"127.0.0.1:{server.server_port}") is None
+
+
+def test_a_bad_configuration_ends_with_2(capsys):
+    assert doctor.main(["run.name=x"]) == 2
+    assert "the configuration has" in capsys.readouterr().err

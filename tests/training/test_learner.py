@@ -1,0 +1,465 @@
+"""The optimizer, its schedule and the flat gradients, against PyTorch's and transformers' own."""
+
+import math
+import os
+import shutil
+from functools import lru_cache
+
+import pytest
+import torch
+from processes import run_workers
+from small_models import random_ids, small_model
+from torch import nn
+from torch.nn import functional as F
+from training_parts import CPU, B, random_rows, small_config, small_learner, small_pair, step_rows, train, weights_of
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+from distil_ray.data.batch import to_device
+from distil_ray.runs.storage import RunFolder
+from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
+from distil_ray.training.learner import (
+    FlatGradients,
+    Learner,
+    build_optimizer,
+    learning_rate_factor,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    parameter_groups,
+    set_learning_rate,
+)
+
+
+def names_of_groups(model):
+    """The names of the parameters that decay, and of those that do not."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decaying, exempt = parameter_groups(model, 0.3)
+    assert (decaying["weight_decay"], exempt["weight_decay"]) == (0.3, 0.0)
+    return [{names[id(parameter)] for parameter in group["params"]} for group in (decaying, exempt)]
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "xlm-roberta"])
+def test_only_matrices_decay(family):
+    model = small_model(family)
+    decaying, exempt = names_of_groups(model)
+    assert decaying.isdisjoint(exempt)
+    assert decaying | exempt == {name for name, _ in model.named_parameters()}
+    # In these families, what is neither a bias nor a LayerNorm is a matrix, and nothing else is.
+    assert decaying == {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
+
+
+def test_layer_norms_are_told_by_their_type():
+    _, exempt = names_of_groups(small_model("distilbert"))
+    layer = "distilbert.transformer.layer.3"
+    assert {f"{layer}.sa_layer_norm.weight", f"{layer}.output_layer_norm.weight", "vocab_layer_norm.weight"} <= exempt
+    _, exempt = names_of_groups(small_model("bert"))
+    assert {"bert.embeddings.LayerNorm.weight", "cls.predictions.bias"} <= exempt
+
+
+def test_decay_reaches_matrices_alone():
+    model = small_model("distilbert")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, learning_rate=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.5)
+    FlatGradients(model.parameters())  # all zero: nothing moves but by decay
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        factor = 1 - 0.1 * 0.5 if parameter.ndim == 2 else 1.0
+        torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+@pytest.mark.parametrize("num_warmup_steps", [0, 1, 25, 100])
+@pytest.mark.parametrize(
+    ("schedule", "reference"),
+    [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)],
+)
+def test_schedules_are_those_of_transformers(schedule, reference, num_warmup_steps):
+    num_steps = 100
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = reference(optimizer, num_warmup_steps, num_steps)
+    for step in range(num_steps):
+        factor = learning_rate_factor(step / num_steps, schedule, num_warmup_steps / num_steps)
+        assert factor == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12, abs=1e-12), step
+        optimizer.step()
+        scheduler.step()
+
+
+def test_constant_stays_at_the_peak_after_the_warmup():
+    factors = [learning_rate_factor(progress, "constant", 0.5) for progress in (0.0, 0.25, 0.5, 0.99)]
+    assert factors == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_set_learning_rate_reaches_every_group():
+    optimizer = build_optimizer(small_model("bert"), learning_rate=1.0, betas=(0.9, 0.9), eps=1e-6, weight_decay=0.1)
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+# Flat gradients
+
+
+def loss_of(model):
+    return model(input_ids=random_ids(2, 8)).logits.square().mean()
+
+
+def test_backward_fills_the_buffer_and_adds_to_it():
+    model, plain = small_model("bert"), small_model("bert")
+    gradients = FlatGradients(model.parameters())
+    loss_of(model).backward()
+    loss_of(plain).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()])
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(gradients.buffer, expected, rtol=0, atol=0)
+    loss_of(model).backward()
+    torch.testing.assert_close(gradients.buffer, 2 * expected)
+    storage = gradients.buffer.untyped_storage().data_ptr()
+    assert {parameter.grad.untyped_storage().data_ptr() for parameter in model.parameters()} == {storage}
+    gradients.zero()
+    assert all(not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_tied_weights_stand_in_the_buffer_once():
+    model = small_model("bert")
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    gradients = FlatGradients(model.parameters())
+    assert gradients.buffer.numel() == model.num_parameters()
+
+
+def test_frozen_parameters_have_no_gradient():
+    model = small_model("bert")
+    model.bert.embeddings.requires_grad_(False)
+    num_trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert FlatGradients(model.parameters()).buffer.numel() == num_trainable < model.num_parameters()
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 1e6])
+def test_clipping_is_that_of_pytorch(max_norm):
+    model, plain = small_model("bert"), small_model("bert")
+    gradients = FlatGradients(model.parameters())
+    loss_of(model).backward()
+    loss_of(plain).backward()
+    expected_norm = nn.utils.clip_grad_norm_(plain.parameters(), max_norm)
+    assert gradients.clip(max_norm) == pytest.approx(expected_norm.item(), rel=1e-5)
+    for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_norm_that_is_not_finite_is_returned_and_nothing_is_scaled(bad):
+    parameter = nn.Parameter(torch.zeros(3))
+    gradients = FlatGradients([parameter])
+    gradients.buffer.copy_(torch.tensor([3.0, bad, 4.0]))
+    assert not math.isfinite(gradients.clip(1.0))
+    assert parameter.grad.tolist()[::2] == [3.0, 4.0]
+
+
+def summed_gradients(rank, world_size):
+    parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(3))]
+    gradients = FlatGradients(parameters)
+    for index, parameter in enumerate(parameters):
+        parameter.grad += (rank + 1) * 10**index
+    gradients.all_reduce()
+    return [parameter.grad.tolist() for parameter in parameters]
+
+
+def test_all_reduce_sums_over_the_workers():
+    expected = [[[3.0, 3.0], [3.0, 3.0]], [30.0, 30.0, 30.0]]
+    assert run_workers(summed_gradients, 2) == [expected, expected]
+
+
+# State
+
+
+def optimizer_of(model):
+    return build_optimizer(model, learning_rate=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
+
+
+def update(model, optimizer, num_updates):
+    gradients = FlatGradients(model.parameters())
+    for _ in range(num_updates):
+        gradients.zero()
+        loss_of(model).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("num_before", [0, 3])
+def test_a_restored_optimizer_goes_on_bit_for_bit(num_before):
+    model = small_model("bert")
+    optimizer = optimizer_of(model)
+    update(model, optimizer, num_before)
+    tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, model).items()}
+    assert len(tensors) == (3 * len(list(model.parameters())) if num_before else 0)
+    other = small_model("bert", seed=1)
+    other.load_state_dict(model.state_dict())
+    restored = optimizer_of(other)
+    load_optimizer_tensors(restored, other, tensors)
+    update(model, optimizer, 2)
+    update(other, restored, 2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    fresh = small_model("bert", seed=1)
+    assert not any(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+# Some gradients are zero but for rounding (those of the keys' biases). With a small epsilon Adam makes steps of them.
+DAMPED = {"optim__eps": 1e-4}
+
+
+@lru_cache
+def trained(num_updates=3, *, dropout=0.0, **settings):
+    """The weights after some updates."""
+    config = small_config(**settings)
+    learner = small_learner(config, dropout=dropout)
+    train(learner, config, range(num_updates))
+    return weights_of(learner)
+
+
+def assert_close(weights, expected, atol=1e-6):
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=atol, msg=lambda text, name=name: name + text)
+
+
+def largest_difference(weights, expected):
+    return max((weights[name] - expected[name]).abs().max().item() for name in expected)
+
+
+# Against a plain reference
+
+
+def plain_loss(config, student, teacher, rows):
+    """The loss by its formula, from both models' logits at all positions of the whole batch, as means."""
+    input_ids, positions, labels = to_device(rows, 0, B, CPU)
+    masked = torch.zeros(input_ids.shape, dtype=torch.bool).scatter(1, positions, True)
+    with torch.no_grad():
+        target = teacher(input_ids=input_ids, output_hidden_states=True)
+    out = student(input_ids=input_ids, output_hidden_states=True)
+    distill = config.distill
+    compared = torch.ones_like(masked) if distill.ce_positions == "all" else masked
+    log_p, log_q = (F.log_softmax(o.logits[compared] / distill.temperature, dim=-1) for o in (out, target))
+    ce = distill.temperature**2 * F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+    mlm = F.cross_entropy(out.logits[masked], labels.flatten())
+    cos = (1 - F.cosine_similarity(out.hidden_states[-1], target.hidden_states[-1], dim=-1)).mean()
+    alphas = (distill.alpha_ce, distill.alpha_mlm, distill.alpha_cos)
+    return sum(alpha * term for alpha, term in zip(alphas, (ce, mlm, cos), strict=True)) / sum(alphas)
+
+
+def plainly_trained(config, num_updates):
+    """The losses and the weights of a training loop as anybody would write it."""
+    teacher, student = small_pair()
+    optim = config.optim
+    groups = parameter_groups(student, optim.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, foreach=False, fused=False)
+    losses = []
+    for step in range(num_updates):
+        optimizer.zero_grad()
+        loss = plain_loss(config, student, teacher, random_rows(B, seed=step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), optim.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = optim.learning_rate * (optim.num_steps - step) / optim.num_steps
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {name: parameter.detach() for name, parameter in student.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DAMPED,
+        {**DAMPED, "distill__ce_positions": "all"},
+        {**DAMPED, "distill__temperature": 1.5, "distill__alpha_cos": 0.0, "optim__weight_decay": 0.1},
+        {"optim__eps": 1e-3, "optim__betas": (0.8, 0.9), "optim__max_grad_norm": 0.01},
+    ],
+)
+def test_updates_are_those_of_a_plain_loop(settings):
+    config = small_config(**settings, optim__warmup_fraction=0.0, runtime__num_workers=2, runtime__micro_batch_size=2)
+    learner = small_learner(config)
+    losses = train(learner, config, range(4))
+    expected_losses, expected = plainly_trained(config, 4)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert_close(weights_of(learner), expected, atol=3e-6)
+    assert largest_difference(expected, weights_of(small_learner(config))) > 1e-3
+
+
+def test_training_without_a_teacher_is_masked_language_modelling():
+    config = small_config(
+        teacher=None,
+        student__path="/unused",
+        distill={"alpha_ce": 0.0, "alpha_mlm": 1.0, "alpha_cos": 0.0},
+        optim__warmup_fraction=0.0,
+    )
+    learner = Learner(config, None, small_pair()[1], CPU)
+    assert train(learner, config, range(3)) == pytest.approx(plainly_trained(config, 3)[0], rel=1e-5)
+
+
+def test_update_returns_the_norm_before_clipping_and_the_learning_rate():
+    config = small_config(optim__max_grad_norm=1e-3, optim__warmup_fraction=0.2)
+    learner = small_learner(config)
+    norm, learning_rate = learner.update(step_rows(config), 0, 0.05, learner.new_meter(1))
+    teacher, student = small_pair()
+    plain_loss(config, student, teacher, random_rows(B)).backward()
+    expected = torch.nn.utils.get_total_norm([parameter.grad for parameter in student.parameters()])
+    assert norm == pytest.approx(expected.item(), rel=1e-5)
+    assert norm > 1e-3
+    assert learning_rate == pytest.approx(1e-3 * 0.25)
+
+
+# Over any split into parts
+
+
+@pytest.mark.parametrize(("num_workers", "micro_batch_size"), [(1, 4), (1, 2), (2, 4), (4, 1)])
+def test_the_split_into_micro_batches_and_blocks_changes_no_more_than_rounding(num_workers, micro_batch_size):
+    split = trained(runtime__num_workers=num_workers, runtime__micro_batch_size=micro_batch_size, **DAMPED)
+    assert_close(split, trained(**DAMPED))
+
+
+def test_dropout_is_drawn_alike_for_any_number_of_blocks():
+    one = trained(dropout=0.2, runtime__num_workers=1, runtime__micro_batch_size=2)
+    four = trained(dropout=0.2, runtime__num_workers=4, runtime__micro_batch_size=2)
+    assert all(torch.equal(one[name], four[name]) for name in one)
+    assert largest_difference(one, trained(runtime__micro_batch_size=2)) > 1e-4
+
+
+def test_dropout_differs_between_micro_batches_steps_and_seeds():
+    config = small_config(runtime__micro_batch_size=2)
+    learner = small_learner(config, dropout=0.2)
+    draws = set()
+    for seed, step, micro_batch in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)):
+        learner._config = small_config(run__seed=seed)
+        learner._seed_dropout(step, micro_batch)
+        draws.add(tuple(torch.rand(4).tolist()))
+    assert len(draws) == 4
+
+
+def train_as_worker(rank, world_size, dropout):
+    config = small_config(runtime__num_workers=2, runtime__micro_batch_size=2, **DAMPED)
+    learner = small_learner(config, dropout=dropout)
+    train(learner, config, range(3), rank=rank, world_size=world_size)
+    return {name: weight.numpy() for name, weight in weights_of(learner).items()}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_two_workers_learn_what_one_learns(dropout):
+    first, second = run_workers(train_as_worker, 2, dropout)
+    assert all((first[name] == second[name]).all() for name in first)
+    one = trained(dropout=dropout, runtime__num_workers=2, runtime__micro_batch_size=2, **DAMPED)
+    assert_close({name: torch.from_numpy(weight) for name, weight in first.items()}, one)
+
+
+# Gradients that are not finite
+
+
+def test_an_update_without_a_finite_gradient_is_left_out():
+    config = small_config(runtime__micro_batch_size=2)
+    learner, expected = small_learner(config, dropout=0.1), small_learner(config, dropout=0.1)
+    train(learner, config, range(2))
+    train(expected, config, range(2))
+    embeddings = learner.teacher.get_input_embeddings().weight
+    intact = embeddings.detach().clone()
+    embeddings.data[5] = math.inf
+    norm, _ = learner.update(step_rows(config, seed=2), 2, 0.02, learner.new_meter(1))
+    assert not math.isfinite(norm)
+    embeddings.data.copy_(intact)
+    for part, tensors in learner.tensors().items():
+        wanted = expected.tensors()[part]
+        assert tensors.keys() == wanted.keys()
+        assert all(torch.equal(tensors[name], wanted[name]) for name in tensors)
+    train(learner, config, range(3, 5))
+    train(expected, config, range(3, 5))
+    assert_close(weights_of(learner), weights_of(expected), atol=0.0)
+
+
+# Going on from a checkpoint
+
+
+@pytest.mark.parametrize("num_before", [0, 3])
+def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, num_before):
+    config = small_config(runtime__micro_batch_size=4)
+    folder = RunFolder(str(tmp_path), "run")
+    learner = small_learner(config, dropout=0.1)
+    train(learner, config, range(num_before))
+    writer = CheckpointWriter(folder, 1)
+    writer.save(TrainState(num_before), learner.tensors())
+    writer.wait()
+    train(learner, config, range(num_before, 6))
+    teacher, _ = small_pair(dropout=0.1)
+    _, student = small_pair(dropout=0.1)
+    torch.nn.init.ones_(student.get_input_embeddings().weight)
+    restored = Learner(config, teacher, student, CPU)
+    checkpoint, _ = latest_checkpoint(folder)
+    restored.restore(checkpoint)
+    train(restored, config, range(num_before, 6))
+    assert_close(weights_of(restored), weights_of(learner), atol=0.0)
+
+
+# What each setting does
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"distill__temperature": 3.0},
+        {"distill__alpha_ce": 1.0},
+        {"distill__alpha_mlm": 1.0},
+        {"distill__alpha_cos": 2.0},
+        {"distill__ce_positions": "all"},
+        {"optim__learning_rate": 2e-3},
+        {"optim__betas": (0.8, 0.98)},
+        {"optim__betas": (0.9, 0.9)},
+        {"optim__eps": 1e-4},
+        {"optim__weight_decay": 0.1},
+        {"optim__max_grad_norm": 0.01},
+        {"optim__lr_schedule": "cosine"},
+        {"optim__lr_schedule": "constant"},
+        {"optim__warmup_fraction": 0.5},
+        {"optim__num_steps": 8},
+    ],
+)
+def test_what_is_a_matter_of_learning_changes_the_weights(change):
+    usual = {"optim__num_steps": 6, "optim__warmup_fraction": 0.2}
+    assert largest_difference(trained(4, **usual | change), trained(4, **usual)) > 1e-5
+
+
+def test_only_the_shares_of_the_loss_weights_count():
+    doubled = {"distill__alpha_ce": 10.0, "distill__alpha_mlm": 4.0, "distill__alpha_cos": 2.0}
+    assert largest_difference(trained(**doubled), trained()) == 0
+
+
+def test_bf16_changes_rounding_only():
+    difference = largest_difference(trained(runtime__precision="bf16"), trained())
+    assert 0 < difference < 6e-3  # three updates of at most 1e-3 each way
+    config = small_config(runtime__precision="bf16")
+    learner = small_learner(config)
+    losses = train(learner, config, range(3))
+    assert losses == pytest.approx(train(small_learner(small_config()), config, range(3)), rel=0.02)
+    assert {parameter.dtype for parameter in learner.student.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in learner.teacher.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="Inductor needs a C++ compiler")
+def test_compiling_changes_rounding_only():
+    torch.compiler.reset()
+    weights = []
+    for is_compiled in (True, False):
+        config = small_config(runtime__compile=is_compiled, **DAMPED)
+        learner = Learner(config, *small_pair(num_layers=1), device=CPU)
+        train(learner, config, range(2))
+        weights.append(weights_of(learner))
+    assert_close(*weights)
+
+
+# Numbers that must not drift
+
+GOLDEN_LOSSES = [
+    *(1.93391, 1.97564, 1.63621, 1.57698, 1.40984, 1.46109, 1.31331, 1.36972, 1.24894, 1.30153),
+    *(1.20905, 1.25689, 1.18112, 1.22753, 1.15809, 1.20757, 1.13988, 1.19453, 1.12781, 1.18736),
+]
+
+
+def test_the_loss_curve_is_the_known_one():
+    config = small_config(optim__num_steps=20, optim__learning_rate=5e-3, runtime__micro_batch_size=4)
+    learner = small_learner(config)
+    losses = []
+    for step in range(20):
+        meter = learner.new_meter(1)
+        learner.update(step_rows(config, seed=step % 2), step, step / 20, meter)
+        losses.append(meter.record()["train/loss"])
+    assert losses == pytest.approx(GOLDEN_LOSSES, rel=0, abs=1e-4)
