@@ -9,11 +9,11 @@ machine's clock is compared with another's.
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import time
 import uuid
-from _thread import interrupt_main
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -111,7 +111,7 @@ def holding(
     command: str,
     tell: Callable[[str], None],
     *,
-    on_lost: Callable[[], None] = interrupt_main,
+    on_lost: Callable[[], None] | None = None,
 ) -> Iterator[Claim]:
     """Hold a folder while the block runs.
 
@@ -125,7 +125,7 @@ def holding(
         LeaseLostError: whatever the block ended with, when the folder had been lost.
     """
     claim = _acquire(folder, command, tell)
-    heart = _Heart(claim, on_lost)
+    heart = _Heart(claim, on_lost or _interrupt_main)
     heart.start()
     try:
         yield claim
@@ -154,6 +154,11 @@ def _loss_of(claim: Claim) -> LeaseLostError | None:
     except (InputError, OutageError):
         return None
     return None
+
+
+def _interrupt_main() -> None:
+    """Interrupt the main thread by a real signal, which ends a sleep as well."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 class _Heart(threading.Thread):
