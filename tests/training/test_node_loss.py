@@ -92,7 +92,8 @@ def announce_the_end(node: Any, address: str) -> str:
 
 def moved_at(output: Path) -> int | None:
     """The step at which the run has left a node, by its own words."""
-    found = re.search(r"a node is leaving: step (\d+) is saved, the run goes on without that node", output.read_text())
+    line = r"a node is leaving: step (\d+) is saved, the run continues without that node"
+    found = re.search(line, output.read_text())
     return int(found[1]) if found else None
 
 
