@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 
 class Meter:
-    """Adds up loss terms and waiting time between two records. One instance a worker."""
+    """Adds up loss terms and waiting time between two records. One instance per worker."""
 
     def __init__(
         self,

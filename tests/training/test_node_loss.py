@@ -30,6 +30,9 @@ IMPATIENT = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 def refuse_workers_larger_than_a_node(settings: dict[str, Any], cluster: Cluster, tmp_path: Path) -> None:
     """The nodes have 2 + 1 + 1 slots, enough for two workers of 1.5 and a data task together, but not one by one."""
     large = changed(settings, run__name="large", runtime__resources_per_worker={"CPU": 1.5}, runtime__data_cpus=1)
