@@ -21,8 +21,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process l
 # The files with tests that use `ray_cluster`, but for those that run beside them.
 SHARING_RAY = {
     *("test_ablation", "test_cluster", "test_deployment", "test_doctor", "test_drain", "test_dry_run", "test_events"),
-    *("test_identity", "test_lost_parts", "test_nodes", "test_placement", "test_ray_internals", "test_train"),
-    "test_tune",
+    *("test_lost_parts", "test_nodes", "test_placement", "test_ray_internals", "test_train", "test_tune"),
 }
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -22,13 +22,14 @@ from processes import run_workers
 from distil_ray.config import Config, learned, parse_config, to_yaml
 from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Arrays, digest, filler_rows
 from distil_ray.data.plan import DataPlan
+from distil_ray.data.rows import count_pieces
 from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError
 from distil_ray.runs.console import Console
 from distil_ray.runs.lease import holding
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training import loop
-from distil_ray.training.assembly import build_plan, build_tokenizer
+from distil_ray.training.assembly import build_plan, build_tokenizer, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.learner import Learner
@@ -95,6 +96,7 @@ class PlainRun:
         identity, _, _, plan = examine(config, folder, Console(), known)
         folder.write_text(CONFIG_FILE, to_yaml(config))
         identity.write(folder)
+        plan = _with_smoothing(plan, config.data.mlm_smoothing)
         sample = plan.rows_of("train", 0)[0]["input_ids"][:4]
         job = Job(config, identity.models, _heldout(plan, config.eval.num_rows), sample, plan.schedule.num_groups)
         events = _Events(self.path)
@@ -238,6 +240,15 @@ def _with_nonfinite_gradients(steps: frozenset[int]) -> type[Learner]:
             self._gradients.clip = poisoned_clip  # type: ignore[method-assign]
 
     return Poisoned
+
+
+def _with_smoothing(plan: DataPlan, smoothing: float) -> DataPlan:
+    if not smoothing:
+        return plan
+    groups = range(min(8, plan.schedule.groups_per_epoch))  # data.pipeline.SAMPLE_GROUPS
+    units = [plan.schedule.units_of(group) for group in groups]
+    counts = sum(count_pieces(plan.corpus, some, plan.vocabulary, plan.skip_bad_files) for some in units)
+    return replace(plan, settings=replace(plan.settings, piece_weights=smoothing_weights(counts, smoothing)))
 
 
 def _heldout(plan: DataPlan, num_rows: int) -> Arrays:

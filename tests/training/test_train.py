@@ -83,6 +83,7 @@ def test_a_second_signal_ends_a_run_at_once_while_its_workers_are_busy(settings,
     wait_for(lambda: not worker.is_running())
 
 
+@pytest.mark.slow
 def test_a_second_driver_of_the_same_run_is_refused(settings, ray_cluster, tmp_path):
     settings = changed(settings, optim__num_steps=60, checkpoint__every_steps=20)
     folder = tmp_path / "runs" / "run"
@@ -103,6 +104,7 @@ def test_a_second_driver_of_the_same_run_is_refused(settings, ray_cluster, tmp_p
     assert list(folder.glob("lease_*.json")) == []
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_ends_early_is_followed_by_another(settings, tmp_path, monkeypatch):
     pipelines, fit = [], launcher.fit
     monkeypatch.setattr(launcher, "fit", lambda *given: pipelines.append(given) or fit(*given))
