@@ -1,5 +1,7 @@
 # make quickstart   distil a small model and compare it, in minutes and without a download
-# make test         run all tests
+# make test         run the tests that take minutes in all
+# make test-all     run all tests: those, and those of the next two
+# make slow         run the tests of several nodes, of the README's commands and of other long ways through
 # make chaos        kill a run at random moments, while its storage and the Hub fail; KILLS=20 SECONDS=120 for a long one
 # make check        look for style and type errors
 # make setup        create .venv and install the package with its development tools
@@ -20,7 +22,7 @@ TRAIN := $(BIN)/python -m distil_ray.train --config configs/quickstart.yaml run.
 KILLS ?= 4
 SECONDS ?= 10
 
-.PHONY: help setup quickstart test chaos check dist
+.PHONY: help setup quickstart test test-all slow chaos check dist
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -34,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 # The student three times, on the same batches: distilled, without the teacher's losses, and from random weights, too.
-# What is finished is not repeated, what was interrupted goes on.
+# What is finished is not repeated, what was interrupted is resumed.
 quickstart: setup
 	$(TRAIN) $(SETTINGS)
 	$(TRAIN) run.name=quickstart-mlm-only distill.alpha_ce=0 distill.alpha_cos=0 $(SETTINGS)
@@ -42,8 +44,17 @@ quickstart: setup
 	$(BIN)/python -m distil_ray.report $(RUNS)/quickstart $(RUNS)/quickstart-mlm-only $(RUNS)/quickstart-from-scratch
 
 # In two processes, one of which has all tests that share a Ray.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope
+	$(PYTEST)
+
+slow: setup
+	$(PYTEST) -m slow
+
+test-all: setup
+	$(PYTEST) -m "not chaos"
+	$(MAKE) chaos
 
 chaos: setup
 	CHAOS_KILLS=$(KILLS) CHAOS_OUTAGE_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s tests/test_chaos.py

@@ -1,3 +1,8 @@
 """Distil masked language models on a Ray cluster, the DistilBERT way."""
 
+import os
+
 __version__ = "0.1.0"
+
+# Read when Ray is imported. On a node of few cores Ray counts our tasks that take no slot as too many processes.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")

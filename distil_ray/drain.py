@@ -7,6 +7,7 @@ spot node, which comes two minutes before the end; with ``--now`` it does not wa
 import argparse
 import fcntl
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -94,17 +95,16 @@ def own_node_id(address: str) -> str:
     Raises:
         RunError: there is none, or there are several.
     """
-    from ray._private.services import canonicalize_bootstrap_address_or_die, get_node_ip_address
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
+    import ray
+    from ray.util import get_node_ip_address
 
-    here = {get_node_ip_address(), socket.gethostname()}
-    nodes = GcsClient(address=canonicalize_bootstrap_address_or_die(address)).get_all_node_info()
-    own: list[str] = [
-        node_id.hex()
-        for node_id, node in nodes.items()
-        if node.state == GcsNodeInfo.ALIVE and {node.node_manager_address, node.node_manager_hostname} & here
-    ]
+    try:
+        with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):
+            here = {get_node_ip_address(), socket.gethostname()}
+            alive = [node for node in ray.nodes() if node["Alive"]]
+    except (ConnectionError, ValueError) as error:
+        raise RunError(f"the Ray cluster at {address!r} cannot be reached: {error}") from error
+    own = [str(node["NodeID"]) for node in alive if {node["NodeManagerAddress"], node["NodeManagerHostname"]} & here]
     if len(own) != 1:
         raise RunError(f"{len(own)} Ray nodes run at {', '.join(sorted(here))}, expected one; name it with --node-id")
     return own[0]

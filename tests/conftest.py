@@ -1,4 +1,4 @@
-"""One Ray and one small world of text for all tests that need them."""
+"""One Ray, one small world of text and two runs for all tests that need them."""
 
 import os
 from collections.abc import Iterator
@@ -18,10 +18,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less a run; test_node_loss.py has it
 
-# The files with tests that use `ray_cluster`, or what rests on it, but for those that shall run beside them.
+# The files with tests that use `ray_cluster`, but for those that run beside them; and those with clusters of their own,
+# which take a node for lost sooner than a busy machine can bear.
 SHARING_RAY = {
     *("test_ablation", "test_cluster", "test_deployment", "test_doctor", "test_drain", "test_dry_run", "test_events"),
-    *("test_identity", "test_jobs", "test_lost_parts", "test_node_loss", "test_nodes", "test_placement", "test_report"),
+    *("test_jobs", "test_lost_parts", "test_node_loss", "test_nodes", "test_placement", "test_ray_internals"),
     *("test_train", "test_tune"),
 }
 
@@ -134,23 +135,29 @@ def tiny_settings(corpus: Path, tokenizer_folder: Path, storage_path: Path) -> d
 
 @pytest.fixture(scope="session")
 def reference(
-    ray_cluster: str, corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path]:
-    """An uninterrupted run of 100 steps with two workers, dropout on: its settings and its folder."""
-    from runs import changed, run  # imports Ray and torch, which most tests do without
+    """An uninterrupted run of 100 steps with two workers, dropout on, without Ray: its settings and its folder."""
+    from plain_runs import PlainRun  # imports torch, which most tests do without
+    from runs import changed
 
     settings = tiny_settings(corpus, tokenizer_folder, tmp_path_factory.mktemp("reference"))
     settings = changed(settings, optim__num_steps=100, eval__every_steps=50, runtime__data_cpus=2)
-    return settings, run(settings, run__name="reference")
+    run = PlainRun(changed(settings, run__name="reference"))
+    assert run.start().kind == "finished"
+    return settings, run.path
 
 
 @pytest.fixture(scope="session")
 def distilled(reference: tuple[dict[str, Any], Path]) -> tuple[dict[str, Any], Path]:
-    """A run over one epoch that distils the reference: its settings and its folder."""
-    from runs import changed, run
+    """A run over one epoch that distils the reference, without Ray: its settings and its folder."""
+    from plain_runs import PlainRun
+    from runs import changed
 
     settings, teacher = reference
     settings = changed(settings, teacher__path=str(teacher / "export"), optim__num_epochs=1, eval__every_steps=100)
     del settings["student"], settings["distill"], settings["optim"]["num_steps"]
     settings["runtime"] |= {"num_workers": 1, "data_cpus": 1}
-    return settings, run(settings, run__name="distilled")
+    run = PlainRun(changed(settings, run__name="distilled"))
+    assert run.start().kind == "finished"
+    return settings, run.path

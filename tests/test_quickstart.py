@@ -43,6 +43,7 @@ def make_quickstart(folder: Path, address: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # five commands, four of them runs
 def test_interrupted_and_typed_again(clone, ray_cluster):
     runs = clone / "runs"

@@ -52,6 +52,7 @@ def test_no_command_of_the_readme_is_left_out():
         assert len(block.splitlines()) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(1, len(COMMANDS)))
 def test_the_commands_of_the_readme_run(corpus, ray_cluster, tmp_path, index):
     (tmp_path / "text").symlink_to(corpus)
@@ -95,6 +96,7 @@ def test_the_configurations_of_the_readme_are_valid(text, tmp_path):
         assert load_config([str(tmp_path / "config.yaml")], []).run.name == "my-student"
 
 
+@pytest.mark.slow
 def test_text_and_runs_on_s3_and_damaged_text_is_left_out(bucket: Any, words, corpus, tokenizer_folder, tmp_path):
     damaged = write_damaged(tmp_path / "damaged.parquet", words, num_documents=260, rows_per_group=2)
     bucket.upload_file(str(damaged), "text/damaged.parquet")

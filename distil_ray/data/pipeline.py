@@ -52,7 +52,7 @@ SAMPLE_GROUPS = 8
 class Listener(Protocol):
     """Whoever wants to hear what happens in the tasks of a pipeline."""
 
-    def line(self, text: str) -> None:
+    def post_text(self, text: str) -> None:
         """Take a line for the user."""
 
     def note(self, topic: str, group: int, content: Any) -> None:
@@ -94,18 +94,18 @@ def configure_context() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that there are no progress bars
 
 
-def num_groups_ahead(plan: DataPlan, start: Position, num_rows: int | None, generosity: int = 1) -> int:
+def num_groups_ahead(plan: DataPlan, start: Position, num_rows: int | None, overprovision: int = 1) -> int:
     """How many groups the pipeline that starts at ``start`` covers, to give ``num_rows`` rows if that is known.
 
     Ample for English and most other text. Where it is not, another pipeline follows; one that gave no step at all is
-    followed by one of greater ``generosity``.
+    followed by one of greater ``overprovision``.
     """
     schedule = plan.schedule
     num_groups = HORIZON_GROUPS
     if num_rows is not None:
         num_bytes = num_rows * plan.settings.max_seq_length * _MAX_BYTES_PER_TOKEN
         bytes_per_group = int(schedule.unit_bytes.sum()) / schedule.groups_per_epoch
-        num_groups = min(num_groups, generosity * (int(num_bytes / bytes_per_group) + _SPARE_GROUPS))
+        num_groups = min(num_groups, overprovision * (int(num_bytes / bytes_per_group) + _SPARE_GROUPS))
     if schedule.num_groups is not None:
         num_groups = min(num_groups, schedule.num_groups - start.group)
     return num_groups
@@ -160,7 +160,7 @@ def train_dataset(
         first = start.group + task * groups_per_task
         for group in range(first, min(first + groups_per_task, end)):
             try:
-                rows, notes = _make_rows(plan, "train", group, Patience(outage_seconds, listener.line))
+                rows, notes = _make_rows(plan, "train", group, Patience(outage_seconds, listener.post_text))
             except (InputError, OutageError) as error:
                 listener.note("unreadable", group, (isinstance(error, InputError), str(error)))
                 yield filler(READ_FAILED)
@@ -168,7 +168,7 @@ def train_dataset(
             if not len(rows["row"]):
                 listener.note("empty", group, notes)
             for note in notes:
-                listener.line(note)
+                listener.post_text(note)
             yield {name: values[start.row + 1 :] for name, values in rows.items()} if group == start.group else rows
 
     dataset = (

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 import threading
 import time
 from collections import Counter
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.ray_logging import stdout_deduplicator
 
 from distil_ray.config import Config
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, RunError
+from distil_ray.runs.ray_internals import autoscaling_state
 
 _NODE_TYPE_LABEL = "ray.io/node-group"
 _AUTOSCALER_SECONDS = 15.0  # until the autoscaler of a cluster that was started for this run has reported
@@ -43,8 +42,6 @@ def connect(cpu_slots: float) -> str:
         return "using the Ray that this process is connected to"
     # What matters to the user comes by the run's own events; Ray's log files keep the rest.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    # On a node of few cores Ray counts our tasks that take no slot as too many processes, and says so at length.
-    stdout_deduplicator.skip_re = re.compile("PYTHON worker processes have been started")
     address = os.environ.get("RAY_ADDRESS")
     if address is not None:
         try:
@@ -165,7 +162,7 @@ def is_autoscaled(labels: Mapping[str, str]) -> bool:
 def runs_at_once(config: Config) -> int:
     """How many such runs the cluster holds now side by side, each with its driver, data tasks and all its workers.
 
-    Where not even one has all its workers, an elastic one goes on with fewer.
+    Where not even one has all its workers, an elastic one makes do with fewer.
     """
     runtime = config.runtime
     available: Mapping[str, float] = ray.cluster_resources()
@@ -216,8 +213,8 @@ _POLL_SECONDS = 5.0
 
 
 @contextmanager
-def telling_of_nodes(tell: Callable[[str], None]) -> Iterator[None]:
-    """While the block runs, tell of nodes that the autoscaler starts, fails to start or could never start."""
+def reporting_nodes(tell: Callable[[str], None]) -> Iterator[None]:
+    """While the block runs, report nodes that the autoscaler starts, fails to start or could never start."""
     if not has_autoscaler():
         yield
         return
@@ -232,18 +229,16 @@ def telling_of_nodes(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def _watch(tell: Callable[[str], None], done: threading.Event) -> None:
-    # Of Ray's insides, so imported only where there is an autoscaler. Its public client leaves out what is infeasible.
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
-    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
-
-    client = GcsClient(address=ray.get_runtime_context().gcs_address)
     told: set[str] = set()
     while not done.wait(_POLL_SECONDS):
         try:
-            reply = GetClusterStatusReply.FromString(client.get_cluster_status())
-        except Exception:  # no more than news; the run itself will notice if the cluster is gone
+            lines = describe(autoscaling_state())
+        except RunError as error:  # of another version of Ray; the run does not need these lines
+            tell(str(error))
+            return
+        except Exception:  # the run itself will notice if the cluster is gone
             continue
-        for line in describe(reply.autoscaling_state):
+        for line in lines:
             if line not in told:
                 told.add(line)
                 tell(line)

@@ -13,7 +13,7 @@ _BAR_FORMAT = "{percentage:5.1f}%|{bar}| {desc}"
 
 
 class Inbox(Protocol):
-    """Where a run's events come from, such as a `Line`."""
+    """Where a run's events come from, such as an `EventQueue`."""
 
     def get(self, *, timeout: float) -> Any:
         """Return the next (kind, content), or raise `queue.Empty` if none comes within ``timeout`` seconds."""

@@ -1,7 +1,7 @@
-"""The line between a run's driver and whatever works for it. Imports little: every data task loads it.
+"""Events between a run's driver and whatever works for it. Imports little: every data task loads it.
 
-The run does not depend on it: while the actor in the middle is gone, which Ray starts again, events are lost and nobody
-hears of a request to stop; nothing else happens.
+The run does not depend on it: while the actor in the middle is gone, which Ray restarts, events are lost and no request
+to stop arrives; nothing else happens.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 _ANSWER_SECONDS = 10.0
 
 
-class Line:
-    """Both ends of the line: what happens goes to the driver, its request to stop to the workers."""
+class EventQueue:
+    """Takes what happens to the driver, and its request to stop to the workers."""
 
     def __init__(self) -> None:
-        """Open a line to this process. It lies on this node: it must outlive any other."""
+        """Begin in the driver. The queue lies on this node: it must outlive any other."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(_Exchange)
         self._exchange: Any = actor.options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()
@@ -33,9 +33,13 @@ class Line:
         """Pass on an event, without waiting."""
         self._exchange.put.remote((kind, content))
 
-    def line(self, text: str) -> None:
+    def post_text(self, text: str) -> None:
         """Pass on a line of text."""
         self.send("line", text)
+
+    def post_record(self, record: Mapping[str, Any]) -> None:
+        """Pass on metrics."""
+        self.send("record", record)
 
     def note(self, topic: str, key: Any, content: Any) -> None:
         """Keep something under a topic, for `noted`; what is there under the same key is replaced."""
@@ -47,10 +51,6 @@ class Line:
             notes: dict[Any, Any] = ray.get(self._exchange.noted.remote(topic), timeout=_ANSWER_SECONDS)
             return notes
         return {}
-
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Pass on metrics."""
-        self.send("record", record)
 
     def is_stop_wanted(self) -> bool:
         """Whether the driver wants the run to save and end; a round trip of about a millisecond. Asked by an actor."""
@@ -87,7 +87,7 @@ class Line:
         return False
 
     def close(self) -> None:
-        """Give the line up."""
+        """End the queue."""
         ray.kill(self._exchange)
 
 

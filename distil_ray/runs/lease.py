@@ -125,21 +125,21 @@ def holding(
         LeaseLostError: whatever the block ended with, when the folder had been lost.
     """
     claim = _acquire(folder, command, tell)
-    heart = _Heart(claim, on_lost or _interrupt_main)
-    heart.start()
+    heartbeat = _Heartbeat(claim, on_lost or _interrupt_main)
+    heartbeat.start()
     try:
         yield claim
     except BaseException as error:
         try:
-            heart.stop()
+            heartbeat.stop()
         except KeyboardInterrupt:  # by `on_lost`, while an error of a guarded folder was on its way
-            heart.stop()
-        loss = heart.loss or _loss_of(claim)
+            heartbeat.stop()
+        loss = heartbeat.loss or _loss_of(claim)
         if loss is not None and loss is not error:  # what came of it, such as a file that the new owner has removed
             raise loss from error
         raise
     finally:
-        heart.stop()
+        heartbeat.stop()
         with suppress(InputError, OutageError):  # it expires by itself
             claim.release()
         folder.remove_if_empty()  # of a command that was refused before it wrote anything
@@ -161,7 +161,7 @@ def _interrupt_main() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-class _Heart(threading.Thread):
+class _Heartbeat(threading.Thread):
     """Gives signs of life, and notices when the folder is lost."""
 
     def __init__(self, claim: Claim, on_lost: Callable[[], None]) -> None:

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distil_ray.config import Config
 from distil_ray.runs.cluster import amounts, has_label, worker_resources
+from distil_ray.runs.ray_internals import pass_ray_address_to_train
 
 _NAME, _NAMESPACE = "placement", "distil_ray"
 _POLL_SECONDS = 1.0
@@ -130,10 +131,7 @@ def ray_address_for_train() -> Iterator[None]:
     or asks another one, and the slots stay taken. Ray Train passes only certain variables on to its controller, and so
     to that helper.
     """
-    with suppress(ImportError):  # internal: with a Ray that has no such list only that freeing depends on luck again
-        from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-
-        ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+    pass_ray_address_to_train()
     before = os.environ.get("RAY_ADDRESS")
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     try:

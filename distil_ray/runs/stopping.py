@@ -1,23 +1,27 @@
-"""What ends a run early: Ctrl-C, a lost terminal (SIGHUP), SIGTERM as `ray job stop` sends it, a departing node."""
+"""What ends a run early: Ctrl-C, a lost terminal (SIGHUP), and SIGTERM as `ray job stop` sends it."""
 
 import queue
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
-
-import ray
-from ray.train.v2._internal.execution.context import get_train_context
-
-from distil_ray.runs.events import Line
+from contextlib import contextmanager
+from typing import Protocol
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_ABORT_SECONDS = 2.0
 _REPEAT_SECONDS = 0.5
-_LOOK_SECONDS, _NUM_VAIN_LOOKS = 5.0, 2
+_CHECK_SECONDS, _NUM_FAILED_CHECKS = 5.0, 2
 """A run whose workers are found to be gone so often in a row is not waited for. (Once, they may just have saved.)"""
+
+
+class Workers(Protocol):
+    """The driver's connection to the workers, such as an `EventQueue`."""
+
+    def want_stop(self) -> bool:
+        """Ask for the end of the run; return whether a worker is there that will see to it."""
+
+    def post_text(self, text: str) -> None:
+        """Pass on a line for the user."""
 
 
 class Stopping:
@@ -25,17 +29,15 @@ class Stopping:
 
     Attributes:
         signal_number: of the last signal.
-        controller: Ray Train's actor, once there is one.
     """
 
-    def __init__(self, events: Line) -> None:
-        self._events = events
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
         # A handler may run in the middle of anything that the main thread does, so it only notes the signal here, where
         # a thread takes it up. Of all queues this one may be used in a handler.
         self._received: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._is_over = self._is_interrupted = self._is_done = False
         self.signal_number = int(signal.SIGINT)
-        self.controller: Any = None
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -79,44 +81,19 @@ class Stopping:
         """What signals lead to, in a thread of its own."""
         if self._received.get() is None:
             return
-        num_vain_looks = 0 if self._events.want_stop() else _NUM_VAIN_LOOKS
-        if not num_vain_looks:
-            self._events.line("stopping: the step is finished and saved first; a second signal does not wait for that")
-        while num_vain_looks < _NUM_VAIN_LOOKS:
+        num_failed_checks = 0 if self._workers.want_stop() else _NUM_FAILED_CHECKS
+        if not num_failed_checks:
+            self._workers.post_text(
+                "stopping: the step is finished and saved first; a second signal does not wait for that"
+            )
+        while num_failed_checks < _NUM_FAILED_CHECKS:
             try:
-                if self._received.get(timeout=_LOOK_SECONDS) is None:
+                if self._received.get(timeout=_CHECK_SECONDS) is None:
                     return
                 break
             except queue.Empty:
-                num_vain_looks = 0 if self._events.want_stop() else num_vain_looks + 1
+                num_failed_checks = 0 if self._workers.want_stop() else num_failed_checks + 1
         self._is_over = True
-        if self.controller is not None:
-            with suppress(ray.exceptions.RayError):  # it ends itself, but not while it waits for nodes
-                ray.get(self.controller.abort.remote(), timeout=_ABORT_SECONDS)
         while not (self._is_interrupted or self._is_done):  # once may be in vain, just before a system call
             signal.pthread_kill(threading.main_thread().ident or 0, self.signal_number)
             time.sleep(_REPEAT_SECONDS)
-
-
-LEAVE_SECONDS = 15.0
-"""Before a node's end: time to finish a step, to save and to leave. Until then it is trained on as before."""
-
-
-class Departures:
-    """What this worker knows of drained nodes, its own or another worker's.
-
-    `ray.train.get_preemption_info` tells the same, but has all workers wait for each other each time.
-    """
-
-    def __init__(self) -> None:
-        self._known: object = None
-
-    def are_news(self) -> bool:
-        """Whether there is an announcement that this method has not told of yet."""
-        before, self._known = self._known, get_train_context().preemption_context.preemption_info
-        return self._known != before
-
-    def are_imminent(self) -> bool:
-        """Whether it is time to leave; at once if no time of the end is known."""
-        info = get_train_context().preemption_context.preemption_info
-        return info is not None and (info.deadline_ms or 0) / 1000 - time.time() < LEAVE_SECONDS

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from distil_ray.runs.console import Console, format_seconds
-from distil_ray.runs.events import Line
+from distil_ray.runs.events import EventQueue
 from distil_ray.studies.settings import Plan
 from distil_ray.studies.trials import Score, Trial, Trials, best
 
@@ -21,7 +21,7 @@ _NUM_SHOWN = 12  # settled trials in the live table, the best first
 class Relay(Console):
     """The console of a trial: passes its events on to the search, and what is the same for all trials to nobody."""
 
-    def __init__(self, events: Line, name: str) -> None:
+    def __init__(self, events: EventQueue, name: str) -> None:
         super().__init__()
         self._events = events
         self._name = name

@@ -26,7 +26,7 @@ from distil_ray.runs.cluster import (
     worker_resources,
 )
 from distil_ray.runs.console import Console
-from distil_ray.runs.events import Line
+from distil_ray.runs.events import EventQueue
 from distil_ray.runs.lease import Claim, holding
 from distil_ray.runs.storage import RunFolder
 from distil_ray.studies.board import Board, Relay, describe
@@ -136,7 +136,7 @@ def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None, claim
     num_left = max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials)
     if not num_left:  # it was killed when the last trial was to be stopped
         return
-    events = Line()
+    events = EventQueue()
     trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, basis=identity, events=events, claim=claim)
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",  # the old one can be silenced
@@ -193,7 +193,7 @@ def _at_once(plan: Plan, board: Board) -> int:
 # ---------------------------------------------------------------------------------------------- what Ray Tune calls
 
 
-def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: Line, claim: Claim) -> None:
+def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: EventQueue, claim: Claim) -> None:
     """A trial, in an actor of its own. What may pass is raised, for Tune to try again, and written down for then."""
     name = spec["trial"]
     relay = Relay(events, name)

@@ -2,8 +2,8 @@
 
 ``checkpoint_<step>/``, the step in nine digits or more, holds ``student.safetensors``, ``optimizer.safetensors``,
 ``state.json`` and the marker ``complete.json`` with size and SHA-256 of the others. A folder without a valid marker is
-not a checkpoint, and one with another name is nobody's business here. The commit rests on the storage alone and not on
-a report to Ray, which registers one only at its controller's next poll.
+not a checkpoint, and one with another name is left alone. The commit rests on the storage alone, not on a
+report to Ray, which registers one only at its controller's next poll.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class TrainState:
     Attributes:
         step: updates done (skipped ones included).
         position: of the last row consumed.
-        progress: share of the run's schedule that lies behind, in [0, 1].
+        progress: share of the run's schedule that is done, in [0, 1].
         counters: totals since the run began, by metric name.
         saved_at: Unix time in seconds.
         group_rows: rows of the position's group; 0 = not known.

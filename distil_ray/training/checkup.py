@@ -1,5 +1,6 @@
 """Asks every node of the cluster, and puts the verdicts together."""
 
+import logging
 import urllib.error
 import urllib.request
 import uuid
@@ -7,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
-from ray._private.worker import get_dashboard_url
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distil_ray.config import Config
@@ -24,7 +24,7 @@ _PATIENCE_SECONDS = 300.0  # for a node to load the models, which it may have to
 
 
 def checkup(config: Config, console: Console) -> list[Verdict]:
-    """Look at the cluster as a run with this configuration would find it; trains nothing and leaves nothing behind.
+    """Look at the cluster as a run with this configuration would find it; trains nothing and leaves no files.
 
     Raises:
         InputError: there is no cluster to look at.
@@ -33,7 +33,7 @@ def checkup(config: Config, console: Console) -> list[Verdict]:
     plan, listings = _listing(config)
     nodes, one_storage = _ask_all(config, plan)
     facts = {node.name: node.facts for node in nodes if isinstance(node.facts, NodeFacts)}
-    address = get_dashboard_url()
+    address = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url  # of the Ray in use
     return [
         verdicts.answers(nodes),
         _fits(config),

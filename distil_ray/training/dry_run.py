@@ -95,7 +95,7 @@ def _describe_batch(config: Config, rows: Arrays) -> list[str]:
     shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in batch._asdict().items())
     steps = config.block_rows // config.micro_batch_size
     return [
-        f"a micro-batch: {shapes}; {steps} of them a worker a step with {config.runtime.max_workers} workers",
+        f"a micro-batch: {shapes}; {steps} per worker per step with {config.runtime.max_workers} workers",
     ]
 
 

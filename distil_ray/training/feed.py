@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,8 +22,9 @@ import torch.distributed as dist
 from distil_ray.data.batch import END_OF_SCHEDULE, FILLER_GROUP, READ_FAILED, SKIPPED, Arrays, digest
 from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError, RunError
+from distil_ray.training.world import World
 
-_LOOK_OUT_SECONDS = 1.0  # between two looks for a reason to leave, while a block is waited for
+_CHECK_STOP_SECONDS = 1.0  # between two checks for a reason to stop, while a block is waited for
 _NOTE_SECONDS = 5.0  # for a note on an empty group to arrive: it was sent before the rows that follow the group
 
 
@@ -60,8 +61,8 @@ class StepRows:
         return (self.position.row + 1) / self.group_rows
 
 
-class Notice(NamedTuple):
-    """Why the training should end before the next step, to be taken up elsewhere or later."""
+class StopReason(NamedTuple):
+    """Why the training should end before the next step, to be resumed elsewhere or later."""
 
     is_stop_wanted: bool = False
     """The driver asks for it."""
@@ -82,59 +83,44 @@ class BlockFeed:
 
     def __init__(
         self,
-        blocks: Iterable[Arrays],
+        world: World,
+        blocks_per_step: int,
         *,
         start: Position,
         start_group_rows: int = 0,
-        rank: int,
-        world_size: int,
-        blocks_per_step: int,
-        group: dist.ProcessGroup | None,
-        is_stop_wanted: Callable[[], bool] = lambda: False,
-        is_node_leaving: Callable[[], bool] = lambda: False,
-        empty_groups: Callable[[], Collection[int]] = frozenset,
     ) -> None:
-        """Begin after ``start``.
+        """Begin after ``start``; ``start_group_rows``: rows of its group, 0 if that is not known.
 
-        Args:
-            start_group_rows: rows of the start's group; 0 if that is not known.
-            is_stop_wanted: whether the driver wants the run to end; asked by rank 0 before every step, and by every
-                worker while it waits for a block.
-            is_node_leaving: whether this worker's node is about to be taken away.
-            empty_groups: groups that are known to have no rows.
+        The driver is asked whether to stop by rank 0 before every step, and by every worker that waits for a block.
         """
-        self._blocks = _Blocks(blocks)
+        self._blocks = _Blocks(world.blocks)
+        self._world = world
         self._last = _Edge(*start, start_group_rows)
-        self._rank = rank
-        self._world_size = world_size
         self._blocks_per_step = blocks_per_step
-        self._group = group
-        self._is_stop_wanted, self._is_node_leaving = is_stop_wanted, is_node_leaving
-        self._empty_groups = empty_groups
         self._num_steps = 0
         self.is_at_end = False
         """Whether the schedule ends where `next_step` returned None; if not, another pipeline continues there."""
         self.has_failed = False
         """Whether `next_step` returned None because the text that follows could not be read."""
-        self.notice = Notice()
-        """The reason, known to all workers, if `next_step` returned None before the pipeline's end."""
+        self.stop_reason = StopReason()
+        """Known to all workers; why `next_step` returned None before the pipeline's end."""
 
     def next_step(self) -> StepRows | None:
-        """Return the next step's rows, or None on all workers if there is no further whole step or a notice.
+        """Return the next step's rows, or None on all workers if there is no further whole step or a reason to stop.
 
         Raises:
             DataError: the text is at fault.
             DataPlaneError: anything else failed, such as a node of the data plane, or rows are out of order.
         """
         began = time.perf_counter()
-        notice = Notice(self._rank == 0 and self._is_stop_wanted(), self._is_node_leaving())
-        blocks, notice, error = self._take(notice)
+        reason = self._check_stop(ask_driver=self._world.is_main)
+        blocks, reason, error = self._take(reason)
         wait_seconds = time.perf_counter() - began
-        sums, edges = self._agree(_sums_of(blocks, error, notice), _edges_of(blocks, self._blocks_per_step))
+        sums, edges = self._agree(_sums_of(blocks, error, reason), _edges_of(blocks, self._blocks_per_step))
         if sums["errors"]:
             raise self._shared_error(error)
-        self.notice = Notice(*(sums[name] > 0 for name in Notice._fields))
-        if any(self.notice):
+        self.stop_reason = StopReason(*(sums[name] > 0 for name in StopReason._fields))
+        if any(self.stop_reason):
             return None
         if sums["real_blocks"] < self._blocks_per_step:
             self.is_at_end, self.has_failed = sums["ends"] > 0, sums["failures"] > 0
@@ -150,36 +136,39 @@ class BlockFeed:
             wait_seconds=wait_seconds,
         )
 
-    def _take(self, notice: Notice) -> tuple[list[Block], Notice, Exception | None]:
-        """Take this worker's blocks of the step, unless there is a reason to leave before they come."""
+    def _check_stop(self, *, ask_driver: bool) -> StopReason:
+        return StopReason(ask_driver and self._world.events.is_stop_wanted(), self._world.preemption.is_imminent())
+
+    def _take(self, reason: StopReason) -> tuple[list[Block], StopReason, Exception | None]:
+        """Take this worker's blocks of the step, unless there is a reason to stop before they come."""
         blocks: list[Block] = []
         try:
             for index in self._own_indices():
-                rows = self._blocks.get(_LOOK_OUT_SECONDS)
-                while rows is _Blocks.WAITING and not any(notice):
-                    notice = Notice(self._is_stop_wanted(), self._is_node_leaving())
-                    rows = self._blocks.get(_LOOK_OUT_SECONDS)
+                rows = self._blocks.get(_CHECK_STOP_SECONDS)
+                while rows is _Blocks.WAITING and not any(reason):
+                    reason = self._check_stop(ask_driver=True)
+                    rows = self._blocks.get(_CHECK_STOP_SECONDS)
                 if rows is None or isinstance(rows, str):
                     break
                 blocks.append(Block(index, rows))
                 self._check_within(rows)
         except Exception as error:  # whatever the data plane raises must reach the other workers too
-            return blocks, notice, error
-        return blocks, notice, None
+            return blocks, reason, error
+        return blocks, reason, None
 
     def _own_indices(self) -> Iterator[int]:
         first = self._num_steps * self._blocks_per_step
-        return (i for i in range(self._blocks_per_step) if (first + i) % self._world_size == self._rank)
+        return (i for i in range(self._blocks_per_step) if (first + i) % self._world.world_size == self._world.rank)
 
     def _agree(
         self, sums: dict[str, int], edges: list[tuple["_Edge", "_Edge"]]
     ) -> tuple[dict[str, int], list[tuple["_Edge", "_Edge"]]]:
         """Add the workers' sums up, and put together what each knows of its own blocks."""
-        if self._world_size == 1:
+        if self._world.world_size == 1:
             return sums, edges
         flat = [value for first, last in edges for value in (*first, *last)]
         values = torch.tensor([*sums.values(), *flat], dtype=torch.int64)
-        dist.all_reduce(values, group=self._group)
+        dist.all_reduce(values, group=self._world.group)
         together = values.tolist()
         flat = together[len(sums) :]
         width = len(_Edge._fields)
@@ -191,11 +180,7 @@ class BlockFeed:
 
     def _shared_error(self, error: Exception | None) -> DataError | DataPlaneError:
         """Agree on one error: the first failing worker's."""
-        own = None if error is None else _message(error)
-        messages: list[tuple[bool, str] | None] = [own]
-        if self._world_size > 1:
-            messages = [None] * self._world_size
-            dist.all_gather_object(messages, own, group=self._group)
+        messages = self._world.gather(None if error is None else _message(error))
         is_input_error, message = next(message for message in messages if message is not None)
         return DataError(message) if is_input_error else DataPlaneError(message)
 
@@ -236,7 +221,7 @@ class BlockFeed:
 
     def _are_empty(self, groups: set[int]) -> bool:
         end = time.monotonic() + _NOTE_SECONDS
-        while groups and not groups <= set(self._empty_groups()):
+        while groups and not groups <= set(self._world.events.noted("empty")):
             if time.monotonic() > end:
                 return False
             time.sleep(_NOTE_SECONDS / 50)
@@ -263,9 +248,9 @@ def _edges_of(blocks: list[Block], blocks_per_step: int) -> list[tuple[_Edge, _E
     return edges
 
 
-def _sums_of(blocks: list[Block], error: Exception | None, notice: Notice) -> dict[str, int]:
+def _sums_of(blocks: list[Block], error: Exception | None, reason: StopReason) -> dict[str, int]:
     """What this worker knows of a step's blocks; the sums over the workers are what all know."""
-    sums = {"errors": int(error is not None)} | {name: int(value) for name, value in notice._asdict().items()}
+    sums = {"errors": int(error is not None)} | {name: int(value) for name, value in reason._asdict().items()}
     sums |= dict.fromkeys(("real_blocks", "ends", "failures", "digest_high", "digest_low", *SKIPPED), 0)
     for rows in (block.rows for block in blocks):
         is_filler = rows["group"] == FILLER_GROUP

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from distil_ray.data.batch import Arrays, Batch, to_device
 from distil_ray.models.loading import encode, predict
 from distil_ray.training.learner import Learner
+from distil_ray.training.world import World
 
 NUM_FIGURES = 4
 
@@ -77,12 +78,13 @@ _TEACHER = ("eval/teacher_mlm_loss", "eval/teacher_mlm_accuracy")
 class HeldOut:
     """Evaluates on rows that stay in memory; each worker takes its share and the sums are added up."""
 
-    def __init__(self, rows: Arrays, *, rank: int, world_size: int, batch_size: int, device: torch.device) -> None:
+    def __init__(self, rows: Arrays, world: World, batch_size: int) -> None:
         """``rows``: the arrays of `data.batch`; without any, there is nothing to evaluate."""
         self._num_targets = rows["masked_labels"].size if rows else 0
-        self._rows = {name: np.ascontiguousarray(values[rank::world_size]) for name, values in rows.items()}
+        share = slice(world.rank, None, world.world_size)
+        self._rows = {name: np.ascontiguousarray(values[share]) for name, values in rows.items()}
         self._batch_size = batch_size
-        self._device = device
+        self._world = world
         self._teacher_figures: dict[str, float] = {}
 
     @torch.no_grad()
@@ -92,15 +94,15 @@ class HeldOut:
             return {}
         teacher, student = learner.teacher, learner.student
         models = [student] if teacher is None else [teacher, student]
-        sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=self._device)
+        sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=self._world.device)
         num_rows = len(self._rows["group"])
         student.train(False)
         for start in range(0, num_rows, self._batch_size):
-            batch = to_device(self._rows, start, min(start + self._batch_size, num_rows), self._device)
+            batch = to_device(self._rows, start, min(start + self._batch_size, num_rows), self._world.device)
             with learner.autocast():
                 sums += figure_sums(models, batch)
         student.train()
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if self._world.world_size > 1:
             dist.all_reduce(sums)
         means = (sums / self._num_targets).tolist()
         if teacher is None:

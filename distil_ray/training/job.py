@@ -11,8 +11,6 @@ import numpy.typing as npt
 
 from distil_ray.config import Config
 from distil_ray.data.batch import Arrays
-from distil_ray.runs.events import Line
-from distil_ray.runs.lease import Claim
 from distil_ray.training.identity import Pins
 
 
@@ -26,7 +24,6 @@ class Job:
         sample: ids of some rows ``[B, T]``, on which the teacher is tried.
         num_groups: of the whole schedule; None = endless.
         continues_at: step at which this pass continues, as planned, where the pipeline before it ended.
-        claim: without which nothing may be written.
     """
 
     config: Config
@@ -34,8 +31,6 @@ class Job:
     heldout: Arrays
     sample: npt.NDArray[np.integer]
     num_groups: int | None
-    events: Line
-    claim: Claim
     continues_at: int | None = None
 
 

@@ -1,6 +1,5 @@
-"""A configuration -> a fitted `TorchTrainer`: the checks before a run, its passes, and how it ended."""
+"""A configuration -> a trained student: the checks before a run, its passes, and how it ended."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,20 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import ray.train
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train import UserCallback
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, Section, learned, to_yaml
 from distil_ray.data.batch import Arrays
 from distil_ray.data.pipeline import (
-    HORIZON_GROUPS,
-    execution_options,
     heldout_rows,
     look_at_text,
-    num_groups_ahead,
     sample_piece_counts,
-    train_dataset,
 )
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.rows import pack_rows
@@ -30,20 +24,22 @@ from distil_ray.data.tally import counts_of, text_warnings
 from distil_ray.data.tokenization import check_parity, token_stream
 from distil_ray.errors import DivergedError, InputError, OutageError, RunError, Stopped, reason_of
 from distil_ray.models.tokenizer import remarks
-from distil_ray.outages import Patience
-from distil_ray.runs.cluster import check_fits, connect, slots_needed, telling_of_nodes, worker_resources
+from distil_ray.runs.cluster import check_fits, connect, reporting_nodes, slots_needed
 from distil_ray.runs.console import Console
-from distil_ray.runs.events import Line
+from distil_ray.runs.events import EventQueue
 from distil_ray.runs.lease import Claim, LeaseLostError, holding
-from distil_ray.runs.placement import Turn, ray_address_for_train, turn_with_room
+from distil_ray.runs.placement import ray_address_for_train, turn_with_room
 from distil_ray.runs.stopping import Stopping
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training.assembly import Models, build_plan, build_tokenizer, outline_models, smoothing_weights
-from distil_ray.training.checkpoint import TrainState, latest_checkpoint
+from distil_ray.training.checkpoint import latest_checkpoint
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.identity import SCHEMA, Identity, data_commits, pin_models, text_contents
 from distil_ray.training.job import Job, Outcome
-from distil_ray.training.loop import FINISHED_FILE, too_little_text, train_loop_per_worker
+from distil_ray.training.loop import FINISHED_FILE
+from distil_ray.training.passes import run_passes
+from distil_ray.training.ray_train import fit
+from distil_ray.training.remaining_rows import remaining_rows
 
 CONFIG_FILE = "config.yaml"
 
@@ -95,11 +91,11 @@ def _launch(
     folder.write_text(CONFIG_FILE, to_yaml(config))
     examined.identity.write(folder)
     console.line(f"run {config.run.name} in {folder.path}")
-    events = Line()
+    events = EventQueue()
     stopping = Stopping(events)
     try:
-        with console.following(events), telling_of_nodes(events.line), stopping.handled():
-            outcome = _train(config, examined, folder, events, stopping, callbacks, claim)
+        with console.following(events), reporting_nodes(events.post_text), stopping.handled():
+            outcome = _train(config, examined, folder, events, callbacks, claim)
     except KeyboardInterrupt:
         message = f"stopped at once; {_how_to_resume(folder)}"
         raise Stopped(stopping.signal_number, message) from None
@@ -138,9 +134,6 @@ def _how_to_resume(folder: RunFolder) -> str:
     if checkpoint is None:
         return "the same command starts again: no checkpoint was complete"
     return f"the same command resumes from {checkpoint.name}"
-
-
-_MAX_AGAIN = 3  # damaged checkpoints that are met at the start of workers, one after the other
 
 
 class Examined(NamedTuple):
@@ -283,131 +276,33 @@ _NUM_SAMPLE_ROWS = 4  # on which the teacher is tried
 
 def _train(
     config: Config,
-    examined: "Examined",
+    examined: Examined,
     folder: RunFolder,
-    events: Line,
-    stopping: Stopping,
+    events: EventQueue,
     callbacks: Sequence[UserCallback],
     claim: Claim,
 ) -> Outcome:
-    """Fit once for each stretch of the schedule that one pipeline covers: once, but for enormous runs."""
     identity, tokenizer, _, plan = examined
-    with turn_with_room(config, events.line):
-        plan, heldout, sample, warnings = prepare_data(config, tokenizer, plan, events.line)
+    with turn_with_room(config, events.post_text):
+        plan, heldout, sample, warnings = prepare_data(config, tokenizer, plan, events.post_text)
     for warning in warnings:
-        events.line(f"warning: {warning}")
-    job = Job(config, identity.models, heldout, sample, plan.schedule.num_groups, events, claim)
-    generosity, num_again = 1, 0
+        events.post_text(f"warning: {warning}")
 
-    def fit() -> Outcome:
-        with turn_with_room(config, events.line) as turn, ray_address_for_train():
-            return _fit(job, plan, folder, generosity, stopping, callbacks, turn)
+    def do_pass(job: Job, overprovision: int) -> Outcome:
+        with turn_with_room(config, events.post_text) as turn, ray_address_for_train():
 
+            def make_dataset() -> Any:
+                """Runs in Ray Train's controller whenever a worker group starts, so a restart reads on from there."""
+                turn.end()  # all workers have their places
+                return remaining_rows(config, plan, events, overprovision)
+
+            return fit(job, events, claim, folder, make_dataset, callbacks)
+
+    job = Job(config, identity.models, heldout, sample, plan.schedule.num_groups)
     try:
-        while (outcome := fit()).kind in ("more", "moving", "again"):
-            if outcome.kind == "again":
-                num_again += 1
-                if num_again > _MAX_AGAIN:
-                    raise RunError(f"no worker can load a checkpoint of the run: {outcome.message}")
-                continue
-            if outcome.kind == "moving":
-                events.line(f"a node is leaving: step {outcome.step:,} is saved, the run goes on without that node")
-            else:
-                generosity = generosity * 16 if outcome.step == (job.continues_at or 0) else 1
-            if generosity > HORIZON_GROUPS:
-                return too_little_text(config, outcome.step)
-            job = replace(job, continues_at=outcome.step)
+        return run_passes(job, do_pass, events.post_text)
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:  # the latter: its controller was lost
         raise RunError(_failure_message(config, folder, error)) from error
-    return outcome
-
-
-def _fit(
-    job: Job,
-    plan: DataPlan,
-    folder: RunFolder,
-    generosity: int,
-    stopping: Stopping,
-    callbacks: Sequence[UserCallback],
-    turn: Turn,
-) -> Outcome:
-    config = job.config
-
-    def train_from_last_checkpoint() -> Any:
-        """Runs in Ray Train's controller whenever a worker group starts, so a restart reads on from there."""
-        turn.end()  # all workers have their places
-        patience = Patience(config.runtime.outage_seconds, job.events.line)
-        own = RunFolder(config.run.storage_path, config.run.name, patience=patience)
-        checkpoint, _ = latest_checkpoint(own, verify_tensors=False)  # rank 0 of the workers does
-        job.events.note("start", "checkpoint", checkpoint and checkpoint.name)
-        state = TrainState() if checkpoint is None else checkpoint.state
-        steps_left = None if config.optim.num_steps is None else config.optim.num_steps - state.step
-        rows_left = None if steps_left is None else steps_left * config.optim.global_batch_size
-        return train_dataset(
-            plan,
-            state.position,
-            num_groups=num_groups_ahead(plan, state.position, rows_left, generosity),
-            block_rows=config.block_rows,
-            filler_blocks=config.runtime.max_workers,
-            num_cpus=config.runtime.data_cpus,
-            listener=job.events,
-            outage_seconds=config.runtime.outage_seconds,
-        )
-
-    # How often Ray Train's controller looks at the workers, seconds: it takes one report, and sees the end, per look.
-    # Ray's own 2.0 can be a good part of a short run; 0.5 costs one small call a worker.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Ray Train still counts on a node that is drained or has just died, and tries that for so long (its own: 60).
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    loop: Any = train_loop_per_worker  # Ray hands on what it returns; its annotations do not say so
-    num_workers: Any = config.runtime.num_workers  # nor do they know of (min, max)
-    run_config: Any = RunConfig  # nor of the logging configuration
-    trainer = _Trainer(
-        loop,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=num_workers,
-            use_gpu=config.runtime.use_gpu,
-            resources_per_worker=worker_resources(config),
-        ),
-        run_config=run_config(
-            name=config.run.name,
-            storage_path=folder.storage_path,
-            storage_filesystem=folder.arrow_filesystem,
-            failure_config=FailureConfig(max_failures=config.runtime.max_failures),
-            callbacks=[_FailureNews(job.events), *callbacks],
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
-        datasets={"train": train_from_last_checkpoint},
-        dataset_config=DataConfig(
-            execution_options=execution_options(config.runtime.data_cpus, config.runtime.data_label)
-        ),
-    )
-    trainer.stopping = stopping
-    result: Any = trainer.fit()
-    assert isinstance(result.return_value, Outcome)
-    return result.return_value
-
-
-class _FailureNews(UserCallback):
-    """Tells why workers are started again."""
-
-    def __init__(self, events: Line) -> None:
-        self._events = events
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller when workers have failed."""
-        for rank, error in sorted(worker_exceptions.items()):
-            self._events.line(f"worker {rank} failed: {reason_of(error)}")
-
-
-class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to us: Ray's own handler ends the process without a word and with the status of a failed run."""
-
-    stopping: Stopping
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self.stopping.controller = controller
 
 
 def _failure_message(config: Config, folder: RunFolder, error: BaseException) -> str:

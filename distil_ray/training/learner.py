@@ -48,7 +48,7 @@ def learning_rate_factor(progress: float, schedule: str, warmup_fraction: float)
     """Share of the peak learning rate at ``progress`` in [0, 1): linear warmup from 0, then ``schedule`` down to 0.
 
     Args:
-        progress: share of the training that lies behind.
+        progress: share of the training that is done.
         schedule: ``linear``, ``cosine`` or ``constant``.
         warmup_fraction: share of the training that warms up.
     """
@@ -69,7 +69,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 class FlatGradients:
     """All gradients in one fp32 buffer of fixed layout, of which every ``parameter.grad`` is a view.
 
-    One all-reduce a step sums them over the workers. The layout never changes, so neither does the order of the sums,
+    One all-reduce per step sums them over the workers. The layout never changes, so neither does the order of the sums,
     before or after a resume.
     """
 
@@ -179,7 +179,7 @@ class Learner:
         Args:
             rows: this worker's blocks of the step.
             step: number of the update, from 0: names its dropout.
-            progress: share of the training that lies behind: decides the learning rate.
+            progress: share of the training that is done: decides the learning rate.
             meter: gets the raw loss sums and the time waited for the rows.
 
         Returns:
@@ -209,7 +209,7 @@ class Learner:
         return norm, learning_rate
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
-        """Draws depend on the place in the run alone: there is no generator state to save, nor one a worker."""
+        """Draws depend on the place in the run alone: there is no generator state to save, nor one per worker."""
         key = stream_key(self._config.run.seed, "dropout", step, micro_batch)
         # torch.manual_seed would take milliseconds for accelerators that are not there.
         torch.default_generator.manual_seed(int(key >> 1))

@@ -1,4 +1,4 @@
-"""The training loop, run by every worker of the group."""
+"""The training loop, run by every worker of the group. It knows its surroundings from `World` alone."""
 
 import math
 import socket
@@ -8,88 +8,58 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import ray.train
-import ray.train.torch
 import torch
-import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
-from distil_ray.config import Config
 from distil_ray.errors import InputError, OutageError
 from distil_ray.models.loading import check_finite_outputs
-from distil_ray.outages import Patience
 from distil_ray.runs.lease import LeaseLostError
-from distil_ray.runs.stopping import Departures
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, open_checkpoint, withdraw_damaged
 from distil_ray.training.export import export_student
-from distil_ray.training.feed import BlockFeed, Notice, StepRows
+from distil_ray.training.feed import BlockFeed, StepRows, StopReason
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.job import Job, Kind, Outcome
 from distil_ray.training.learner import Learner
 from distil_ray.training.metrics import Reporter, is_writable, read_records
+from distil_ray.training.passes import too_little_text
+from distil_ray.training.world import World
 
 FINISHED_FILE = "finished.json"
 NONFINITE_FILE = "nonfinite.json"
 
 
-def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
-    """Train from the last committed checkpoint on, until the run or the pipeline ends."""
-    job: Job = loop_config["job"]
-    config = job.config
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    group = dist.new_group(backend="gloo") if config.runtime.use_gpu else None
-
+def train(job: Job, world: World) -> Outcome:
+    """Train from the last committed checkpoint until the run or the pipeline ends."""
     # 1. Set up what is equal on all workers; if one of them cannot, none begins.
-    patience = Patience(config.runtime.outage_seconds, job.events.line)
-    folder = job.claim.guard(RunFolder(config.run.storage_path, config.run.name, patience=patience))
-    try:
-        tokenizer, learner, problem = *_set_up(job), None
-    except (InputError, OutageError) as error:
-        tokenizer, learner, problem = None, None, error
-    if failure := _first_failure(problem, world_size, group):
-        return failure
-    assert tokenizer is not None
-    assert learner is not None
-    heldout = HeldOut(
-        job.heldout,
-        rank=rank,
-        world_size=world_size,
-        batch_size=config.micro_batch_size,
-        device=learner.device,
-    )
+    setup = _set_up(job, world)
+    if isinstance(setup, Outcome):
+        return setup
+    tokenizer, learner = setup
+    config, folder = job.config, world.folder
 
-    # 2. Resume from the last committed checkpoint, which rank 0 verifies; the pipeline must begin there, too.
-    checkpoint, complaints = _agree_on_checkpoint(folder, rank, group)
-    if job.events.noted("start").get("checkpoint", checkpoint and checkpoint.name) != (checkpoint and checkpoint.name):
+    # 2. Resume from the last committed checkpoint; the pipeline must begin there, too.
+    checkpoint, complaints = _agree_on_checkpoint(world)
+    resumed_from = None if checkpoint is None else checkpoint.name
+    if world.events.noted("start").get("checkpoint", resumed_from) != resumed_from:
         return Outcome("again", "; ".join(complaints))
     state = TrainState() if checkpoint is None else checkpoint.state
     if checkpoint is not None:
         learner.restore(checkpoint)
-    checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=rank == 0)
-    reporter = Reporter(folder, job.events, is_active=rank == 0)
-    departures = Departures()
-    resumed_from = None if checkpoint is None else checkpoint.name
+    checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=world.is_main)
+    reporter = Reporter(folder, world.events, is_active=world.is_main)
     reporter.begin(state, resumed_from, complaints, is_continuation=state.step == job.continues_at)
-    feed = BlockFeed(
-        ray.train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2),
-        start=state.position,
-        start_group_rows=state.group_rows,
-        rank=rank,
-        world_size=world_size,
-        blocks_per_step=config.runtime.max_workers,
-        group=group,
-        is_stop_wanted=job.events.is_stop_wanted,
-        is_node_leaving=departures.are_imminent,
-        empty_groups=lambda: job.events.noted("empty"),
-    )
+    feed = BlockFeed(world, config.runtime.max_workers, start=state.position, start_group_rows=state.group_rows)
+    heldout = HeldOut(job.heldout, world, config.micro_batch_size)
+    meter = learner.new_meter(world.world_size)
     saved_step = evaluated_step = state.step
+    num_nonfinite, last_finite, is_over = 0, state, False
     if checkpoint is None:
         reporter.record(state, heldout.evaluate(learner))
-    meter = learner.new_meter(world_size)
-    num_nonfinite, last_finite, is_over = 0, state, False
+
+    def save(state: TrainState) -> None:
+        checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
 
     try:
         while state.progress < 1:
@@ -114,19 +84,19 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
                 with meter.pause():
                     record |= heldout.evaluate(learner)
                 evaluated_step = state.step
-            _report(reporter, state, record)
+            _report(world, reporter, state, record)
 
             # 6. Give up when the gradient stays without a finite norm. Nothing was learned since the last finite one.
             if num_nonfinite >= config.optim.max_skipped_updates:
                 reporter.sync()
                 if last_finite.step > saved_step:
-                    checkpoints.save(replace(last_finite, saved_at=time.time()), learner.tensors())
-                return _give_up(folder, previous, state, last_finite, num_nonfinite, is_main=rank == 0)
+                    save(last_finite)
+                return _give_up(world, previous, state, last_finite, num_nonfinite)
 
-            # 7. Save, and also when a node is announced to go. Progress counts once its checkpoint is committed.
-            if departures.are_news() or _is_due(state, config.checkpoint.every_steps):
+            # 7. Save, and also when a node's end is announced. Progress counts once its checkpoint is committed.
+            if world.preemption.is_new() or _is_due(state, config.checkpoint.every_steps):
                 reporter.sync()
-                checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
+                save(state)
                 saved_step = state.step
 
         # 8. Finish, or leave the rest to the next pass (on other nodes, perhaps) or to another day.
@@ -138,10 +108,10 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
             state = replace(state, progress=1.0)
             record = meter.record() if meter.num_steps else {}
             record |= heldout.evaluate(learner) if state.step > evaluated_step else {}
-            _report(reporter, state, record)
+            _report(world, reporter, state, record)
         reporter.sync()
         if state.step > saved_step:
-            checkpoints.save(replace(state, saved_at=time.time()), learner.tensors())
+            save(state)
         checkpoints.wait()
     except LeaseLostError as error:
         if is_over:  # no other worker waits for this one
@@ -150,57 +120,46 @@ def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     finally:
         checkpoints.wait()
     if feed.has_failed:
-        return _unreadable(job.events.noted("unreadable"), state)
+        return _unreadable(world.events.noted("unreadable"), state)
     if not is_finished:
-        return Outcome(_what_next(feed.notice), step=state.step)
-    if rank == 0:
+        return Outcome(_what_next(feed.stop_reason), step=state.step)
+    if world.is_main:
         summary = _summarise(folder, state)
         export_student(folder, learner.student, tokenizer, config, summary)
         folder.write_json(FINISHED_FILE, summary)
     return Outcome("finished", step=state.step)
 
 
-def _set_up(job: Job) -> tuple[PreTrainedTokenizerBase, Learner]:
-    """Load what the run starts from.
+def _set_up(job: Job, world: World) -> tuple[PreTrainedTokenizerBase, Learner] | Outcome:
+    """Load what the run starts from; on all workers, the failure of the first one that cannot."""
+    result: tuple[PreTrainedTokenizerBase, Learner] | Outcome
+    try:
+        result = _load(job, world.device)
+    except (InputError, OutageError) as error:
+        where = f"on node {socket.gethostname()}: " if world.world_size > 1 else ""
+        result = Outcome("outage" if isinstance(error, OutageError) else "bad input", f"{where}{error}")
+    failures = world.gather(result if isinstance(result, Outcome) else None)
+    return next((failure for failure in failures if failure is not None), result)
 
-    Raises:
-        InputError: it cannot be used.
-        OutageError: the Hub does not answer.
-    """
+
+def _load(job: Job, device: torch.device) -> tuple[PreTrainedTokenizerBase, Learner]:
     tokenizer = build_tokenizer(job.config, job.models)
     models = build_models(job.config, tokenizer, job.models)
-    learner = Learner(job.config, *models, device=ray.train.torch.get_device())
+    learner = Learner(job.config, *models, device=device)
     if learner.teacher is not None:
-        sample = torch.from_numpy(job.sample.astype(np.int64)).to(learner.device)
+        sample = torch.from_numpy(job.sample.astype(np.int64)).to(device)
         with learner.autocast():
             check_finite_outputs(learner.teacher, sample, "teacher")
     return tokenizer, learner
 
 
-def _first_failure(problem: Exception | None, world_size: int, group: dist.ProcessGroup | None) -> Outcome | None:
-    """Agree on one failure: the first failing worker's; None if all are well."""
-    own = None
-    if problem is not None:
-        where = f"on node {socket.gethostname()}: " if world_size > 1 else ""
-        own = Outcome("outage" if isinstance(problem, OutageError) else "bad input", f"{where}{problem}")
-    found: list[Outcome | None] = [own]
-    if world_size > 1:
-        found = [None] * world_size
-        dist.all_gather_object(found, own, group=group)
-    return next(filter(None, found), None)
-
-
-def _agree_on_checkpoint(
-    folder: RunFolder, rank: int, group: dist.ProcessGroup | None
-) -> tuple[Checkpoint | None, list[str]]:
+def _agree_on_checkpoint(world: World) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is complete and undamaged, as rank 0 sees it, and what is wrong with newer ones."""
-    checkpoint, complaints = withdraw_damaged(folder) if rank == 0 else (None, [])
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        choice: list[Any] = [checkpoint and checkpoint.name, complaints]
-        dist.broadcast_object_list(choice, src=0, group=group)
-        name, complaints = choice
-        if rank > 0 and name is not None:
-            checkpoint = open_checkpoint(folder, name)
+    checkpoint, complaints = withdraw_damaged(world.folder) if world.is_main else (None, [])
+    own = None if checkpoint is None else checkpoint.name
+    name, complaints = world.gather((own, complaints))[0]
+    if name is not None and not world.is_main:
+        checkpoint = open_checkpoint(world.folder, name)
     return checkpoint, complaints
 
 
@@ -210,10 +169,10 @@ def _unreadable(notes: Mapping[int, tuple[bool, str]], state: TrainState) -> Out
     return Outcome("bad input" if is_input_error else "outage", message, step=state.step)
 
 
-def _what_next(notice: Notice) -> Kind:
-    if notice.is_stop_wanted:
+def _what_next(reason: StopReason) -> Kind:
+    if reason.is_stop_wanted:
         return "stopped"
-    return "moving" if notice.is_node_leaving else "more"
+    return "moving" if reason.is_node_leaving else "more"
 
 
 def _is_due(state: TrainState, every_steps: int) -> bool:
@@ -237,51 +196,26 @@ def _advance(state: TrainState, rows: StepRows, job: Job, *, is_skipped: bool) -
     return TrainState(state.step + 1, rows.position, progress, counters, group_rows=rows.group_rows)
 
 
-def _report(reporter: Reporter, state: TrainState, record: dict[str, Any]) -> None:
-    """Write a record down; an evaluation goes to Ray too, whose controller takes one report per look."""
+def _report(world: World, reporter: Reporter, state: TrainState, record: dict[str, Any]) -> None:
+    """Write a record to the run's folder; report an evaluation to whoever watches the run, too."""
     if record:
         reporter.record(state, record)
     if "eval/mlm_loss" in record:
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and is_writable(v)}
-        ray.train.report({"step": state.step, "run/progress": state.progress} | numbers)
-
-
-def too_little_text(config: Config, num_steps: int) -> Outcome:
-    """The end of a run whose text holds no further step."""
-    rows, length = config.optim.global_batch_size, config.data.max_seq_length
-    return Outcome(
-        "bad input",
-        f"the text holds no further step of optim.global_batch_size = {rows} rows of data.max_seq_length = {length} "
-        f"tokens (steps done: {num_steps}); expected at least {rows * length:,} tokens: give more text, more "
-        "num_epochs, or a smaller batch",
-        step=num_steps,
-    )
+        world.report({"step": state.step, "run/progress": state.progress} | numbers)
 
 
 def _give_up(
-    folder: RunFolder,
-    previous: TrainState,
-    state: TrainState,
-    last_finite: TrainState,
-    num_nonfinite: int,
-    *,
-    is_main: bool,
+    world: World, previous: TrainState, state: TrainState, last_finite: TrainState, num_nonfinite: int
 ) -> Outcome:
     """End the run and write down which rows the last batch had."""
-    if is_main:
-        folder.write_json(
-            NONFINITE_FILE,
-            {
-                "step": state.step,
-                "rows_after": previous.position,
-                "up_to": state.position,
-                "in_a_row": num_nonfinite,
-            },
-        )
+    if world.is_main:
+        found = {"rows_after": previous.position, "up_to": state.position, "in_a_row": num_nonfinite}
+        world.folder.write_json(NONFINITE_FILE, {"step": state.step} | found)
     return Outcome(
         "diverged",
         f"the gradient had no finite norm in {num_nonfinite} steps in a row, up to step {state.step}; their updates "
-        f"were skipped. The last batch's rows stand in {folder.join(NONFINITE_FILE)}. A lower "
+        f"were skipped. The last batch's rows are listed in {world.folder.join(NONFINITE_FILE)}. A lower "
         "optim.learning_rate or precision fp32 is the usual remedy",
         step=last_finite.step,
     )

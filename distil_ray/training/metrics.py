@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from distil_ray.models.flops import peak_flops
 from distil_ray.runs.storage import RunFolder, flush_to_disk, replace_file
 from distil_ray.training.checkpoint import TrainState
+from distil_ray.training.world import Events
 
 METRICS_FILE = "metrics.jsonl"
 DIGESTS_FILE = "digests.csv"
@@ -27,7 +28,7 @@ Record = dict[str, Any]
 
 
 class Meter:
-    """Adds up loss terms and waiting time between two records. One instance a worker."""
+    """Adds up loss terms and waiting time between two records. One instance per worker."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class Meter:
 
 
 class MetricsWriter:
-    """Writes the run's records, on rank 0. What a crash leaves behind a checkpoint is dropped on resume."""
+    """Writes the run's records, on rank 0. What a crash leaves after a checkpoint is dropped on resume."""
 
     def __init__(self, folder: RunFolder, resume_step: int) -> None:
         self._folder = folder
@@ -134,7 +135,7 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, record["step"])
 
     def write_digest(self, step: int, digest: int, group: int, row: int) -> None:
-        """Note the digest of a step's global batch and the position behind it."""
+        """Note the digest of a step's global batch and the position after it."""
         self._digests.write(f"{step},{digest:016x},{group},{row}\n")
 
     def sync(self) -> None:
@@ -188,18 +189,8 @@ def _digests_step(line: bytes) -> int:
 RESTARTS_FILE = "restarts.jsonl"
 
 
-class Events(Protocol):
-    """Where messages to the driver go."""
-
-    def line(self, text: str) -> None:
-        """Pass on a line of text without waiting."""
-
-    def record(self, record: Record) -> None:
-        """Pass on metrics without waiting."""
-
-
 class Reporter:
-    """Writes the records of a run and tells the driver of them; does nothing on the other workers."""
+    """Writes the records of a run and passes them to the driver; does nothing on the other workers."""
 
     def __init__(self, folder: RunFolder, events: Events, *, is_active: bool) -> None:
         self._folder = folder
@@ -209,14 +200,14 @@ class Reporter:
     def begin(
         self, state: TrainState, resumed_from: str | None, complaints: list[str], *, is_continuation: bool
     ) -> None:
-        """Open the files behind ``state``, and say where the run goes on if it does not begin here."""
+        """Open the files after ``state``, and say where the run resumes if it does not begin here."""
         if not self._is_active:
             return
         self._began, self._progress_at_start = time.monotonic(), state.progress
         restarts, damaged_restarts = self._folder.read_json_lines(RESTARTS_FILE)
         records, damaged_records = self._folder.read_json_lines(METRICS_FILE)
         for line in [*damaged_restarts, *damaged_records]:
-            self._events.line(line)
+            self._events.post_text(line)
         last_record = max((record["time"] for record in records if "time" in record), default=None)
         if (resumed_from is not None or last_record is not None) and not is_continuation:
             restart = _describe_restart(state, resumed_from, last_record)
@@ -224,7 +215,7 @@ class Reporter:
             lines = "".join(json.dumps(entry) + "\n" for entry in restarts)
             self._folder.write_text(RESTARTS_FILE, lines)
             for line in [*complaints, _restart_line(restart)]:
-                self._events.line(line)
+                self._events.post_text(line)
         self._num_restarts = len(restarts)
         self._writer = MetricsWriter(self._folder, -1 if resumed_from is None else state.step)
 
@@ -241,7 +232,7 @@ class Reporter:
             "run/restarts": self._num_restarts,
         }
         self._writer.write(record)
-        self._events.record({**record, "eta_seconds": self._eta_seconds(state.progress)})
+        self._events.post_record({**record, "eta_seconds": self._eta_seconds(state.progress)})
 
     def digest(self, state: TrainState, digest: int) -> None:
         """Note the digest of the step that led to ``state``."""
@@ -281,6 +272,6 @@ def _restart_line(restart: Mapping[str, Any]) -> str:
         return "starting again from step 0: the run had no complete checkpoint yet"
     group, row = restart["position"]
     return (
-        f"resuming from {restart['checkpoint']}: step {restart['step']:,}, behind row {row:,} of group {group:,}; "
+        f"resuming from {restart['checkpoint']}: step {restart['step']:,}, after row {row:,} of group {group:,}; "
         f"{restart['lost_seconds'] or 0:.0f} s of work since then are done again"
     )

@@ -22,6 +22,9 @@ HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"  # as Ray's provider
 _STORE = {"object_store_memory": 200_000_000}
 
 
+pytestmark = pytest.mark.slow
+
+
 class Head(NamedTuple):
     """A running cluster: the dashboard's address, and the environment of a command with its token."""
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 # A server that has these imported forks the processes, so that each starts at once.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["distil_ray.training.heldout", "transformers.models.bert.modeling_bert"])
+CONTEXT.set_forkserver_preload(["distil_ray.training.loop", "transformers.models.bert.modeling_bert"])
 
 _TIMEOUT = timedelta(seconds=60)
 

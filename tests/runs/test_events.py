@@ -1,4 +1,4 @@
-"""The line between driver and workers, also when its middle or its end is lost."""
+"""Events between driver and workers, also when the actor in the middle or a worker is lost."""
 
 from queue import Empty
 
@@ -6,86 +6,86 @@ import pytest
 import ray
 from runs import wait_for
 
-from distil_ray.runs.events import Line
+from distil_ray.runs.events import EventQueue
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture
-def line():
-    line = Line()
-    yield line
-    line.close()
+def events():
+    events = EventQueue()
+    yield events
+    events.close()
 
 
 @pytest.fixture
-def worker(line):
+def worker(events):
     """An actor that works for a run."""
 
     class Worker:  # within the function, so that it travels with its code
         def is_stop_wanted(self) -> bool:
-            return line.is_stop_wanted()
+            return events.is_stop_wanted()
 
     worker = ray.remote(Worker).options(num_cpus=0).remote()
     yield worker
     ray.kill(worker)
 
 
-def lose(line: Line) -> None:
+def lose(events: EventQueue) -> None:
     """Kill the process in the middle, as the kernel does when memory runs out."""
-    ray.kill(line._exchange, no_restart=False)
+    ray.kill(events._exchange, no_restart=False)
 
 
-def received(line: Line) -> list[object]:
+def received(events: EventQueue) -> list[object]:
     try:
-        return [line.get(timeout=0.2)]
+        return [events.get(timeout=0.2)]
     except Empty:
         return []
 
 
-def test_events_arrive_and_a_request_to_stop_is_heard(line, worker):
-    line.line("a")
-    line.record({"step": 1})
-    events = [line.get(timeout=10), line.get(timeout=10)]
-    assert sorted(events, key=str) == [("line", "a"), ("record", {"step": 1})]  # Ray may let one overtake the other
+def test_events_arrive_and_a_request_to_stop_is_heard(events, worker):
+    events.post_text("a")
+    events.post_record({"step": 1})
+    arrived = [events.get(timeout=10), events.get(timeout=10)]
+    assert sorted(arrived, key=str) == [("line", "a"), ("record", {"step": 1})]  # Ray may let one overtake the other
     with pytest.raises(Empty):
-        line.get(timeout=0.1)
+        events.get(timeout=0.1)
     assert not ray.get(worker.is_stop_wanted.remote())
-    assert line.want_stop()
+    assert events.want_stop()
     assert ray.get(worker.is_stop_wanted.remote())
 
 
-def test_nobody_hears_before_there_is_a_worker_and_after_it_is_lost(line, worker):
-    assert not line.want_stop()
+def test_nobody_hears_before_there_is_a_worker_and_after_it_is_lost(events, worker):
+    assert not events.want_stop()
     assert ray.get(worker.is_stop_wanted.remote())
-    assert line.want_stop()
+    assert events.want_stop()
     ray.kill(worker)
-    wait_for(lambda: not line.want_stop())
+    wait_for(lambda: not events.want_stop())
 
 
-def test_a_line_that_is_lost_ends_nothing_and_comes_back(line, worker):
+def test_a_queue_that_is_lost_ends_nothing_and_comes_back(events, worker):
     assert not ray.get(worker.is_stop_wanted.remote())
-    lose(line)
-    line.line("lost, or not")
+    lose(events)
+    events.post_text("lost, or not")
     assert not ray.get(worker.is_stop_wanted.remote())
 
     def is_back() -> bool:
-        line.line("again")
-        return ("line", "again") in received(line)
+        events.post_text("again")
+        return ("line", "again") in received(events)
 
     wait_for(is_back)
     ray.get(worker.is_stop_wanted.remote())
-    assert line.want_stop()
+    assert events.want_stop()
     assert ray.get(worker.is_stop_wanted.remote())
 
 
-def test_a_request_to_stop_outlives_the_line(line, worker):
+def test_a_request_to_stop_outlives_the_queue(events, worker):
     ray.get(worker.is_stop_wanted.remote())
-    assert line.want_stop()
-    lose(line)
+    assert events.want_stop()
+    lose(events)
 
     def is_known_again() -> bool:
-        received(line)
+        received(events)
         return ray.get(worker.is_stop_wanted.remote())
 
     wait_for(is_known_again)

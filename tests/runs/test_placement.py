@@ -107,6 +107,7 @@ def test_a_trial_that_is_killed_while_it_waits_leaves_neither_turn_nor_room_take
     wait_for(is_free)
 
 
+@pytest.mark.slow
 def test_two_runs_with_room_for_one_both_finish(settings, ray_cluster, tmp_path):
     """Both workers would fit at once, with no slot left for data tasks."""
     settings = changed(settings, runtime__num_workers=1, runtime__resources_per_worker={"CPU": 3.0})

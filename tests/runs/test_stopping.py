@@ -6,17 +6,15 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
-from ray.train.v2.api.preemption import PreemptionInfo
 
 from distil_ray.runs import stopping
-from distil_ray.runs.stopping import LEAVE_SECONDS, Departures, Stopping
+from distil_ray.runs.stopping import Stopping
 
 
 class Workers:
-    """What the driver's end of the line sees of the workers."""
+    """What the driver sees of the workers."""
 
     def __init__(self, *, are_there: bool) -> None:
         self.are_there = are_there
@@ -29,7 +27,7 @@ class Workers:
         self.threads.add(threading.current_thread())
         return self.are_there
 
-    def line(self, text: str) -> None:
+    def post_text(self, text: str) -> None:
         self.lines.append(text)
 
 
@@ -87,7 +85,7 @@ def test_without_workers_the_first_signal_ends_the_run_at_once():
 
 
 def test_workers_that_are_lost_after_the_signal_are_not_waited_for(monkeypatch):
-    monkeypatch.setattr(stopping, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(stopping, "_CHECK_SECONDS", 0.05)
     workers = Workers(are_there=True)
 
     def body():
@@ -131,35 +129,3 @@ def test_what_nohup_ignores_stays_ignored():
     )
     ran = subprocess.run(["nohup", sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert ran.stdout == "still there\n", ran.stderr
-
-
-@pytest.fixture
-def told(monkeypatch):
-    """What Ray Train tells this worker; the test sets it."""
-    context = SimpleNamespace(preemption_info=None)
-    monkeypatch.setattr(stopping, "get_train_context", lambda: SimpleNamespace(preemption_context=context))
-    return context
-
-
-def of_node(name: str, seconds: float | None) -> PreemptionInfo:
-    deadline = None if seconds is None else int((time.time() + seconds) * 1000)
-    return PreemptionInfo(deadline_ms=deadline, preempted_node_to_ranks={name: [0]})
-
-
-def test_each_announcement_is_news_once(told):
-    known = Departures()
-    assert not known.are_news()
-    told.preemption_info = of_node("a", 100)
-    assert [known.are_news(), known.are_news()] == [True, False]
-    told.preemption_info = of_node("b", 100)
-    assert [known.are_news(), known.are_news()] == [True, False]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"), [(LEAVE_SECONDS + 5, False), (LEAVE_SECONDS - 1, True), (-3, True), (None, True)]
-)
-def test_a_node_is_used_until_shortly_before_its_end(told, seconds, expected):
-    known = Departures()
-    assert not known.are_imminent()
-    told.preemption_info = of_node("a", seconds)
-    assert known.are_imminent() is expected

@@ -5,14 +5,13 @@
 
 import http.server
 import json
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
 from distil_ray import drain
-from distil_ray.errors import RunError
 
 
 def notice() -> dict[str, str]:
@@ -79,14 +78,22 @@ def test_one_watcher_a_node(tmp_path, monkeypatch, capsys):
     drain._only_watcher("node").close()
 
 
-def test_the_node_of_this_machine_is_found_and_no_other(ray_cluster, monkeypatch):
+def test_the_node_of_this_machine_is_found_and_no_other(ray_cluster):
+    """In a process of its own: it joins the cluster to ask."""
     import ray
 
-    assert drain.own_node_id(ray_cluster) == ray.get_runtime_context().get_node_id()
-    monkeypatch.setattr("ray._private.services.get_node_ip_address", lambda: "192.0.2.77")
-    monkeypatch.setattr(drain.socket, "gethostname", lambda: "elsewhere")
-    with pytest.raises(RunError, match=r"0 Ray nodes run at 192.0.2.77, elsewhere, expected one; name it with --node"):
-        drain.own_node_id(ray_cluster)
+    script = f"""
+import ray.util, socket
+from distil_ray import drain
+print(drain.own_node_id({ray_cluster!r}))
+ray.util.get_node_ip_address = lambda: "192.0.2.77"
+socket.gethostname = lambda: "elsewhere"
+drain.own_node_id({ray_cluster!r})
+"""
+    asked = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert asked.stdout.split() == [ray.get_runtime_context().get_node_id()]
+    last = asked.stderr.splitlines()[-1]
+    assert "RunError: 0 Ray nodes run at 192.0.2.77, elsewhere, expected one; name it with --node-id" in last
 
 
 def test_a_node_that_ray_does_not_know(ray_cluster, capsys):

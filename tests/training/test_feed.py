@@ -3,17 +3,19 @@
 import threading
 import time
 from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from processes import run_workers
-from training_parts import K, T, blocks_of, random_rows
+from training_parts import CPU, K, T, blocks_of, random_rows
 
 from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, SKIPPED, digest, filler_rows
 from distil_ray.data.schedule import START, Position
 from distil_ray.errors import InputError
 from distil_ray.training import feed as feed_module
-from distil_ray.training.feed import BlockFeed, DataError, DataPlaneError, Notice
+from distil_ray.training.feed import BlockFeed, DataError, DataPlaneError, StopReason
+from distil_ray.training.world import PreemptionWatch, World
 
 BLOCK_ROWS, BLOCKS_PER_STEP = 2, 4
 STEP_ROWS = BLOCK_ROWS * BLOCKS_PER_STEP
@@ -40,10 +42,21 @@ def deal(blocks, rank, world_size):
     return blocks[rank : len(blocks) - len(blocks) % world_size : world_size]
 
 
-def feed_of(blocks, rank=0, world_size=1, start=START, **others):
-    return BlockFeed(
-        blocks, start=start, rank=rank, world_size=world_size, blocks_per_step=BLOCKS_PER_STEP, group=None, **others
-    )
+class Driver:
+    """What a feed asks the driver."""
+
+    def __init__(self, is_stop_wanted=lambda: False, empty_groups=()):
+        self.is_stop_wanted = is_stop_wanted
+        self._notes = {"empty": dict.fromkeys(empty_groups)}
+
+    def noted(self, topic):
+        return self._notes[topic]
+
+
+def feed_of(blocks, rank=0, world_size=1, start=START, start_group_rows=0, preemption=None, **driver):
+    preemption = preemption or PreemptionWatch()
+    world = World(rank, world_size, CPU, None, blocks, Driver(**driver), preemption=preemption)
+    return BlockFeed(world, BLOCKS_PER_STEP, start=start, start_group_rows=start_group_rows)
 
 
 def take_all(rank, world_size, rows):
@@ -118,23 +131,23 @@ def test_all_workers_agree_on_the_end():
 
 
 def leave(rank, world_size, rows):
-    """One worker alone gets a notice, before the third step."""
-    notices = iter([False, False, rank == 1, False])
+    """One worker alone is told that its node goes, before the third step."""
+    told = iter([None, None, SimpleNamespace(deadline_ms=None) if rank == 1 else None])
     blocks = deal(with_filler(rows), rank, world_size)
-    feed = feed_of(blocks, rank, world_size, is_node_leaving=lambda: next(notices))
+    feed = feed_of(blocks, rank, world_size, preemption=PreemptionWatch(lambda: next(told)))
     steps = [feed.next_step() for _ in range(3)]
-    return [step if step is None else step.position for step in steps], feed.notice, feed.is_at_end
+    return [step if step is None else step.position for step in steps], feed.stop_reason, feed.is_at_end
 
 
 def test_all_workers_leave_before_the_same_step():
-    expected = [Position(0, 7), Position(0, 15), None], Notice(is_node_leaving=True), False
+    expected = [Position(0, 7), Position(0, 15), None], StopReason(is_node_leaving=True), False
     assert run_workers(leave, 2, sequence(4 * STEP_ROWS)) == [expected, expected]
 
 
 def test_a_wish_to_stop_is_told_from_a_leaving_node():
     feed = feed_of(blocks_of(sequence(STEP_ROWS), BLOCK_ROWS), is_stop_wanted=lambda: True)
     assert feed.next_step() is None
-    assert feed.notice == Notice(is_stop_wanted=True, is_node_leaving=False)
+    assert feed.stop_reason == StopReason(is_stop_wanted=True, is_node_leaving=False)
 
 
 def wait_in_vain(rank, world_size, rows):
@@ -149,11 +162,11 @@ def wait_in_vain(rank, world_size, rows):
             yield block
 
     feed = feed_of(blocks(), rank, world_size, is_stop_wanted=lambda: rank == 1 and time.monotonic() - began > 0.5)
-    return feed.next_step().position, feed.next_step(), feed.notice
+    return feed.next_step().position, feed.next_step(), feed.stop_reason
 
 
 def test_a_stop_needs_no_further_step():
-    expected = (Position(0, 7), None, Notice(is_stop_wanted=True))
+    expected = (Position(0, 7), None, StopReason(is_stop_wanted=True))
     assert run_workers(wait_in_vain, 2, sequence(2 * STEP_ROWS)) == [expected, expected]
 
 
@@ -204,7 +217,7 @@ def test_a_group_may_be_missing_only_if_it_is_known_to_be_empty(num_rows, monkey
     rows = sequence(num_rows, 4, 21)
     blocks = blocks_of(without(rows, rows["group"] != 1), BLOCK_ROWS)
 
-    feed = feed_of(blocks, empty_groups=lambda: {1: "two documents, both blank"})
+    feed = feed_of(blocks, empty_groups=[1])
     assert [feed.next_step().position.group for _ in range(3)] == [2 if num_rows < 8 else 0, 2, 2]
     feed = feed_of(blocks)
     with pytest.raises(DataPlaneError, match=f"row 0 of group 2 came after row {num_rows - 1} of group 0"):

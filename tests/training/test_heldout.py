@@ -9,6 +9,7 @@ from training_parts import CPU, random_rows, small_config, small_pair, train
 from distil_ray.models.student import build_student
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.learner import Learner
+from distil_ray.training.world import World
 
 NUM_ROWS = 13
 
@@ -24,7 +25,7 @@ def learner_of(config, dropout=0.0):
 
 
 def heldout(rows, rank=0, world_size=1, batch_size=4):
-    return HeldOut(rows, rank=rank, world_size=world_size, batch_size=batch_size, device=CPU)
+    return HeldOut(rows, World(rank, world_size, CPU, None, [], None), batch_size)
 
 
 def plain_figures(student, teacher, rows):

@@ -1,9 +1,10 @@
-"""Processes that Ray or we have put between driver and workers, lost in the middle of a run."""
+"""Processes between driver and workers, Ray's and ours, lost in the middle of a run."""
 
 import subprocess
 from pathlib import Path
 
 import psutil
+import pytest
 from runs import changed, command, has_got_to, records, wait_for
 
 
@@ -19,7 +20,8 @@ def processes(title: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_run_outlives_its_line_and_says_how_to_resume_without_its_controller(settings, ray_cluster, tmp_path):
+@pytest.mark.slow
+def test_a_run_outlives_its_event_queue_and_says_how_to_resume_without_its_controller(settings, ray_cluster, tmp_path):
     settings = changed(settings, optim__num_steps=100_000, checkpoint__every_steps=20, runtime__num_workers=1)
     arguments, environment = command(settings, tmp_path, ray_cluster)
     folder = Path(settings["run"]["storage_path"]) / "run"

@@ -30,6 +30,9 @@ IMPATIENT = {
 }
 
 
+pytestmark = pytest.mark.slow
+
+
 def refuse_workers_larger_than_a_node(settings: dict[str, Any], cluster: Cluster, tmp_path: Path) -> None:
     """The nodes have 2 + 1 + 1 slots, enough for two workers of 1.5 and a data task together, but not one by one."""
     large = changed(settings, run__name="large", runtime__resources_per_worker={"CPU": 1.5}, runtime__data_cpus=1)
@@ -92,7 +95,8 @@ def announce_the_end(node: Any, address: str) -> str:
 
 def moved_at(output: Path) -> int | None:
     """The step at which the run has left a node, by its own words."""
-    found = re.search(r"a node is leaving: step (\d+) is saved, the run goes on without that node", output.read_text())
+    line = r"a node is leaving: step (\d+) is saved, the run continues without that node"
+    found = re.search(line, output.read_text())
     return int(found[1]) if found else None
 
 

@@ -20,10 +20,10 @@ class Heard:
         self.lines = []
         self.records = []
 
-    def line(self, text):
+    def post_text(self, text):
         self.lines.append(text)
 
-    def record(self, record):
+    def post_record(self, record):
         self.records.append(record)
 
 
@@ -98,7 +98,7 @@ def test_a_restart_is_told_and_counted(folder):
         reporter, heard = begin(folder, state, "checkpoint_000000013", [complaint])
         assert heard.lines == [
             complaint,
-            "resuming from checkpoint_000000013: step 13, behind row 3 of group 1; "
+            "resuming from checkpoint_000000013: step 13, after row 3 of group 1; "
             "42 s of work since then are done again",
         ]
         assert [(r["checkpoint"], r["step"], r["position"]) for r in restarts(folder)] == [

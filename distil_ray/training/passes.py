@@ -1,0 +1,49 @@
+"""A run as passes over the schedule of its text, each with a pipeline of its own. Imports no Ray."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from distil_ray.config import Config
+from distil_ray.errors import RunError
+from distil_ray.training.job import Job, Outcome
+
+_MAX_AGAIN = 3  # damaged checkpoints that are met at the start of workers, one after the other
+_MAX_OVERPROVISION = 16**3
+
+
+def run_passes(job: Job, do_pass: Callable[[Job, int], Outcome], tell: Callable[[str], None]) -> Outcome:
+    """Do one pass for each stretch of the schedule that one pipeline covers: a single one, but for enormous runs.
+
+    Args:
+        do_pass: does one, given the job and how much more text than usual its pipeline should cover, as a factor.
+
+    Raises:
+        RunError: damaged checkpoints kept turning up.
+    """
+    overprovision, num_again = 1, 0
+    while (outcome := do_pass(job, overprovision)).kind in ("more", "moving", "again"):
+        if outcome.kind == "again":
+            num_again += 1
+            if num_again > _MAX_AGAIN:
+                raise RunError(f"no worker can load a checkpoint of the run: {outcome.message}")
+            continue
+        if outcome.kind == "moving":
+            tell(f"a node is leaving: step {outcome.step:,} is saved, the run continues without that node")
+        else:
+            overprovision = overprovision * 16 if outcome.step == (job.continues_at or 0) else 1
+        if overprovision > _MAX_OVERPROVISION:
+            return too_little_text(job.config, outcome.step)
+        job = replace(job, continues_at=outcome.step)
+    return outcome
+
+
+def too_little_text(config: Config, num_steps: int) -> Outcome:
+    """The end of a run whose text holds no further step."""
+    rows, length = config.optim.global_batch_size, config.data.max_seq_length
+    return Outcome(
+        "bad input",
+        f"the text holds no further step of optim.global_batch_size = {rows} rows of data.max_seq_length = {length} "
+        f"tokens (steps done: {num_steps}); expected at least {rows * length:,} tokens: give more text, more "
+        "num_epochs, or a smaller batch",
+        step=num_steps,
+    )

@@ -1,0 +1,132 @@
+"""Ray Train around the training loop: a worker's world, and the fit of one pass. The only module here that imports it.
+
+Ray Train starts the workers again when one of them or its node is lost, and deals the pipeline's blocks out to them.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch.distributed as dist
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+
+from distil_ray.data.pipeline import execution_options
+from distil_ray.errors import reason_of
+from distil_ray.outages import Patience
+from distil_ray.runs.cluster import worker_resources
+from distil_ray.runs.events import EventQueue
+from distil_ray.runs.lease import Claim
+from distil_ray.runs.ray_internals import newest_preemption
+from distil_ray.runs.storage import RunFolder
+from distil_ray.training.job import Job, Outcome
+from distil_ray.training.loop import train
+from distil_ray.training.world import PreemptionWatch, World
+
+
+def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
+    """Train as one of Ray Train's workers."""
+    job: Job = loop_config["job"]
+    events: EventQueue = loop_config["events"]
+    claim: Claim = loop_config["claim"]
+    run, context = job.config.run, ray.train.get_context()
+    patience = Patience(job.config.runtime.outage_seconds, events.post_text)
+    blocks = ray.train.get_dataset_shard("train")
+    world = World(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        group=dist.new_group(backend="gloo") if job.config.runtime.use_gpu else None,
+        folder=claim.guard(RunFolder(run.storage_path, run.name, patience=patience)),
+        blocks=blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2),
+        events=events,
+        report=ray.train.report,
+        preemption=PreemptionWatch(newest_preemption),
+    )
+    return train(job, world)
+
+
+def fit(
+    job: Job,
+    events: EventQueue,
+    claim: Claim,
+    folder: RunFolder,
+    make_dataset: Callable[[], Any],
+    callbacks: Sequence[UserCallback],
+) -> Outcome:
+    """Do one pass over a pipeline.
+
+    Args:
+        make_dataset: builds the pipeline; called by Ray Train's controller whenever a worker group starts.
+
+    Raises:
+        TrainingFailedError: workers failed too often.
+        RayError: the controller was lost.
+    """
+    # How often Ray Train's controller looks at the workers, seconds: it takes one report, and sees the end, per look.
+    # Ray's own 2.0 can be a good part of a short run; 0.5 costs one small call per worker.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Ray Train still counts on a node that is drained or has just died, and tries that for so long (its own: 60).
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    config = job.config
+    loop: Any = train_loop_per_worker  # Ray passes on what it returns; its annotations do not say so
+    num_workers: Any = config.runtime.num_workers  # nor do they know of (min, max)
+    run_config: Any = RunConfig  # nor of the logging configuration
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"job": job, "events": events, "claim": claim},
+        scaling_config=ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=config.runtime.use_gpu,
+            resources_per_worker=worker_resources(config),
+        ),
+        run_config=run_config(
+            name=config.run.name,
+            storage_path=folder.storage_path,
+            storage_filesystem=folder.arrow_filesystem,
+            failure_config=FailureConfig(max_failures=config.runtime.max_failures),
+            callbacks=[_ReportFailures(events), *callbacks],
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+        datasets={"train": make_dataset},
+        dataset_config=DataConfig(
+            execution_options=execution_options(config.runtime.data_cpus, config.runtime.data_label)
+        ),
+    )
+    # Ray Train takes Ctrl-C over in the main thread, and ends the process with the status of a failed run.
+    result: Any = _in_thread(trainer.fit)
+    assert isinstance(result.return_value, Outcome)
+    return result.return_value
+
+
+def _in_thread(function: Callable[[], Any]) -> Any:
+    """Call a function in a thread and return its result, or raise what it raises. A signal interrupts the waiting."""
+    results: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue()
+
+    def call() -> None:
+        try:
+            results.put((function(), None))
+        except BaseException as error:  # raised where it is waited for
+            results.put((None, error))
+
+    threading.Thread(target=call, name="fit", daemon=True).start()
+    result, error = results.get()
+    if error is not None:
+        raise error
+    return result
+
+
+class _ReportFailures(UserCallback):
+    """Says why workers are started again."""
+
+    def __init__(self, events: EventQueue) -> None:
+        self._events = events
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train's controller when workers have failed."""
+        for rank, error in sorted(worker_exceptions.items()):
+            self._events.post_text(f"worker {rank} failed: {reason_of(error)}")
