@@ -215,6 +215,22 @@ def test_options_may_stand_between_settings(capsys, tmp_path):
     assert yaml.safe_load(capsys.readouterr().out)["run"]["seed"] == 7
 
 
+@pytest.mark.parametrize("name", ["ablate", "doctor", "drain", "evaluate", "report", "train", "tune", "vocabulary"])
+def test_help_answers_without_torch_and_ray(name):
+    script = (
+        "import importlib, sys\n"
+        "try:\n"
+        f"    importlib.import_module('distil_ray.{name}').main(['--help'])\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "loaded = {'torch', 'ray'} & sys.modules.keys()\n"
+        "sys.exit(f'loaded: {loaded}' if loaded else 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert f"distil_ray.{name}" in run.stdout
+
+
 def test_printing_and_mistakes_answer_without_torch_and_ray():
     script = (
         "import sys\n"

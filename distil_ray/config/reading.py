@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -15,6 +15,8 @@ from distil_ray.config.checks import Inconsistent, Problem, problem, shown
 from distil_ray.config.description import fields, is_mapping, section_of, type_text
 from distil_ray.config.sections import Config, Section, Source, listed
 from distil_ray.errors import InputError
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 _STAND_INS = {"run.name": "x", "teacher.path": "x", "data.sources": "x"}  # for what must be there
 
@@ -34,7 +36,7 @@ def across_problems(error: ValidationError) -> list[Problem]:
     return [problem for cause in causes if isinstance(cause, Inconsistent) for problem in cause.problems]
 
 
-def single_problems(error: ValidationError, given: Mapping[str, Any], root: type[Section] = Config) -> list[Problem]:
+def _single_problems(error: ValidationError, given: Mapping[str, Any], root: type[Section] = Config) -> list[Problem]:
     """Put pydantic's findings about a ``root`` in the words of the configuration, one problem a setting."""
     found: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
@@ -203,6 +205,18 @@ def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
         raise InputError(re.sub(r"data\.sources\[(\d+)\]", lambda found: given[int(found[1])], message)) from None
 
 
+def parse_section(section: type[SectionType], settings: Mapping[str, Any]) -> SectionType:
+    """Check settings that are not a whole `Config`.
+
+    Raises:
+        InputError: with one line per problem, all problems at once.
+    """
+    try:
+        return section.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError([problem.line for problem in _single_problems(error, settings, section)]) from None
+
+
 def parse_config(settings: Mapping[str, Any]) -> Config:
     """Check a configuration given as a mapping of sections, and complete it with the defaults.
 
@@ -217,7 +231,7 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         problems = across_problems(error)
         if not problems:
-            problems = single_problems(error, given)
+            problems = _single_problems(error, given)
             problems += problems_of_the_rest(given, problems)
     raise ConfigError([problem.line for problem in problems])
 

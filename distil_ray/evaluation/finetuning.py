@@ -1,4 +1,4 @@
-"""A model and a task's rows -> a fine-tuned model, its outputs, its scores on the validation rows. Plain torch: no Ray.
+"""A model and a task's rows -> a fine-tuned model, its outputs and its scores; each a Ray task.
 
 Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
 """

@@ -268,11 +268,10 @@ def describe(state: Any) -> list[str]:
 
 def _bundle(request: Any) -> str:
     bundle: Mapping[str, float] = request.resources_bundle
-    amounts = ", ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items()))
     labels = {
         constraint.label_key: ", ".join(constraint.label_values)
         for selector in request.label_selectors
         for constraint in selector.label_constraints
     }
     where = "".join(f" on nodes with {key}={value}" for key, value in labels.items())
-    return f"({amounts}{where})"
+    return f"({amounts(dict(sorted(bundle.items())))}{where})"

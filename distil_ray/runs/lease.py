@@ -105,13 +105,18 @@ class Claim:
             self.folder.remove(_name_of(self.generation))
 
 
+def _interrupt_main() -> None:
+    """Interrupt the main thread by a real signal, which ends a sleep as well."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
 @contextmanager
 def holding(
     folder: RunFolder,
     command: str,
     tell: Callable[[str], None],
     *,
-    on_lost: Callable[[], None] | None = None,
+    on_lost: Callable[[], None] = _interrupt_main,
 ) -> Iterator[Claim]:
     """Hold a folder while the block runs.
 
@@ -125,7 +130,8 @@ def holding(
         LeaseLostError: whatever the block ended with, when the folder had been lost.
     """
     claim = _acquire(folder, command, tell)
-    heartbeat = _Heartbeat(claim, on_lost or _interrupt_main)
+    impatient = replace(claim, folder=folder.patient(Patience(0.0)))
+    heartbeat = _Heartbeat(impatient, on_lost)
     heartbeat.start()
     try:
         yield claim
@@ -134,7 +140,7 @@ def holding(
             heartbeat.stop()
         except KeyboardInterrupt:  # by `on_lost`, while an error of a guarded folder was on its way
             heartbeat.stop()
-        loss = heartbeat.loss or _loss_of(claim)
+        loss = heartbeat.loss or _loss_of(impatient)
         if loss is not None and loss is not error:  # what came of it, such as a file that the new owner has removed
             raise loss from error
         raise
@@ -148,7 +154,7 @@ def holding(
 def _loss_of(claim: Claim) -> LeaseLostError | None:
     """Why the folder is not held any more, None if it is, or if that cannot be found out now."""
     try:
-        replace(claim, folder=claim.folder.patient(Patience(0.0))).check()
+        claim.check()
     except LeaseLostError as loss:
         return loss
     except (InputError, OutageError):
@@ -156,17 +162,12 @@ def _loss_of(claim: Claim) -> LeaseLostError | None:
     return None
 
 
-def _interrupt_main() -> None:
-    """Interrupt the main thread by a real signal, which ends a sleep as well."""
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-
 class _Heartbeat(threading.Thread):
     """Gives signs of life, and notices when the folder is lost."""
 
     def __init__(self, claim: Claim, on_lost: Callable[[], None]) -> None:
         super().__init__(name="lease", daemon=True)
-        self._claim = replace(claim, folder=claim.folder.patient(Patience(0.0)))
+        self._claim = claim
         self._on_lost = on_lost
         self._at_end = threading.Event()
         self._ending = threading.Lock()
@@ -211,13 +212,18 @@ def _acquire(folder: RunFolder, command: str, tell: Callable[[str], None]) -> Cl
             claim.check()
         except LeaseLostError:
             continue
-        for generation in _generations(folder):
-            if generation < claim.generation:
-                folder.remove(_name_of(generation))
-        for name in folder.names():
-            if name.endswith(TEMPORARY) and not name.startswith("lease_"):  # another's attempt may be under way
-                folder.remove(name)
+        _sweep(claim)
         return claim
+
+
+def _sweep(claim: Claim) -> None:
+    """Remove what former owners have left: their leases, and what they were writing when they were killed."""
+    for name in claim.folder.names():
+        match = _NAME.fullmatch(name)
+        is_former = match is not None and int(match[1]) < claim.generation
+        is_partial = name.endswith(TEMPORARY) and not name.startswith("lease_")  # another may be trying to get a lease
+        if is_former or is_partial:
+            claim.folder.remove(name)
 
 
 def _is_over(folder: RunFolder, last: _Holder, tell: Callable[[str], None]) -> bool:

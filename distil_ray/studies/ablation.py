@@ -1,25 +1,12 @@
-"""An ablation: variants of a configuration, each run with several seeds, and what each change is worth."""
+"""An ablation: its variants run one after the other, scored and compared: what each change is worth."""
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field, Strict, ValidationError
-
-from distil_ray.config import (
-    Config,
-    ConfigError,
-    Section,
-    load_settings,
-    parse_config,
-    shown,
-    single_problems,
-    to_settings,
-    with_settings,
-)
 from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.facts import TaskFacts
 from distil_ray.evaluation.kinds import Summary, macro, summarise
@@ -33,95 +20,9 @@ from distil_ray.reporting.html import render
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.text import to_markdown_table
 from distil_ray.runs.console import Console
+from distil_ray.studies.variants import Plan
 from distil_ray.training.history import History, read_history
 from distil_ray.training.launcher import launch
-
-RUNS_FOLDER = "runs"
-_ABLATED = ("distill", "student", "optim")
-
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-
-
-def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"given {shown(list(seeds))}, expected different seeds")
-    return seeds
-
-
-class Ablation(Section):
-    """Runs that differ from a first one in a setting or two, over seeds."""
-
-    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=2)]
-    """Name: {key: value}, what a variant changes; the others are compared with the first."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Strict(False), AfterValidator(_distinct)] = (1, 2, 3)
-    """Values of run.seed: each variant is run with each of them, on the same batches for all variants."""
-
-
-class AblationConfig(Section):
-    """The section that an ablation has more than a run."""
-
-    ablation: Ablation
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An ablation, checked and complete.
-
-    Attributes:
-        config: of a run with the settings as they stand.
-        runs: by variant and seed; one after the other they have the workers to themselves.
-    """
-
-    config: Config
-    variants: Mapping[str, Mapping[str, Any]]
-    seeds: tuple[int, ...]
-    runs: Mapping[tuple[str, int], Config]
-
-    @property
-    def folder(self) -> str:
-        """Where runs and report lie."""
-        return f"{self.config.run.storage_path}/{self.config.run.name}"
-
-
-def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> Plan:
-    """Read the configuration of an ablation from YAML files and dotted settings, as `load_config` reads a run's.
-
-    Raises:
-        InputError: with one line a problem.
-    """
-    given = load_settings(files, overrides)
-    section = {"ablation": given.pop("ablation", None) or {}}
-    config = parse_config(given)
-    try:
-        ablation = AblationConfig.model_validate(section).ablation
-    except ValidationError as error:
-        raise ConfigError([found.line for found in single_problems(error, section, AblationConfig)]) from None
-    if problems := list(_unfit_keys(ablation)):
-        raise ConfigError(problems)
-    folder = f"{config.run.storage_path}/{config.run.name}/{RUNS_FOLDER}"
-    runs: dict[tuple[str, int], Config] = {}
-    problems = []
-    for seed in ablation.seeds:
-        for name, changes in ablation.variants.items():
-            place = {"run.name": f"{name}-seed-{seed}", "run.storage_path": folder, "run.seed": seed}
-            try:
-                runs[name, seed] = parse_config(with_settings(to_settings(config), {**changes, **place}))
-            except ConfigError as error:
-                problems += [f"ablation.variants.{name}: {problem}" for problem in error.problems]
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return Plan(config, ablation.variants, ablation.seeds, runs)
-
-
-def _unfit_keys(ablation: Ablation) -> Iterator[str]:
-    for name, changes in ablation.variants.items():
-        for key in changes:
-            if key.partition(".")[0] not in _ABLATED or "." not in key:
-                yield (
-                    f"ablation.variants.{name}: given {shown(key)}, expected a key of {', '.join(_ABLATED)}, such as "
-                    "distill.alpha_ce; the rest is the same for all variants, so that they can be compared"
-                )
-
 
 FIGURES = ("eval/mlm_loss", "eval/mlm_accuracy", "eval/kl_to_teacher", "eval/teacher_agreement")
 

@@ -137,16 +137,22 @@ def test_a_killed_owner_on_another_machine_is_succeeded_once_it_has_expired(path
     assert leases(path) == ["lease_000002.json"]
 
 
-def test_a_suspended_owner_loses_the_folder_and_writes_nothing_more(path, start):
+@pytest.fixture
+def suspended(start) -> Command:
+    """The owner of the folder, which has given no sign of life for so long that its lease has expired."""
     first = start("first")
     first.says("held")
     first.send(signal.SIGSTOP)
     time.sleep(6.5 * HEARTBEAT)
+    return first
+
+
+def test_a_suspended_owner_loses_the_folder_and_writes_nothing_more(path, start, suspended):
     second = start("second")
     assert "last used by `first`" in second.says("")
     second.says("held")
-    first.send(signal.SIGCONT)
-    assert "was taken over by `second`" in first.says("lost", "released", "refused")
+    suspended.send(signal.SIGCONT)
+    assert "was taken over by `second`" in suspended.says("lost", "released", "refused")
     folder = RunFolder.at(path)
     while not folder.exists("writer.txt") or not folder.read_bytes("writer.txt").startswith(b"second"):
         time.sleep(HEARTBEAT)  # until the test's own time limit
@@ -155,17 +161,13 @@ def test_a_suspended_owner_loses_the_folder_and_writes_nothing_more(path, start)
     second.says("released")
 
 
-def test_an_owner_that_wakes_up_in_time_keeps_the_folder(path, start):
-    first = start("first")
-    first.says("held")
-    first.send(signal.SIGSTOP)
-    time.sleep(6.5 * HEARTBEAT)
+def test_an_owner_that_wakes_up_in_time_keeps_the_folder(path, start, suspended):
     second = start("second")
     second.says(RunFolder.at(path).path)
-    first.send(signal.SIGCONT)
+    suspended.send(signal.SIGCONT)
     assert "is in use by `first`" in second.says("held", "refused")
     end(path)
-    first.says("released")
+    suspended.says("released")
 
 
 @pytest.fixture

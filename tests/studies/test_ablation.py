@@ -16,7 +16,6 @@ from distil_ray.studies.ablation import (
     Comparison,
     Outcome,
     findings,
-    load_ablation,
     remarks,
     table,
     task_table,
@@ -24,6 +23,7 @@ from distil_ray.studies.ablation import (
     to_json,
     to_markdown,
 )
+from distil_ray.studies.variants import load_ablation
 
 
 def outcome(variant, seed, loss, score=None, digests=("a", "b")):
