@@ -25,11 +25,9 @@ from transformers import (
 
 from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
+from distil_ray.models.families import FAMILIES, check_config, family_of, first_position, own_fields
 from distil_ray.models.files import CONFIG_FILE, TOKENIZER_FILES, loading
 from distil_ray.models.tokenizer import fit_inputs, load_as_filed
-
-_ROBERTA_FAMILIES = ("roberta", "xlm-roberta")
-FAMILIES = ("bert", "distilbert", *_ROBERTA_FAMILIES)
 
 _LOGITS_ROWS = 256  # [N, V] at once, where all logits are looked at
 
@@ -46,23 +44,14 @@ def encode(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     No attention mask is passed, so that SDPA's flash kernel applies. Positions are counted and not derived
     from the ids (RoBERTa's default asks which of them are padding): nothing depends on the data.
     """
-    position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + _first_position(model.config)
+    position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + first_position(model.config)
     hidden: Tensor = model.base_model(input_ids=input_ids, position_ids=position_ids.unsqueeze(0)).last_hidden_state
     return hidden
 
 
 def predict(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the MLM head's logits [N, V] of the last hidden states ``hidden`` [N, D]."""
-    module: Any = model  # the heads are attributes of the subclasses
-    match model.config.model_type:
-        case "bert":
-            logits: Tensor = module.cls(hidden)
-        case "distilbert":
-            hidden = module.activation(module.vocab_transform(hidden))
-            logits = module.vocab_projector(module.vocab_layer_norm(hidden))
-        case _:
-            logits = module.lm_head(hidden)
-    return logits
+    return family_of(model.config).head(model, hidden)
 
 
 def num_layers(model: PreTrainedModel) -> int:
@@ -72,12 +61,7 @@ def num_layers(model: PreTrainedModel) -> int:
 
 def max_tokens(model: PreTrainedModel) -> int:
     """Return the longest row, in tokens, for which the model has position embeddings."""
-    return int(model.config.max_position_embeddings) - _first_position(model.config)
-
-
-def _first_position(config: PreTrainedConfig) -> int:
-    """The position of a row's first token: RoBERTa's families count from ``padding_idx + 1``."""
-    return config.pad_token_id + 1 if config.model_type in _ROBERTA_FAMILIES else 0
+    return int(model.config.max_position_embeddings) - first_position(model.config)
 
 
 # ---------------------------------------------------------------------------------------------- loading
@@ -93,18 +77,8 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
         OutageError: the Hub does not answer.
     """
     with loading("a masked language model", path, revision, needs=CONFIG_FILE, weights=True) as location:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
-        check_config(config, path)
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForMaskedLM.from_pretrained(
-            location,
-            config=config,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # refused below, with both sizes
-            output_loading_info=True,
-        )
-    model, info = loaded
+        config = _read_config(location, path)
+        model, info = _read_weights(AutoModelForMaskedLM, location, config, attn_implementation="sdpa")
     _check_shapes(path, info["mismatched_keys"])
     if missing := sorted(_without_twins(model, info["missing_keys"])):
         raise InputError(
@@ -124,9 +98,30 @@ def outline_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel
         OutageError: the Hub does not answer.
     """
     with loading("a masked language model", path, revision, needs=CONFIG_FILE) as location:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
-        check_config(config, path)
-        return initialise(config, seed=0)
+        return initialise(_read_config(location, path), seed=0)
+
+
+def _read_config(location: str, source: str, **fields: Any) -> PreTrainedConfig:
+    """Read and check a configuration; ``fields`` replace what it says."""
+    config: PreTrainedConfig = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS, **fields)
+    check_config(config, source)
+    return config
+
+
+def _read_weights(
+    auto_class: Any, location: str, config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the fp32 model, and which weights are missing or of another shape, for the caller to refuse."""
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
+        location,
+        config=config,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    return loaded
 
 
 def _check_shapes(path: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
@@ -232,18 +227,10 @@ def _load_with_new_head(
         torch.random.fork_rng(devices=[]),
     ):
         torch.default_generator.manual_seed(seed)
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
-        check_config(config, path)
+        config = _read_config(location, path)
         config.num_labels = num_labels
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
-            location,
-            config=config,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head of another size is replaced; the encoder's are refused below
-            output_loading_info=True,
-        )
-    model, info = loaded
+        model, info = _read_weights(auto_class, location, config)
+    # A head of another size is replaced; an encoder of another size is refused.
     encoder = f"{model.base_model_prefix}."
     _check_shapes(path, [entry for entry in info["mismatched_keys"] if entry[0].startswith(encoder)])
     if missing := [key for key in sorted(info["missing_keys"]) if key.startswith(encoder) and ".pooler." not in key]:
@@ -284,20 +271,6 @@ def load_tokenizer_of(model: PreTrainedModel, path: str, revision: str | None = 
     return fit_inputs(load_tokenizer(path, revision), model.config)
 
 
-def check_config(config: PreTrainedConfig, source: str) -> None:
-    """Raise InputError unless ``config``, read from ``source``, is a plain encoder of a supported family."""
-    if config.model_type not in FAMILIES:
-        raise InputError(
-            f"{source} is of model_type {config.model_type!r}; the types that work are {', '.join(FAMILIES)}"
-        )
-    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise InputError(f"{source} is set up as a decoder (is_decoder, add_cross_attention); expected an encoder")
-    if (kind := getattr(config, "position_embedding_type", "absolute")) != "absolute":
-        raise InputError(f"{source} has position_embedding_type {kind!r}; only 'absolute' is supported")
-    if config.model_type in _ROBERTA_FAMILIES and config.pad_token_id is None:
-        raise InputError(f"{source} has no pad_token_id, from which {config.model_type} counts its positions")
-
-
 # ---------------------------------------------------------------------------------------------- from scratch
 
 
@@ -320,10 +293,7 @@ def model_from_config(
     if isinstance(config, str):
         needs = None if Path(config).expanduser().is_file() else CONFIG_FILE
         with loading("a model configuration", config, revision, needs=needs) as location:
-            model_config = AutoConfig.from_pretrained(
-                location, trust_remote_code=False, **_PLAIN_OUTPUTS, **from_tokenizer
-            )
-        check_config(model_config, config)
+            model_config = _read_config(location, config, **from_tokenizer)
         return initialise(model_config, seed)
 
     fields = {**config, **from_tokenizer}
@@ -354,11 +324,6 @@ def initialise(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
             config, attn_implementation="sdpa", dtype=torch.float32
         )
     return model
-
-
-def own_fields(config_class: type[PreTrainedConfig]) -> list[str]:
-    """Return the names of the fields that a family's configuration adds to transformers' general ones."""
-    return list(config_class.__annotations__)
 
 
 # ---------------------------------------------------------------------------------------------- vocabularies

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from distil_ray.errors import InputError
-from distil_ray.models.loading import check_config, initialise, num_layers, own_fields
+from distil_ray.models.families import check_config, own_fields
+from distil_ray.models.loading import initialise, num_layers
 
 Architecture = Literal["distilbert", "same"]
 Init = Literal["teacher", "random"]
