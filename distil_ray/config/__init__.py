@@ -2,7 +2,7 @@
 
 A configuration comes from YAML files and then from dotted `section.key=value` settings, later ones winning
 (`load_config`), or from a plain mapping (`parse_config`). Either way all problems are reported at once, in
-one `InputError` with one line a problem. What comes out is frozen and complete; nothing rewrites it later.
+one `InputError` with one line per problem. What comes out is frozen and complete; nothing rewrites it later.
 
 This package imports neither torch nor Ray, so that `--help` and a mistyped key answer at once.
 """
@@ -17,9 +17,9 @@ from distil_ray.config.reading import (
     load_settings,
     parse_config,
     parse_mapping,
+    parse_section,
     parse_sources,
     parse_yaml,
-    single_problems,
     to_settings,
     to_yaml,
     with_settings,
@@ -66,10 +66,10 @@ __all__ = [
     "output_path",
     "parse_config",
     "parse_mapping",
+    "parse_section",
     "parse_sources",
     "parse_yaml",
     "shown",
-    "single_problems",
     "to_settings",
     "to_yaml",
     "with_settings",

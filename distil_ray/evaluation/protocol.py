@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, Strict, ValidationError, model_validator
+from pydantic import Field, Strict, model_validator
 
-from distil_ray.config import ConfigError, Section, load_settings, shown, single_problems
+from distil_ray.config import Section, load_settings, parse_section, shown
 from distil_ray.config.sections import Count, LocalPathOrHubId, Positive, Probability, Text, Weight
 from distil_ray.data.masking import num_masked_positions
 
@@ -150,10 +150,7 @@ def load_protocol(files: list[str], overrides: list[str]) -> Protocol:
     """
     settings = load_settings(files, overrides)
     settings["finetuning_of"] = _inheriting(settings.get("finetuning_of", {}), settings.get("finetuning", {}))
-    try:
-        return Protocol.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError([found.line for found in single_problems(error, settings, Protocol)]) from None
+    return parse_section(Protocol, settings)
 
 
 def _inheriting(special: Any, general: Any) -> Any:

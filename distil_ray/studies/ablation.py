@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, Strict, ValidationError
+from pydantic import AfterValidator, Field, Strict
 
 from distil_ray.config import (
     Config,
@@ -15,8 +15,8 @@ from distil_ray.config import (
     Section,
     load_settings,
     parse_config,
+    parse_section,
     shown,
-    single_problems,
     to_settings,
     with_settings,
 )
@@ -92,10 +92,7 @@ def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> Plan:
     given = load_settings(files, overrides)
     section = {"ablation": given.pop("ablation", None) or {}}
     config = parse_config(given)
-    try:
-        ablation = AblationConfig.model_validate(section).ablation
-    except ValidationError as error:
-        raise ConfigError([found.line for found in single_problems(error, section, AblationConfig)]) from None
+    ablation = parse_section(AblationConfig, section).ablation
     if problems := list(_unfit_keys(ablation)):
         raise ConfigError(problems)
     folder = f"{config.run.storage_path}/{config.run.name}/{RUNS_FOLDER}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
 from distil_ray.config import (
     Config,
@@ -15,8 +15,8 @@ from distil_ray.config import (
     learned,
     load_settings,
     parse_config,
+    parse_section,
     shown,
-    single_problems,
     to_settings,
     with_settings,
 )
@@ -183,7 +183,7 @@ def plan_of(settings: Mapping[str, Any]) -> Plan:
     section = {"search": given.pop("search", None) or {}}
     problems: list[str] = []
     config = _collect(problems, lambda: parse_config(given))
-    search = _collect(problems, lambda: _parse_section(section))
+    search = _collect(problems, lambda: parse_section(SearchConfig, section).search)
     if search is None:
         raise ConfigError(problems)
     space, space_problems = parse_space(search.space)
@@ -207,13 +207,6 @@ def _collect(problems: list[str], parse: Callable[[], _T]) -> _T | None:
     except ConfigError as error:
         problems += error.problems
     return None
-
-
-def _parse_section(section: Mapping[str, Any]) -> Search:
-    try:
-        return SearchConfig.model_validate(section).search
-    except ValidationError as error:
-        raise ConfigError([found.line for found in single_problems(error, section, SearchConfig)]) from None
 
 
 # ------------------------------------------------------------------------- what may be searched, and with which values
