@@ -24,7 +24,7 @@ from transformers import BertTokenizer
 
 from distil_ray.cli import main_of
 from distil_ray.config import output_path, parse_sources
-from distil_ray.data.corpus import Corpus, Source, list_corpus, read_unit
+from distil_ray.data.corpus import Corpus, list_corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.tokenization import text_slices
 from distil_ray.errors import InputError
@@ -60,7 +60,7 @@ def _vocabulary(argv: list[str] | None) -> None:
     strips_accents = args.lowercase if args.strip_accents is None else args.strip_accents
     args.output = output_path(args.output, "--output")
     _check_output(args.output)
-    corpus = list_corpus([Source(**source.model_dump()) for source in parse_sources(args.source)])
+    corpus = list_corpus(parse_sources(args.source))
     vocabulary, tally = train_vocabulary(
         corpus, args.size, lowercase=args.lowercase, strip_accents=strips_accents, max_bytes=args.max_bytes
     )
