@@ -137,7 +137,7 @@ class DataPlan:
             tally.add(of_unit)
             if len(rows["row"]):
                 return tally
-            num_tried += of_unit.num_documents > 0  # a range within a long line has none
+            num_tried += of_unit.counted["documents"] > 0  # a range within a long line has none
             if num_tried == _MAX_GLANCES:
                 break
         raise InputError(f"{name}: the units that were tried give no row: {tally.why_no_row()}")

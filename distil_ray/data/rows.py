@@ -109,13 +109,14 @@ def make_rows(
     )
     is_special = special_table(vocabulary.size, vocabulary.special_ids)
     has_targets = count_maskable(rows, is_special) >= settings.num_masked
-    tally.num_rows, tally.num_skipped_rows = len(rows), int(np.count_nonzero(~has_targets))
-    tally.num_pieces = len(stream)
+    tally.num_rows = len(rows)
+    tally.counted["skipped_rows"] = int(np.count_nonzero(~has_targets))
+    tally.counted["pieces"] = len(stream)
     if vocabulary.unk_id is not None:
-        tally.num_unknown = int(np.count_nonzero(stream == vocabulary.unk_id))
+        tally.counted["unknown_pieces"] = int(np.count_nonzero(stream == vocabulary.unk_id))
     del stream
 
-    row_numbers = np.arange(len(rows) - tally.num_skipped_rows, dtype=np.uint64)
+    row_numbers = np.arange(np.count_nonzero(has_targets), dtype=np.uint64)
     order = np.argsort(draws(stream_key(settings.seed, split, "shuffle", group), row_numbers))
     rows = rows[np.flatnonzero(has_targets)[order]]
     row_keys = draws(stream_key(settings.seed, split, "mask", group), row_numbers)
