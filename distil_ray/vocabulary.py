@@ -20,7 +20,6 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
-from transformers import BertTokenizer
 
 from distil_ray.cli import main_of
 from distil_ray.config import output_path, parse_sources
@@ -233,6 +232,8 @@ def _check_output(folder: str) -> None:
 
 
 def _save_tokenizer(vocabulary: dict[str, int], folder: str, *, lowercase: bool, strip_accents: bool | None) -> None:
+    from transformers import BertTokenizer  # late: takes seconds, and --help and mistakes do without it
+
     tokenizer = BertTokenizer(
         vocab=vocabulary, do_lower_case=lowercase, strip_accents=strip_accents, model_max_length=MAX_SEQ_LENGTH
     )

@@ -27,8 +27,8 @@ MAX_LOGITS = 2**27
 class Distiller(nn.Module):
     """The student and its losses against a frozen teacher.
 
-    The teacher is not a submodule: parameters(), state_dict() and train() know the student alone, and to()
-    moves the student alone. The teacher is put into eval mode and frozen in place.
+    The teacher is not a submodule: parameters(), state_dict(), train() and to() concern the student alone. It is put
+    into eval mode and frozen in place; whoever moves the student to a device moves the teacher, too.
 
     Args:
         student: trained; in whichever mode the caller puts the Distiller.

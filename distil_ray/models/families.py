@@ -1,10 +1,10 @@
-"""What differs between the supported families of models, by model_type; a new family is an entry here.
+"""The supported families of models, and what differs between them: a further family is one more entry.
 
-Shapes: N positions, D width, V vocabulary.
+Shapes: N selected positions, D width, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -13,19 +13,19 @@ from transformers import PreTrainedConfig
 from distil_ray.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Family:
-    """A family of masked language models.
+    """What this package has to know of a family, by transformers' ``model_type``.
 
     Attributes:
-        head: from a model and its last hidden states [N, D] to the logits [N, V] of its MLM head.
-        feed_forward_field: the configuration's field that holds the width of the feed-forward layers.
-        counts_from_padding: whether a row's positions count from ``pad_token_id + 1``, and not from 0.
+        predict: the MLM head, ``(model, hidden [N, D]) -> logits [N, V]``.
+        feed_forward_field: the configuration's name for the width of the feed-forward layers.
+        counts_after_padding: whether positions count from ``pad_token_id + 1``, not from 0.
     """
 
-    head: Callable[[Any, Tensor], Tensor]
+    predict: Callable[[Any, Tensor], Tensor]
     feed_forward_field: str = "intermediate_size"
-    counts_from_padding: bool = False
+    counts_after_padding: bool = False
 
 
 def _distilbert_head(model: Any, hidden: Tensor) -> Tensor:
@@ -34,37 +34,30 @@ def _distilbert_head(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-def _bert_head(model: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = model.cls(hidden)
-    return logits
-
-
-def _roberta_head(model: Any, hidden: Tensor) -> Tensor:
-    logits: Tensor = model.lm_head(hidden)
-    return logits
-
+_ROBERTA = Family(lambda model, hidden: model.lm_head(hidden), counts_after_padding=True)
 
 FAMILIES = {
-    "bert": Family(_bert_head),
+    "bert": Family(lambda model, hidden: model.cls(hidden)),
     "distilbert": Family(_distilbert_head, feed_forward_field="hidden_dim"),
-    "roberta": Family(_roberta_head, counts_from_padding=True),
-    "xlm-roberta": Family(_roberta_head, counts_from_padding=True),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
 }
 
 
 def family_of(config: PreTrainedConfig) -> Family:
+    """Return the family of a configuration that `check_config` has let pass."""
     return FAMILIES[config.model_type]
 
 
 def first_position(config: PreTrainedConfig) -> int:
     """Return the position of a row's first token."""
-    return int(config.pad_token_id) + 1 if family_of(config).counts_from_padding else 0
+    return config.pad_token_id + 1 if family_of(config).counts_after_padding else 0
 
 
 def own_fields(config_class: type[PreTrainedConfig]) -> list[str]:
-    """Return the names of the fields that a family's configuration adds to transformers' general ones."""
-    general = {field.name for field in fields(PreTrainedConfig)}
-    return [field.name for field in fields(config_class) if field.name not in general]
+    """Return the names of the fields that a family's configuration adds to those of all configurations."""
+    general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    return [field.name for field in dataclasses.fields(config_class) if field.name not in general]
 
 
 def check_config(config: PreTrainedConfig, source: str) -> None:
@@ -77,5 +70,5 @@ def check_config(config: PreTrainedConfig, source: str) -> None:
         raise InputError(f"{source} is set up as a decoder (is_decoder, add_cross_attention); expected an encoder")
     if (kind := getattr(config, "position_embedding_type", "absolute")) != "absolute":
         raise InputError(f"{source} has position_embedding_type {kind!r}; only 'absolute' is supported")
-    if family_of(config).counts_from_padding and config.pad_token_id is None:
+    if family_of(config).counts_after_padding and config.pad_token_id is None:
         raise InputError(f"{source} has no pad_token_id, from which {config.model_type} counts its positions")

@@ -58,8 +58,8 @@ def flops_per_token(
 
     Args:
         teacher, student: configurations of supported families.
-        max_seq_length: tokens a row, T.
-        num_masked: masked positions a row, K.
+        max_seq_length: tokens per row, T.
+        num_masked: masked positions per row, K.
         ce_positions: ``masked`` or ``all``.
         terms: the loss terms in use, of ce, mlm, cos.
     """

@@ -1,4 +1,4 @@
-"""Masked language models of the supported families: loading them, and calling encoder and head apart.
+"""Masked language models: loading them, and calling encoder and head apart.
 
 ``*ForMaskedLM.forward`` runs the vocabulary head on every position, which is most of what it costs in memory.
 A loss that needs the masked positions alone calls :func:`encode`, gathers, and then calls :func:`predict`.
@@ -51,12 +51,7 @@ def encode(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 def predict(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the MLM head's logits [N, V] of the last hidden states ``hidden`` [N, D]."""
-    return family_of(model.config).head(model, hidden)
-
-
-def num_layers(model: PreTrainedModel) -> int:
-    """Return the number of transformer layers."""
-    return int(model.config.num_hidden_layers)
+    return family_of(model.config).predict(model, hidden)
 
 
 def max_tokens(model: PreTrainedModel) -> int:
@@ -98,11 +93,10 @@ def outline_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel
         OutageError: the Hub does not answer.
     """
     with loading("a masked language model", path, revision, needs=CONFIG_FILE) as location:
-        return initialise(_read_config(location, path), seed=0)
+        return initialize(_read_config(location, path), seed=0)
 
 
 def _read_config(location: str, source: str, **fields: Any) -> PreTrainedConfig:
-    """Read and check a configuration; ``fields`` replace what it says."""
     config: PreTrainedConfig = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS, **fields)
     check_config(config, source)
     return config
@@ -111,13 +105,13 @@ def _read_config(location: str, source: str, **fields: Any) -> PreTrainedConfig:
 def _read_weights(
     auto_class: Any, location: str, config: PreTrainedConfig, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return the fp32 model, and which weights are missing or of another shape, for the caller to refuse."""
+    """Return the model in fp32, and what transformers says about weights that are missing or of another shape."""
     loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
         location,
         config=config,
         trust_remote_code=False,
         dtype=torch.float32,
-        ignore_mismatched_sizes=True,
+        ignore_mismatched_sizes=True,  # `_check_shapes` refuses them, with both sizes
         output_loading_info=True,
         **options,
     )
@@ -211,11 +205,7 @@ def load_classifier(path: str, num_labels: int, seed: int, revision: str | None 
 
 
 def load_span_answerer(path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
-    """Load an encoder in fp32, with a new head for starts and ends of spans whose weights are drawn from ``seed``.
-
-    Raises:
-        InputError, OutageError: as `load_classifier`.
-    """
+    """Load an encoder in fp32, with a new head for starts and ends of spans; raises what `load_classifier` does."""
     return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed, revision)
 
 
@@ -230,7 +220,6 @@ def _load_with_new_head(
         config = _read_config(location, path)
         config.num_labels = num_labels
         model, info = _read_weights(auto_class, location, config)
-    # A head of another size is replaced; an encoder of another size is refused.
     encoder = f"{model.base_model_prefix}."
     _check_shapes(path, [entry for entry in info["mismatched_keys"] if entry[0].startswith(encoder)])
     if missing := [key for key in sorted(info["missing_keys"]) if key.startswith(encoder) and ".pooler." not in key]:
@@ -294,7 +283,7 @@ def model_from_config(
         needs = None if Path(config).expanduser().is_file() else CONFIG_FILE
         with loading("a model configuration", config, revision, needs=needs) as location:
             model_config = _read_config(location, config, **from_tokenizer)
-        return initialise(model_config, seed)
+        return initialize(model_config, seed)
 
     fields = {**config, **from_tokenizer}
     if (model_type := fields.pop("model_type", None)) not in FAMILIES:
@@ -309,14 +298,14 @@ def model_from_config(
     try:
         model_config = config_class(**fields)
         check_config(model_config, "the configuration")
-        return initialise(model_config, seed)
+        return initialize(model_config, seed)
     except InputError:
         raise
     except Exception as error:  # transformers' validation and its modules' constructors raise several types
         raise InputError(f"the {model_type} configuration does not fit: {' '.join(str(error).split())}") from error
 
 
-def initialise(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+def initialize(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Return an fp32 model of ``config`` with weights drawn from ``seed`` (no global random state)."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too

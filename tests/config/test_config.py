@@ -229,8 +229,9 @@ def test_config_is_frozen_and_travels():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_importing_the_configuration_brings_in_neither_torch_nor_ray():
-    code = "import sys, distil_ray.config; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
+@pytest.mark.parametrize("module", ["distil_ray.train", "distil_ray.vocabulary"])
+def test_help_and_mistakes_wait_for_neither_torch_nor_ray(module):
+    code = f"import sys, {module}; print({{'torch', 'ray', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
