@@ -30,7 +30,7 @@ from distil_ray.config import Source
 from distil_ray.data.documents import documents_of
 from distil_ray.data.files import BadFileError, File, ReachableFile, first_of
 from distil_ray.data.probing import Probed, try_probe
-from distil_ray.data.sources import SkippedFile, Source, find_files
+from distil_ray.data.sources import SkippedFile, find_files
 from distil_ray.data.tally import Skip, Tally
 from distil_ray.errors import InputError, reason_of
 from distil_ray.outages import AT_START, Patience

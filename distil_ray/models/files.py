@@ -44,8 +44,8 @@ _LFS_POINTER = b"version https://git-lfs"
 Fetch = Callable[[str], Path | None]
 
 
-def local_path(path: str) -> str | None:
-    """Return the path of what is on this machine; None for an id on the Hub.
+def local_path(path: str, purpose: str = "") -> str | None:
+    """Return the path of what is on this machine; None for an id on the Hub. A message begins with ``purpose``.
 
     Raises:
         InputError: there is no such folder, and it cannot be such an id.
@@ -54,7 +54,7 @@ def local_path(path: str) -> str | None:
     if os.path.exists(location):
         return location
     if "://" in path or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
-        raise InputError(f"{path} does not exist; expected a local folder or a Hub id")
+        raise InputError(f"{purpose}{path} does not exist; expected a local folder or a Hub id")
     return None
 
 
@@ -88,7 +88,7 @@ def loading(
         InputError: there is nothing, or it cannot be loaded.
         OutageError: the Hub does not answer.
     """
-    local = local_path(path)
+    local = local_path(path, f"cannot load {what}: ")
     location = local or ""
     try:
         with quiet():

@@ -164,7 +164,10 @@ def test_other_kinds_of_bert_are_refused(change: dict[str, Any], message: str, t
     [
         ("/nowhere/at/all", "does not exist"),
         ("./nowhere", "does not exist"),
-        ("s3://bucket/teacher", "does not exist; expected a local folder or a Hub id"),
+        (
+            "s3://bucket/teacher",
+            "cannot load a .*: s3://bucket/teacher does not exist; expected a local folder or a Hub id",
+        ),
     ],
 )
 def test_missing_folder(path: str, message: str) -> None:
