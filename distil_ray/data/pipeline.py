@@ -145,7 +145,7 @@ def train_dataset(
             workers, less one: it must drop these.
         num_cpus: CPU slots that the pipeline will have.
         listener: receives, in the process that reads, what is left out and what cannot be read.
-        outage_seconds: how long an outage of where the text lies is waited out.
+        outage_seconds: how long to wait out an outage of the text's storage.
     """
     configure_context()
     end = start.group + num_groups
@@ -343,7 +343,7 @@ def look_at_text(plan: DataPlan, *, node_label: Mapping[str, str] | None) -> tup
 
     Raises:
         InputError: it cannot be read, or no group of an epoch gives a row.
-        OutageError: where it lies does not answer.
+        OutageError: its storage does not answer.
     """
 
     def look(plan: DataPlan, _: int) -> tuple[Tally, list[str]]:

@@ -23,7 +23,7 @@ from distil_ray.outages import AT_START, Patience
 _GLOB = re.compile(r"[*?[]")
 _MAX_NAMES_SHOWN, _MAX_CONFIGURATIONS_SHOWN = 5, 10
 
-# What lies beside data files and holds no text to learn from. The last ones are of `datasets`' `save_to_disk`.
+# Files beside the data that hold no text to learn from. The last ones are of `datasets`' `save_to_disk`.
 _DOCUMENTATION = re.compile(
     r"(readme|licen[sc]e|copying|notice|citation|changelog)(\.(md|rst|cff|bib))?$", re.IGNORECASE
 )
@@ -131,7 +131,7 @@ def _find_at_path(path: str, patience: Patience) -> list[_Listed]:
             advice = advice_on(error) if path.startswith("hf://") else ""
             raise InputError(f"no such file or folder: {path} ({reason_of(error)}{advice})") from error
         if not found:
-            raise InputError(f"no data files match or lie below {path}")
+            raise InputError(f"no data files match or are below {path}")
         return found
 
 
@@ -255,7 +255,7 @@ def _find_on_hub(source: Source, patience: Patience) -> list[_Listed]:
 
 
 def _look_up_all(paths: list[str], patience: Patience) -> dict[str, _Listed]:
-    """Return what the Hub says of those of the files that lie there, by path."""
+    """Return what the Hub says of those of the files that are there, by path."""
     inners: defaultdict[HubPath, list[str]] = defaultdict(list)
     for path in paths:
         place = HubPath.parse(path)

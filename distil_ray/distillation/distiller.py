@@ -1,6 +1,6 @@
 """One micro-batch through teacher and student to the named loss sums.
 
-Shapes: B rows, T tokens a row, K masked positions a row, N selected positions, D width, V vocabulary.
+Shapes: B rows, T tokens per row, K masked positions per row, N selected positions, D width, V vocabulary.
 """
 
 from typing import Literal

@@ -105,7 +105,7 @@ def measure_intrinsic(
         totals = totals.plus(part)
         now = time.monotonic()
         if now - told > SECONDS_BETWEEN_LINES:
-            told, share = now, plan.share_behind(*map(int, part["place"][-1]))
+            told, share = now, plan.share_completed(*map(int, part["place"][-1]))
             left = tqdm.format_interval((now - began) / share * (1 - share))
             tell(f"text: {totals.num_rows:,} rows, {share:.0%}, {left} left")
     return figures_of(totals, list(models), sources, text)
@@ -328,7 +328,7 @@ def measure(
 
     Returns:
         Arrays of one row: ``masked [1, M, NUM_FIGURES]`` and ``alone [1, M]`` float64, ``counts [1, 3]`` and ``place
-        [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see `TextPlan.share_behind`.
+        [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see `TextPlan.share_completed`.
     """
     masked = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=device)
     alone = torch.zeros(len(models), dtype=torch.float64, device=device)

@@ -3,7 +3,7 @@
 ``*ForMaskedLM.forward`` runs the vocabulary head on every position, which is most of what it costs in memory.
 A loss that needs the masked positions alone calls :func:`encode`, gathers, and then calls :func:`predict`.
 
-Shapes: B rows, T tokens a row, N selected positions, D width, V vocabulary.
+Shapes: B rows, T tokens per row, N selected positions, D width, V vocabulary.
 """
 
 import difflib

@@ -336,8 +336,8 @@ def test_sources_keep_their_order_and_columns(tmp_path):
     [
         ("missing.txt", r"no such file or folder: .*missing\.txt"),
         ("missing/*.txt", r"no such file or folder: .*missing/\*\.txt"),
-        ("*.jsonl", r"no data files match or lie below .*\*\.jsonl"),
-        ("empty_folder", "no data files match or lie below .*empty_folder"),
+        ("*.jsonl", r"no data files match or are below .*\*\.jsonl"),
+        ("empty_folder", "no data files match or are below .*empty_folder"),
         ("unknown://a/b.txt", "unknown://a/b.txt: cannot be reached: .*unknown"),
     ],
 )

@@ -170,7 +170,7 @@ def test_rows_come_from_all_over_the_text_in_proportion(sources):
     sampled = np.array([rows[IN_SAMPLE].sum() for rows in units])
     assert sampled.sum() == 15
     assert np.abs(sampled - num_rows / 5).max() <= 1
-    shares = [plan.share_behind(*(int(rows[name][-1]) for name in ("group", "row", "group_rows"))) for rows in units]
+    shares = [plan.share_completed(*(int(rows[name][-1]) for name in ("group", "row", "group_rows"))) for rows in units]
     assert shares == pytest.approx(np.arange(1, 16) / 15)
 
 
