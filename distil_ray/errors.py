@@ -1,4 +1,4 @@
-"""The ways in which a command ends before it is done, the exit status of each, and the reason in a line."""
+"""How a command ends before it is done: the exit status, and the reason in one line."""
 
 import re
 import signal
@@ -16,11 +16,11 @@ class RunError(RuntimeError):
 
 
 class DivergedError(RunError):
-    """A run whose numbers made it fail: done again with the same settings, it would fail again."""
+    """A run that its own numbers made fail: with the same settings, it would fail again."""
 
 
 class OutageError(RunError):
-    """Storage or a Hub that did not answer for as long as was waited for it. The same command may work later."""
+    """Storage or a Hub that did not answer in the time allowed. The same command may work later."""
 
 
 class Stopped(Exception):

@@ -20,11 +20,10 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.trainers import WordPieceTrainer
-from transformers import BertTokenizer
 
 from distil_ray.cli import main_of
 from distil_ray.config import output_path, parse_sources
-from distil_ray.data.corpus import Corpus, Source, list_corpus, read_unit
+from distil_ray.data.corpus import Corpus, list_corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.tokenization import text_slices
 from distil_ray.errors import InputError
@@ -60,7 +59,7 @@ def _vocabulary(argv: list[str] | None) -> None:
     strips_accents = args.lowercase if args.strip_accents is None else args.strip_accents
     args.output = output_path(args.output, "--output")
     _check_output(args.output)
-    corpus = list_corpus([Source(**source.model_dump()) for source in parse_sources(args.source)])
+    corpus = list_corpus(parse_sources(args.source))
     vocabulary, tally = train_vocabulary(
         corpus, args.size, lowercase=args.lowercase, strip_accents=strips_accents, max_bytes=args.max_bytes
     )
@@ -233,6 +232,8 @@ def _check_output(folder: str) -> None:
 
 
 def _save_tokenizer(vocabulary: dict[str, int], folder: str, *, lowercase: bool, strip_accents: bool | None) -> None:
+    from transformers import BertTokenizer  # late: takes seconds, and --help and mistakes do without it
+
     tokenizer = BertTokenizer(
         vocab=vocabulary, do_lower_case=lowercase, strip_accents=strip_accents, model_max_length=MAX_SEQ_LENGTH
     )

@@ -2,7 +2,7 @@
 
 A configuration comes from YAML files and then from dotted `section.key=value` settings, later ones winning
 (`load_config`), or from a plain mapping (`parse_config`). Either way all problems are reported at once, in
-one `InputError` with one line a problem. What comes out is frozen and complete; nothing rewrites it later.
+one `InputError` with one line per problem. What comes out is frozen and complete; nothing rewrites it later.
 
 This package imports neither torch nor Ray, so that `--help` and a mistyped key answer at once.
 """

@@ -1,35 +1,35 @@
-"""What must hold across settings, each of which is valid by itself."""
+"""What must hold across settings that are each valid on their own, and how values appear in messages."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:  # they import this module
-    from distil_ray.config.sections import Config, Data, Optim
+if TYPE_CHECKING:  # imports this module
+    from distil_ray.config.sections import Config
 
 
 class Problem(NamedTuple):
-    """What is wrong, as a line for the user, and with which settings."""
+    """A line for the user, and the settings at fault, those of the line first."""
 
-    keys: tuple[str, ...]  # the settings at fault
+    keys: tuple[str, ...]
     line: str
 
 
 def problem(keys: tuple[str, ...], message: str) -> Problem:
-    """A problem whose line names the first of ``keys``."""
     return Problem(keys, f"{keys[0]}: {message}")
 
 
-class Inconsistent(ValueError):
-    """Settings that are valid each by itself and do not go together."""
+def inconsistencies(config: "Config") -> Iterator[Problem]:
+    """Yield what is wrong across the settings of a configuration."""
+    yield from _data(config)
+    yield from _student(config)
+    yield from _distill(config)
+    yield from _optim(config)
+    yield from _runtime(config)
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("; ".join(problem.line for problem in problems))
-        self.problems = tuple(problems)
 
-
-def data_problems(data: "Data") -> Iterator[Problem]:
-    """Masking and the held-out share."""
+def _data(config: "Config") -> Iterator[Problem]:
+    data = config.data
     replaced = data.mask_replace_prob + data.random_replace_prob
     if replaced > 1 + 1e-9:
         yield problem(
@@ -51,8 +51,7 @@ def data_problems(data: "Data") -> Iterator[Problem]:
         )
 
 
-def student_problems(config: "Config") -> Iterator[Problem]:
-    """Where the student comes from."""
+def _student(config: "Config") -> Iterator[Problem]:
     student = config.student
     if student.path is not None and student.config is not None:
         yield problem(("student.config", "student.path"), "given beside student.path, expected only one of them")
@@ -85,8 +84,7 @@ def student_problems(config: "Config") -> Iterator[Problem]:
         )
 
 
-def distill_problems(config: "Config") -> Iterator[Problem]:
-    """Loss weights, and whether there is a teacher."""
+def _distill(config: "Config") -> Iterator[Problem]:
     distill = config.distill
     alphas = ("distill.alpha_ce", "distill.alpha_mlm", "distill.alpha_cos")
     if config.teacher is None and (distill.alpha_ce > 0 or distill.alpha_cos > 0):
@@ -99,15 +97,14 @@ def distill_problems(config: "Config") -> Iterator[Problem]:
         yield problem(alphas, "given 0 like distill.alpha_mlm and distill.alpha_cos, expected one of the three above 0")
 
 
-def optim_problems(optim: "Optim") -> Iterator[Problem]:
-    """The run's length."""
+def _optim(config: "Config") -> Iterator[Problem]:
+    optim = config.optim
     if (optim.num_steps is None) == (optim.num_epochs is None):
         given = "neither it nor optim.num_epochs" if optim.num_steps is None else "both it and optim.num_epochs"
         yield problem(("optim.num_steps", "optim.num_epochs"), f"given {given}, expected exactly one of them")
 
 
-def runtime_problems(config: "Config") -> Iterator[Problem]:
-    """How a step is shared by workers and micro-batches."""
+def _runtime(config: "Config") -> Iterator[Problem]:
     runtime, rows = config.runtime, config.optim.global_batch_size
     workers = runtime.max_workers
     if runtime.min_workers > workers:
@@ -132,7 +129,7 @@ def runtime_problems(config: "Config") -> Iterator[Problem]:
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
+    """Return all divisors, ascending."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
@@ -145,6 +142,6 @@ def _nearest(value: int, choices: Iterable[int]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as it would stand in YAML, on one line and cut to a length that can be read."""
+    """Return a value as YAML would have it, on one line and cut to a readable length."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 200 else f"{text[:200]}…"

@@ -21,7 +21,7 @@ def describe_keys(root: type[Section] = Config) -> str:
             lines += ["", f"{section}: {_about(root.model_fields[section], root)}"]
         if not rest:
             continue
-        default = "required" if field.is_required() else f"default {shown(_plain(field.default))}"
+        default = "required" if field.is_required() else f"default {shown(field.default)}"
         lines += [
             f"  {section}.{rest}  ({type_text(field.annotation, field.metadata)}; {default})",
             f"      {field.description}",
@@ -32,9 +32,7 @@ def describe_keys(root: type[Section] = Config) -> str:
 def fields(
     section: type[Section] = Config, prefix: str = "", seen: set[type[Section]] | None = None
 ) -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key of the sections of ``section`` and its field; those of a section that stands in several places
-    once, where it stands first.
-    """
+    """Yield every key below ``section`` and its field; of a section that occurs several times, the first only."""
     seen = set() if seen is None else seen
     for name, field in section.model_fields.items():
         key = f"{prefix}{name}"
@@ -100,7 +98,3 @@ def _limits(metadata: Iterable[Any]) -> Iterator[str]:
                 yield f"{sign} {limit}"
         if getattr(item, "min_length", None):
             yield "non-empty"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

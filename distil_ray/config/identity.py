@@ -13,7 +13,7 @@ _ABSENT = object()
 def learned(config: Config) -> dict[str, Any]:
     """Return the settings that decide what is learned, by dotted key; equal ones teach the same.
 
-    Loss weights stand there as shares. Where the text lies is left out: the corpus has its own fingerprint.
+    Loss weights count as shares. Where the text is stored is left out: the corpus has its own fingerprint.
     So is what decides only whether and how a run continues: bad files, skipped updates, all of `runtime`. The
     values survive JSON unchanged.
     """
@@ -29,7 +29,7 @@ def learned(config: Config) -> dict[str, Any]:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], *roots: type[Section]) -> list[str]:
-    """Say what differs between two results of `learned`, one line a setting.
+    """Say what differs between two results of `learned`, one line per setting.
 
     A setting that ``old`` does not have counts by its default: it may be newer than the run that ``old`` is of. So a
     new setting's default must be what runs did before there was the setting.

@@ -11,14 +11,17 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from distil_ray.config.checks import Inconsistent, Problem, problem, shown
+from distil_ray.config.checks import Problem, inconsistencies, problem, shown
 from distil_ray.config.description import fields, is_mapping, section_of, type_text
-from distil_ray.config.sections import Config, Section, Source, listed
+from distil_ray.config.sections import Config, Section, Source, Sources, listed
 from distil_ray.errors import InputError
 
-SectionType = TypeVar("SectionType", bound=Section)
-
-_STAND_INS = {"run.name": "x", "teacher.path": "x", "data.sources": "x"}  # for what must be there
+_STAND_INS: dict[str, dict[str, Any]] = {  # for what must be given
+    "run": {"name": "x", "storage_path": "/"},
+    "teacher": {"path": "x"},
+    "data": {"sources": "x"},
+    "optim": {},
+}
 
 
 class ConfigError(InputError):
@@ -28,105 +31,6 @@ class ConfigError(InputError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n  ".join([f"the configuration has {count}:", *problems]))
         self.problems = tuple(problems)
-
-
-def across_problems(error: ValidationError) -> list[Problem]:
-    """Return what `Config` found across settings; nothing if some setting is at fault by itself."""
-    causes = [detail.get("ctx", {}).get("error") for detail in error.errors(include_url=False)]
-    return [problem for cause in causes if isinstance(cause, Inconsistent) for problem in cause.problems]
-
-
-def _single_problems(error: ValidationError, given: Mapping[str, Any], root: type[Section] = Config) -> list[Problem]:
-    """Put pydantic's findings about a ``root`` in the words of the configuration, one problem a setting."""
-    found: dict[str, Problem] = {}
-    for detail in error.errors(include_url=False):
-        problem = _field_problem(detail, given, root)
-        found.setdefault(problem.keys[0], problem)  # a union reports each of its members
-    # A list whose items are faulty is also reported as too short.
-    lists = {key.partition("[")[0] for key in found if "[" in key}
-    return [problem for key, problem in found.items() if key not in lists]
-
-
-def problems_of_the_rest(given: Mapping[str, Any], problems: Sequence[Problem]) -> list[Problem]:
-    """Look across the settings that are not at fault: pydantic does so only if each is valid by itself."""
-    at_fault = [key for problem in problems for key in problem.keys]
-    try:
-        Config.model_validate(_without(given, at_fault))
-    except ValidationError as error:
-        return [
-            problem
-            for problem in across_problems(error)
-            if not any(_touches(key, fault) for key in problem.keys for fault in at_fault)
-        ]
-    return []
-
-
-def _field_problem(detail: ErrorDetails, given: Mapping[str, Any], root: type[Section]) -> Problem:
-    location = detail["loc"]
-    if detail["type"] == "invalid_key":  # a number, for example
-        location = (*location[:-1], str(location[-1]))
-    section = root
-    key, expected, description = "", "mapping", None
-    value: Any = given
-    is_name = False  # whether the next part is one that the user gave
-    for part in location:
-        if is_name:
-            key, value, is_name = f"{key}.{part}", value.get(part), False
-            continue
-        if isinstance(part, int):
-            key, value, expected = f"{key}[{part}]", listed(value)[part], type_text(section)
-            continue
-        if part not in section.model_fields:
-            return _unknown_key(key, part, section, root)
-        field = section.model_fields[part]
-        key, value = f"{key}.{part}" if key else part, value.get(part)
-        expected, description = type_text(field.annotation, field.metadata), field.description
-        nested = section_of(field.annotation)
-        if nested is None:
-            break  # what follows tells the members of a union and the items of a list apart
-        section, is_name = nested, is_mapping(field)
-    if detail["type"] == "value_error":
-        return problem((key,), str(detail["ctx"]["error"]))
-    if detail["type"] == "missing":
-        return problem((key,), f"missing, expected {expected}. {description}")
-    hint = " (put it in quotes)" if isinstance(value, int | float) and "text" in expected else ""
-    return problem((key,), f"given {shown(value)}, expected {expected}{hint}")
-
-
-def _unknown_key(prefix: str, name: str, section: type[Section], root: type[Section]) -> Problem:
-    """Name the valid key of the most similar spelling: of the same section if there is one, else of any."""
-    if section is Config and name == "search":
-        return Problem(("search",), "search: belongs to python -m distil_ray.tune; expected no such section here")
-    key = f"{prefix}.{name}" if prefix else name
-    siblings = {sibling: f"{prefix}.{sibling}" if prefix else sibling for sibling in section.model_fields}
-    others = {other.rpartition(".")[2]: other for other, _ in fields(root)}
-    for candidates in (siblings, others):
-        for nearest in difflib.get_close_matches(name, candidates, n=1):
-            suggestion = candidates[nearest]
-            return Problem((key, suggestion), f"unknown key {key}, did you mean {suggestion}?")
-    return Problem((key,), f"unknown key {key}, expected one of {', '.join(siblings.values())}")
-
-
-def _without(given: Mapping[str, Any], at_fault: Sequence[str]) -> dict[str, Any]:
-    """Return the settings without those at fault, with stand-ins for those that must be there."""
-    settings = {section: dict(keys) if isinstance(keys, Mapping) else keys for section, keys in given.items()}
-    for key in at_fault:
-        section, _, name = key.partition(".")
-        name = re.split(r"[.\[]", name)[0]
-        if isinstance(settings.get(section), dict) and name:
-            settings[section].pop(name, None)
-        else:
-            settings.pop(section, None)
-    for key, stand_in in _STAND_INS.items():
-        section, _, name = key.partition(".")
-        if section != "teacher" or settings.get(section) is not None:
-            settings.setdefault(section, {}).setdefault(name, stand_in)
-    settings.setdefault("optim", {})
-    return settings
-
-
-def _touches(key: str, fault: str) -> bool:
-    return key == fault or key.startswith((f"{fault}.", f"{fault}["))
 
 
 SECTIONS = tuple(Config.model_fields)
@@ -143,7 +47,7 @@ def load_config(files: Sequence[str], overrides: Sequence[str]) -> Config:
             line; a value that is not YAML, such as ``*.parquet``, is taken as text.
 
     Raises:
-        InputError: with one line a problem, all problems at once.
+        InputError: with one line per problem, all problems at once.
     """
     return parse_config(load_settings(files, overrides))
 
@@ -180,7 +84,7 @@ def parse_yaml(text: str, name: str) -> Config:
     """Check a configuration given as the text of one YAML file, which messages call ``name``.
 
     Raises:
-        InputError: with one line a problem, all problems at once.
+        InputError: with one line per problem, all problems at once.
     """
     return parse_config(parse_mapping(text, name))
 
@@ -189,7 +93,7 @@ def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
     """Read sources as a command line gives them: paths, or YAML mappings like ``{docstrings: installed}``.
 
     Raises:
-        InputError: with one line a problem.
+        InputError: with one line per problem.
     """
     values = []
     for text in given:
@@ -197,12 +101,18 @@ def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
             values.append(yaml.load(text, _Loader) if text.lstrip().startswith("{") else text)
         except yaml.YAMLError as error:
             raise InputError(f"{text}{_yaml_fault(error)}") from None
-    others = {"run": {"name": "x"}, "teacher": {"path": "x"}, "optim": {"num_steps": 1}}
     try:
-        return parse_config({**others, "data": {"sources": values}}).data.sources
-    except InputError as error:
+        return parse_section(_SourceList, {"sources": values}).sources
+    except ConfigError as error:
         message = str(error).replace("the configuration has", "the sources have")
-        raise InputError(re.sub(r"data\.sources\[(\d+)\]", lambda found: given[int(found[1])], message)) from None
+        raise InputError(re.sub(r"\bsources\[(\d+)\]", lambda found: given[int(found[1])], message)) from None
+
+
+class _SourceList(Section):
+    sources: Sources
+
+
+SectionType = TypeVar("SectionType", bound=Section)
 
 
 def parse_section(section: type[SectionType], settings: Mapping[str, Any]) -> SectionType:
@@ -214,26 +124,105 @@ def parse_section(section: type[SectionType], settings: Mapping[str, Any]) -> Se
     try:
         return section.model_validate(settings)
     except ValidationError as error:
-        raise ConfigError([problem.line for problem in _single_problems(error, settings, section)]) from None
+        raise ConfigError([problem.line for problem in _complaints(error, settings, section)]) from None
 
 
 def parse_config(settings: Mapping[str, Any]) -> Config:
     """Check a configuration given as a mapping of sections, and complete it with the defaults.
 
     Raises:
-        InputError: with one line a problem, all problems at once.
+        InputError: with one line per problem, all problems at once.
     """
-    # A section that stands there empty reads as null and means its defaults.
+    # An empty section reads as null and means its defaults.
     given: dict[str, Any] = {section: {} for section in SECTIONS if section != "teacher"}
     given |= {key: value for key, value in settings.items() if value is not None or key not in given}
     try:
-        return Config.model_validate(given)
+        config = Config.model_validate(given)
+        problems = list(inconsistencies(config))
     except ValidationError as error:
-        problems = across_problems(error)
-        if not problems:
-            problems = _single_problems(error, given)
-            problems += problems_of_the_rest(given, problems)
-    raise ConfigError([problem.line for problem in problems])
+        problems = _complaints(error, given, Config)
+        problems += _inconsistencies_of_the_rest(given, [key for problem in problems for key in problem.keys])
+    if problems:
+        raise ConfigError([problem.line for problem in problems])
+    return config
+
+
+def _complaints(error: ValidationError, given: Mapping[str, Any], root: type[Section]) -> list[Problem]:
+    """Put pydantic's findings in the words of the configuration, one problem per setting."""
+    found: dict[str, Problem] = {}
+    for detail in error.errors(include_url=False):
+        problem = _complaint(detail, given, root)
+        found.setdefault(problem.keys[0], problem)  # a union reports each of its members
+    # A list whose items are faulty is also reported as too short.
+    lists = {key.partition("[")[0] for key in found if "[" in key}
+    return [problem for key, problem in found.items() if key not in lists]
+
+
+def _complaint(detail: ErrorDetails, given: Mapping[str, Any], root: type[Section]) -> Problem:
+    section, key = root, ""
+    value: Any = given
+    expected, description = "mapping", None
+    is_name = False  # whether the next part is a name that the user chose
+    for part in detail["loc"]:
+        if isinstance(part, int) and detail["type"] != "invalid_key":
+            key, value, expected = f"{key}[{part}]", listed(value)[part], type_text(section)
+            continue
+        name = str(part)
+        field = section.model_fields.get(name)
+        if field is None and not is_name:
+            return _unknown_key(key, name, section, root)
+        key, value = f"{key}.{name}" if key else name, value.get(name)
+        if is_name or field is None:
+            is_name = False
+            continue
+        expected, description = type_text(field.annotation, field.metadata), field.description
+        nested = section_of(field.annotation)
+        if nested is None:
+            break  # what follows tells the members of a union and the items of a list apart
+        section, is_name = nested, is_mapping(field)
+    if detail["type"] == "value_error":
+        return problem((key,), str(detail["ctx"]["error"]))
+    if detail["type"] == "missing":
+        return problem((key,), f"missing, expected {expected}. {description}")
+    hint = " (put it in quotes)" if isinstance(value, int | float) and "text" in expected else ""
+    return problem((key,), f"given {shown(value)}, expected {expected}{hint}")
+
+
+def _unknown_key(prefix: str, name: str, section: type[Section], root: type[Section]) -> Problem:
+    """Suggest the valid key of the most similar spelling: of the same section if there is one, otherwise of any."""
+    if section is Config and name == "search":
+        return Problem(("search",), "search: belongs to python -m distil_ray.tune; expected no such section here")
+    key = f"{prefix}.{name}" if prefix else name
+    siblings = {sibling: f"{prefix}.{sibling}" if prefix else sibling for sibling in section.model_fields}
+    others = {other.rpartition(".")[2]: other for other, _ in fields(root)}
+    for candidates in (siblings, others):
+        for nearest in difflib.get_close_matches(name, candidates, n=1):
+            suggestion = candidates[nearest]
+            return Problem((key, suggestion), f"unknown key {key}, did you mean {suggestion}?")
+    return Problem((key,), f"unknown key {key}, expected one of {', '.join(siblings.values())}")
+
+
+def _inconsistencies_of_the_rest(given: Mapping[str, Any], at_fault: Sequence[str]) -> list[Problem]:
+    """Look across the settings that are not at fault, with defaults or stand-ins in place of those that are."""
+    settings = {name: {**keys} if isinstance(keys, dict) else keys for name, keys in given.items()}
+    for key in at_fault:
+        section, _, name = key.partition(".")
+        if name and isinstance(settings.get(section), dict):
+            settings[section].pop(re.split(r"[.\[]", name)[0], None)
+        else:
+            settings.pop(section, None)
+    for section, required in _STAND_INS.items():
+        if section != "teacher" or settings.get(section) is not None:
+            settings[section] = required | settings.get(section, {})
+    try:
+        config = Config.model_validate(settings)
+    except ValidationError:  # such as a key with a dot in its name: one problem at a time, then
+        return []
+    return [
+        problem
+        for problem in inconsistencies(config)
+        if not any(f"{key}.".startswith((f"{fault}.", f"{fault}[")) for key in problem.keys for fault in at_fault)
+    ]
 
 
 # YAML 1.2's floats: YAML 1.1, which PyYAML reads, takes 5e-4 for text.
@@ -329,7 +318,7 @@ def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
 
 
 def _yaml_fault(error: yaml.YAMLError) -> str:
-    """Return where the fault is and what it is, to stand behind the name of what was read."""
+    """Return where the fault is and what it is, to follow the name of what was read."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f", line {error.problem_mark.line + 1}: {error.problem}"
     return f": {' '.join(str(error).split())}"

@@ -15,16 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from distil_ray.config.checks import (
-    Inconsistent,
-    data_problems,
-    distill_problems,
-    divisors,
-    optim_problems,
-    runtime_problems,
-    shown,
-    student_problems,
-)
+from distil_ray.config.checks import divisors, shown
 from distil_ray.errors import InputError
 from distil_ray.outages import WHILE_TRAINING_SECONDS
 
@@ -110,7 +101,7 @@ class Run(Section):
     """What the run is called and where its results go."""
 
     name: Annotated[str, AfterValidator(_file_name)]
-    """Name of the run and of its folder; the same name goes on where that run stopped."""
+    """Name of the run and of its folder; the same name resumes where that run stopped."""
     storage_path: OutputPathOrUrl = Field("runs", validate_default=True)
     """Folder or URL (s3://bucket/prefix, gs://bucket/prefix) below which the run's folder lies."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 56
@@ -207,7 +198,7 @@ class Data(Section):
     eval_sources: Sources | None = None
     """Held-out text, given like `sources`; null holds out `eval_fraction` of them."""
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Share of the sources' bytes to hold out; 0 goes without evaluation; excludes `eval_sources`."""
+    """Share of the sources' bytes to hold out; 0 means no evaluation; excludes `eval_sources`."""
     max_seq_length: Annotated[int, Field(ge=8, le=2**15 - 1)] = 512
     """Pieces in a row, the two special ones at its ends included."""
     mlm_probability: Annotated[float, Field(gt=0, le=1)] = 0.15
@@ -219,7 +210,7 @@ class Data(Section):
     mlm_smoothing: Weight = 0.0
     """Masks rare pieces more often, by weights count^-x; 0 masks all alike (DistilBERT: 0.7)."""
     on_bad_file: Literal["error", "skip"] = "error"
-    """What to do about a file that cannot be read as what it is: end the run, or list it and go on."""
+    """What to do about a file that cannot be read as what it is: end the run, or list it and continue."""
     warn_skipped_fraction: Probability = 0.01
     """Share of the documents that cannot be used (not UTF-8, no text under the key, …) above which to warn."""
 
@@ -293,7 +284,7 @@ class Metrics(Section):
 
 
 class Checkpoint(Section):
-    """Checkpoints, from which an interrupted run goes on."""
+    """Checkpoints, from which an interrupted run resumes."""
 
     every_steps: Count = 500
     """Steps between two checkpoints."""
@@ -302,10 +293,10 @@ class Checkpoint(Section):
 
 
 class Runtime(Section):
-    """On what the run computes and how fast; nothing in here changes what is learned."""
+    """What the run computes on, and how fast; none of it changes what is learned."""
 
     num_workers: Count | Annotated[tuple[Count, Count], Strict(False)] = 1
-    """Training workers: a number, or [min, max] to go on with fewer when nodes are lost."""
+    """Training workers: a number, or [min, max] to continue with fewer when nodes are lost."""
     use_gpu: bool = False
     """Whether each worker gets a GPU."""
     resources_per_worker: dict[str, Positive] | None = None
@@ -327,17 +318,17 @@ class Runtime(Section):
 
     @property
     def min_workers(self) -> int:
-        """The fewest workers with which the run goes on."""
+        """The fewest workers with which the run continues."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def max_workers(self) -> int:
-        """The most workers, which is also the number of blocks into which a step's rows are cut."""
+        """The most workers, which is also the number of blocks that a step's rows are cut into."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
 
 class Config(Section):
-    """The whole configuration of a run, checked and complete."""
+    """The whole configuration of a run; `parse_config` makes one that is checked across its settings, too."""
 
     run: Run
     teacher: Teacher | None = None
@@ -359,16 +350,3 @@ class Config(Section):
     def micro_batch_size(self) -> int:
         """Rows in a forward pass, chosen if `runtime.micro_batch_size` leaves it open."""
         return self.runtime.micro_batch_size or max(d for d in divisors(self.block_rows) if d <= 32)
-
-    @model_validator(mode="after")
-    def _check_across(self) -> Self:
-        problems = [
-            *data_problems(self.data),
-            *student_problems(self),
-            *distill_problems(self),
-            *optim_problems(self.optim),
-            *runtime_problems(self),
-        ]
-        if problems:
-            raise Inconsistent(problems)
-        return self

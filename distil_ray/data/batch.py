@@ -1,13 +1,13 @@
 """What a batch is: its arrays, their dtypes and shapes, its digest, and the way into torch.
 
-Shapes: B rows, T tokens a row, K masked positions a row, S counts.
+Shapes: B rows, T tokens per row, K masked positions per row, S counts.
 
 ======================  ================  ====================================================
 ``input_ids``           [B, T] uint16     ids after masking (int32 above 65,536 pieces)
 ``masked_positions``    [B, K] int16      ascending
 ``masked_labels``       [B, K] as ids     the pieces that stood there
-``group``, ``row``      [B] int32         place in the run's sequence of rows; group -1 = filler behind its end
-``group_rows``          [B] int32         rows in that group: row / group_rows is the share of it behind
+``group``, ``row``      [B] int32         place in the run's sequence of rows; group -1 = filler after its end
+``group_rows``          [B] int32         rows in that group: row / group_rows is the share of it that is done
 ``skipped``             [B, S] int32      at a group's first row: the counts `SKIPPED` of its text
 ======================  ================  ====================================================
 """

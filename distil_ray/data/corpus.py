@@ -19,17 +19,18 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from distil_ray.config import Source
 from distil_ray.data.documents import documents_of
 from distil_ray.data.files import BadFileError, File, ReachableFile, first_of
 from distil_ray.data.probing import Probed, try_probe
-from distil_ray.data.sources import Candidate, Source, find_files
+from distil_ray.data.sources import SkippedFile, find_files
 from distil_ray.data.tally import Skip, Tally
 from distil_ray.errors import InputError, reason_of
 from distil_ray.outages import AT_START, Patience
@@ -41,12 +42,6 @@ _COMPRESSION_RATIO = 3  # of English text, roughly: it sizes the groups and neve
 _NUM_PROBE_THREADS = 16
 _MAX_ERRORS_SHOWN, _MAX_NAMES_SHOWN = 10, 5
 _IDENTIFYING = ("name", "format", "compression", "column", "size_bytes", "num_rows")  # of a file, wherever it lies
-
-
-@dataclass(frozen=True)
-class SkippedFile:
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +73,7 @@ class Corpus:
 
         It rests on names, sizes, row counts and order, not on the files' bytes.
         """
-        files = [{key: value for key, value in asdict(file).items() if key in _IDENTIFYING} for file in self.files]
+        files = [{key: getattr(file, key) for key in _IDENTIFYING} for file in self.files]
         digest = hashlib.sha256(json.dumps(files).encode())
         for array in (self.unit_file, self.unit_start, self.unit_stop, self.unit_bytes):
             digest.update(array.astype("<i8").tobytes())
@@ -99,25 +94,27 @@ def list_corpus(
         InputError: with every problem found, the first 10 in words.
         OutageError: a store or the Hub did not answer in time.
     """
-    candidates: list[Candidate] = []
+    files: list[File] = []
+    skipped: list[SkippedFile] = []
     errors: list[str] = []
     for source in sources:
         try:
-            candidates += find_files(source, patience)
+            found, left_out = find_files(source, patience)
         except InputError as error:
             errors.append(str(error))
-    skipped = [SkippedFile(candidate.path, candidate.left_out) for candidate in candidates if candidate.left_out]
-    candidates = [candidate for candidate in candidates if not candidate.left_out]
-    num_matches = Counter(candidate.path for candidate in candidates)
+            continue
+        files += found
+        skipped += left_out
+    num_matches = Counter(file.path for file in files)
     duplicates = [path for path, count in num_matches.items() if count > 1]
     errors += [f"{path}: matched by two sources; name it once" for path in duplicates]
 
     probed: list[Probed] = []
-    for candidate, outcome in zip(candidates, _probe_all(candidates, patience), strict=True):
+    for file, outcome in zip(files, _probe_all(files, patience), strict=True):
         if isinstance(outcome, Probed):
             probed.append(outcome)
         elif isinstance(outcome, BadFileError) and on_bad_file == "skip":
-            skipped.append(SkippedFile(candidate.path, str(outcome)))
+            skipped.append(SkippedFile(file.path, str(outcome)))
         elif isinstance(outcome, BadFileError):
             errors.append(f"{outcome} (data.on_bad_file: skip leaves such a file out)")
         else:
@@ -127,11 +124,11 @@ def list_corpus(
     return _cut_into_units(probed, tuple(skipped))
 
 
-def _probe_all(candidates: list[Candidate], patience: Patience) -> list[Probed | InputError]:
+def _probe_all(files: list[File], patience: Patience) -> list[Probed | InputError]:
     """Look at all files, several at once; an outage ends it without waiting for the others."""
     pool = ThreadPoolExecutor(_NUM_PROBE_THREADS)
     try:
-        return list(pool.map(lambda candidate: try_probe(candidate, patience), candidates))
+        return list(pool.map(lambda file: try_probe(file, patience), files))
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -20,7 +20,7 @@ _TEXT_KINDS = (
 
 
 def text_of_line(line: bytes, key: str) -> str | Reason:
-    """The text of a JSON line, which stands under ``key``."""
+    """Return the text of a JSON line, which has it under ``key``."""
     record = parse_json(line)
     if isinstance(record, Reason):
         return record

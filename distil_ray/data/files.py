@@ -47,9 +47,9 @@ class BadFileError(InputError):
 
 @dataclass(frozen=True)
 class File:
-    """A data file, and all that is needed to open it: nothing of it is asked for again.
+    """A data file, and all that is needed to open it: nothing is asked for twice.
 
-    `name` is its path below its source, the same wherever the source lies.
+    `name` is its path below its source, the same wherever the source is stored.
     """
 
     name: str
@@ -57,7 +57,7 @@ class File:
     format: Format
     compression: Compression | None
     column: str
-    size_bytes: int
+    size_bytes: int = 0  # 0 before it is known
     num_rows: int | None = None  # Parquet only
     version: str = ""  # in its store: an ETag or the like; empty of local files
     footer_bytes: int = 0  # Parquet only
@@ -119,17 +119,6 @@ class Opened(Protocol):
     def read_range(self, start: int, stop: int) -> bytes: ...
 
 
-class Listed(Protocol):
-    """What a listing says of a file. What it does not know is None or empty."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def size_bytes(self) -> int | None: ...
-    @property
-    def version(self) -> str: ...
-
-
 class _LocalFile:
     def __init__(self, path: str) -> None:
         self._path = path
@@ -175,22 +164,22 @@ _opened: OrderedDict[tuple[int, str, str], _StoredFile] = OrderedDict()
 _opened_lock = threading.Lock()
 
 
-def _open(listed: Listed) -> Opened:
-    hub_path = HubPath.parse(listed.path)
-    if hub_path is not None and listed.size_bytes is not None:
-        return HubFile(hub_path, listed.size_bytes, listed.version)
-    fs, inner = file_system(listed.path)
+def _open(file: File) -> Opened:
+    hub_path = HubPath.parse(file.path)
+    if hub_path is not None and (file.size_bytes or file.version):  # what a listing gave
+        return HubFile(hub_path, file.size_bytes, file.version)
+    fs, inner = file_system(file.path)
     if isinstance(fs, LocalFileSystem):
         return _LocalFile(inner)
-    key = id(fs), inner, listed.version
+    key = id(fs), inner, file.version
     with _opened_lock:
         kept = _opened.pop(key, None)
-    file = kept or _StoredFile(fs, inner)
+    opened = kept or _StoredFile(fs, inner)
     with _opened_lock:
-        _opened[key] = file
+        _opened[key] = opened
         if len(_opened) > _NUM_OPENED:
             _opened.popitem(last=False)
-    return file
+    return opened
 
 
 def forget(path: str) -> None:
@@ -212,20 +201,16 @@ class ReachableFile(io.RawIOBase):
         OutageError: its store did not answer in time.
     """
 
-    def __init__(self, listed: Listed, patience: Patience) -> None:
+    def __init__(self, file: File, patience: Patience) -> None:
         super().__init__()
-        self.path, self._patience, self._position = listed.path, patience, 0
+        self.path, self._patience, self._position = file.path, patience, 0
         with reaching(self.path):
-            self._opened = patience.wait_out(self.path, lambda: _open(listed))
+            self._opened = patience.wait_out(self.path, lambda: _open(file))
         self.size, self.version = self._opened.size, self._opened.version
-        if listed.size_bytes is not None and self.size != listed.size_bytes:
-            raise InputError(
-                f"{self.path}: changed while in use: {listed.size_bytes} bytes when listed, {self.size} now"
-            )
-        if listed.version and self.version != listed.version:
-            raise InputError(
-                f"{self.path}: changed while in use: was {listed.version} when listed, is {self.version} now"
-            )
+        if file.size_bytes and self.size != file.size_bytes:
+            raise InputError(f"{self.path}: changed while in use: {file.size_bytes} bytes when listed, {self.size} now")
+        if file.version and self.version != file.version:
+            raise InputError(f"{self.path}: changed while in use: {file.version} when listed, {self.version} now")
 
     def close(self) -> None:
         super().close()

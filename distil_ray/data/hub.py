@@ -155,7 +155,7 @@ class HubFile:
         self._url = hf_hub_url(place.repo_id, place.inner, repo_type=place.kind, revision=place.revision)
 
     def read_range(self, start: int, stop: int) -> bytes:
-        """Return the bytes ``[start, stop)``, which must lie within the file.
+        """Return the bytes ``[start, stop)``, which must be within the file.
 
         Raises:
             ConnectionError: what came is not of this file, or not all of it.
@@ -191,7 +191,7 @@ class HubFile:
         return get_session().request("GET", location, headers=headers, timeout=_TIMEOUT_SECONDS)
 
     def _location(self) -> tuple[str, bool]:
-        """Where the bytes lie now, and whether that is known from before."""
+        """Where the bytes are now, and whether that is known from before."""
         from huggingface_hub import get_hf_file_metadata, get_token
 
         location, expiry = _locations.get(self._url, ("", 0.0))

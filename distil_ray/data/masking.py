@@ -1,7 +1,7 @@
 """Rows -> masked rows, after Devlin et al. 2019, section 3.1, with the same number of masks in every row.
 
 Every draw is a counter-based hash of the row's key and the position, so a row's masks depend on nothing else: not on
-the worker, the batch or the time. Shapes: B rows, T tokens a row, K masked positions a row, V pieces.
+the worker, the batch or the time. Shapes: B rows, T tokens per row, K masked positions per row, V pieces.
 """
 
 from typing import NamedTuple

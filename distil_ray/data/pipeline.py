@@ -16,7 +16,6 @@ import numpy.typing as npt
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, ExecutionResources, TaskPoolStrategy
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Arrays, filler_rows
 from distil_ray.data.plan import DataPlan, TextPlan
@@ -40,7 +39,7 @@ _BYTES_AHEAD_PER_CPU = 64 * 2**20
 """Rows in waiting for the workers, about ten groups a CPU slot. Without a limit the pipeline would fill the object
 store as fast as it can, and take the CPU from whoever else needs it; 16 MiB leave gaps between a slot's tasks."""
 
-_BREATH_SECONDS = 0.05
+_THROTTLE_SECONDS = 0.05
 
 _MAX_BYTES_PER_TOKEN = 8
 _SPARE_GROUPS = 2
@@ -50,7 +49,7 @@ SAMPLE_GROUPS = 8
 
 
 class Listener(Protocol):
-    """Whoever wants to hear what happens in the tasks of a pipeline."""
+    """Receives what happens in the tasks of a pipeline."""
 
     def post_text(self, text: str) -> None:
         """Take a line for the user."""
@@ -70,16 +69,26 @@ def execution_options(num_cpus: int, node_label: Mapping[str, str] | None) -> Ex
     )
 
 
-class Breath(ExecutionCallback):
-    """Lets the scheduling loop of a pipeline take a breath after each turn, as long as a block waits to be fetched.
+class IdleThrottle:
+    """Pauses the scheduling loop of a pipeline after each turn while a block waits to be fetched.
 
     With rows in waiting up to its limit, the loop would otherwise spin, and take a third of a core from the workers.
+    Ray Data calls these methods; those of its other events have nothing to do.
     """
 
     def on_execution_step(self, executor: Any) -> None:
-        """Called by Ray Data at the end of each turn."""
-        if not executor._consumer_idling():
-            time.sleep(_BREATH_SECONDS)
+        is_idling = getattr(executor, "_consumer_idling", None)  # private: without it, the loop is not slowed down
+        if is_idling is not None and not is_idling():
+            time.sleep(_THROTTLE_SECONDS)
+
+    def before_execution_starts(self, executor: Any) -> None:
+        pass
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        pass
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        pass
 
 
 def configure_context() -> None:
@@ -87,8 +96,9 @@ def configure_context() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    if Breath not in context.custom_execution_callback_classes:
-        context.custom_execution_callback_classes.append(Breath)
+    callbacks: list[Any] = context.custom_execution_callback_classes
+    if IdleThrottle not in callbacks:
+        callbacks.append(IdleThrottle)
     # A worker that evaluates or compiles takes nothing for a while; that is no reason to end the pipeline.
     context.execution_no_progress_timeout_s = -1
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that there are no progress bars
@@ -134,8 +144,8 @@ def train_dataset(
         filler_blocks: blocks of filler after the last row. The equal split may drop as many blocks as there are
             workers, less one: it must drop these.
         num_cpus: CPU slots that the pipeline will have.
-        listener: hears, in the process that reads, of what is left out and of what cannot be read.
-        outage_seconds: how long an outage of where the text lies is waited out.
+        listener: receives, in the process that reads, what is left out and what cannot be read.
+        outage_seconds: how long to wait out an outage of the text's storage.
     """
     configure_context()
     end = start.group + num_groups
@@ -187,9 +197,20 @@ def _cut_beside_the_groups(dataset: Dataset, num_tasks: int) -> None:
     is made, with no block until then. Without a slot its tasks need a limit of their own, or each takes a process.
     `Dataset.repartition` has no argument for either.
     """
-    operator: Any = dataset._logical_plan.dag
+    operator = _last_operator(dataset)
     operator.ray_remote_args["num_cpus"] = 0
     object.__setattr__(operator, "compute", TaskPoolStrategy(size=num_tasks))
+
+
+def _last_operator(dataset: Dataset) -> Any:
+    """Return a dataset's last operator, of which Ray shows nothing in public."""
+    operator = getattr(getattr(dataset, "_logical_plan", None), "dag", None)
+    if not hasattr(operator, "ray_remote_args") or not hasattr(operator, "compute"):
+        raise RunError(
+            f"Ray {ray.__version__} builds its pipelines in another way than Ray 2.60, which distil_ray "
+            "was made for; install the versions in constraints.txt, or a newer distil_ray"
+        )
+    return operator
 
 
 def heldout_rows(
@@ -296,8 +317,7 @@ def evaluated_blocks(
         num_cpus=room.cpus,
         num_gpus=room.gpus,
     )
-    operator: Any = evaluated._logical_plan.dag
-    operator.ray_remote_args.update(max_restarts=room.max_restarts, max_task_retries=room.max_restarts)
+    _last_operator(evaluated).ray_remote_args.update(max_restarts=room.max_restarts, max_task_retries=room.max_restarts)
     evaluated.context.execution_options = ExecutionOptions(
         preserve_order=True,
         resource_limits=ExecutionResources(object_store_memory=(room.num_actors + num_tasks) * _BYTES_AHEAD_PER_CPU),
@@ -323,7 +343,7 @@ def look_at_text(plan: DataPlan, *, node_label: Mapping[str, str] | None) -> tup
 
     Raises:
         InputError: it cannot be read, or no group of an epoch gives a row.
-        OutageError: where it lies does not answer.
+        OutageError: its storage does not answer.
     """
 
     def look(plan: DataPlan, _: int) -> tuple[Tally, list[str]]:

@@ -137,13 +137,13 @@ class DataPlan:
             tally.add(of_unit)
             if len(rows["row"]):
                 return tally
-            num_tried += of_unit.num_documents > 0  # a range within a long line has none
+            num_tried += of_unit.counted["documents"] > 0  # a range within a long line has none
             if num_tried == _MAX_GLANCES:
                 break
         raise InputError(f"{name}: the units that were tried give no row: {tally.why_no_row()}")
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON-able identity of corpus and tokenizer; a run goes on only with the same one."""
+        """JSON-able identity of corpus and tokenizer; a run resumes only with the same one."""
         return {
             "corpus": self.corpus.fingerprint(),
             "eval_corpus": self.eval_corpus.fingerprint(),
@@ -233,8 +233,8 @@ class TextPlan:
         rows = {name: values[: self.num_rows[index]].copy() for name, values in made.items()}
         return rows | {IN_SAMPLE: _spread(int(self.num_sampled[index]), len(rows["row"]))}
 
-    def share_behind(self, group: int, row: int, group_rows: int) -> float:
-        """The share of the plan that lies behind when a row is done (its place, as in `batch`)."""
+    def share_completed(self, group: int, row: int, group_rows: int) -> float:
+        """Return the share of the plan that is completed once a row is done (its place, as in `batch`)."""
         return (group + (row + 1) / min(group_rows, int(self.num_rows[group]))) / len(self.units)
 
 

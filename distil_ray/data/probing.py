@@ -20,10 +20,8 @@ from distil_ray.data.files import (
     find_batches,
     first_of,
     forget,
-    format_of,
     read_footer,
 )
-from distil_ray.data.sources import Candidate
 from distil_ray.data.tally import Reason
 from distil_ray.errors import InputError, reason_of
 from distil_ray.outages import Patience
@@ -73,43 +71,30 @@ class Probed:
     batch_edges: list[int] = field(default_factory=list)  # Arrow: where record batches begin, and the last one ends
 
 
-def try_probe(candidate: Candidate, patience: Patience) -> Probed | InputError:
-    forget(candidate.path)  # it may be another file than when this process saw it last
-    try:
-        return _probe(candidate, patience)
-    except BadFileError as error:
-        if "://" not in candidate.path:
+def try_probe(file: File, patience: Patience) -> Probed | InputError:
+    num_attempts = 2 if "://" in file.path else 1  # bytes may be damaged on their way
+    for attempt in range(1, num_attempts + 1):
+        forget(file.path)  # it may be another file than when this process saw it last
+        try:
+            return _probe(file, patience)
+        except BadFileError as error:
+            if attempt == num_attempts:
+                return error
+        except InputError as error:
             return error
-    except InputError as error:
-        return error
-    forget(candidate.path)
-    try:  # once more: on the way the bytes may have become others
-        return _probe(candidate, patience)
-    except InputError as error:
-        return error
+    raise AssertionError("the last attempt returns")
 
 
-def _probe(candidate: Candidate, patience: Patience) -> Probed:
-    recognised = format_of(candidate.path, candidate.format)
-    assert recognised is not None
-    file_format, compression = recognised
-    with ReachableFile(candidate, patience) as stream:
+def _probe(file: File, patience: Patience) -> Probed:
+    with ReachableFile(file, patience) as stream:
         if stream.size == 0:
-            raise BadFileError(f"{candidate.path}: is empty (0 bytes)")
-        file = File(
-            candidate.name,
-            candidate.path,
-            file_format,
-            compression,
-            candidate.column,
-            size_bytes=stream.size,
-            version=candidate.version,
-        )
+            raise BadFileError(f"{file.path}: is empty (0 bytes)")
+        file = replace(file, size_bytes=stream.size)
         if stream.size <= _MAX_POINTER_BYTES:
             _refuse_pointer(file, stream)
-        if file_format == "parquet":
+        if file.format == "parquet":
             return _probe_parquet(file, stream)
-        if file_format == "arrow":
+        if file.format == "arrow":
             return _probe_arrow(file, stream)
         _probe_lines(file, stream)
         return Probed(file)

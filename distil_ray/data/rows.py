@@ -1,4 +1,7 @@
-"""A group of units -> masked rows: ids packed into full rows, then masked. Shapes: N tokens, B rows, T tokens a row."""
+"""A group of units -> masked rows: ids packed into full rows, then masked.
+
+Shapes: N tokens, B rows, T tokens per row.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +25,7 @@ def pack_rows(
 
     Args:
         stream: ids ``[N]``; documents are already separated by ``sep_id``. A long one runs on in the next row.
-        max_seq_length: T, tokens a row, the two special ones included.
+        max_seq_length: T, tokens per row, the two special ones included.
         cls_id: id that begins every row.
         sep_id: id that ends every row.
 
@@ -58,7 +61,7 @@ class RowSettings:
 
     @property
     def num_masked(self) -> int:
-        """K, masked positions a row."""
+        """K, masked positions per row."""
         return num_masked_positions(self.max_seq_length, self.mlm_probability)
 
 
@@ -85,7 +88,7 @@ def make_rows(
         group: the group's number in the run; epochs have numbers of their own, so masks differ between them.
         skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
         max_characters: read no further document after so many characters, to look at a text; None reads it all.
-        patience: how long an outage of where the text lies is waited out.
+        patience: how long to wait out an outage of the text's storage.
 
     Returns:
         The arrays of `batch`, and what became of the text, which stands at the first row, too (a group without any row
@@ -94,7 +97,7 @@ def make_rows(
     Raises:
         BadFileError: a unit is damaged and ``skip_bad_units`` is off.
         InputError: a unit cannot be reached or has changed since it was listed.
-        OutageError: where it lies did not answer for as long as was waited.
+        OutageError: its storage did not answer in the time allowed.
     """
     tally = Tally()
     documents = _documents(corpus, units, tally, skip_bad_units, patience)
@@ -109,13 +112,14 @@ def make_rows(
     )
     is_special = special_table(vocabulary.size, vocabulary.special_ids)
     has_targets = count_maskable(rows, is_special) >= settings.num_masked
-    tally.num_rows, tally.num_skipped_rows = len(rows), int(np.count_nonzero(~has_targets))
-    tally.num_pieces = len(stream)
+    tally.num_rows = len(rows)
+    tally.counted["skipped_rows"] = int(np.count_nonzero(~has_targets))
+    tally.counted["pieces"] = len(stream)
     if vocabulary.unk_id is not None:
-        tally.num_unknown = int(np.count_nonzero(stream == vocabulary.unk_id))
+        tally.counted["unknown_pieces"] = int(np.count_nonzero(stream == vocabulary.unk_id))
     del stream
 
-    row_numbers = np.arange(len(rows) - tally.num_skipped_rows, dtype=np.uint64)
+    row_numbers = np.arange(np.count_nonzero(has_targets), dtype=np.uint64)
     order = np.argsort(draws(stream_key(settings.seed, split, "shuffle", group), row_numbers))
     rows = rows[np.flatnonzero(has_targets)[order]]
     row_keys = draws(stream_key(settings.seed, split, "mask", group), row_numbers)

@@ -7,13 +7,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
+from distil_ray.config import Source
 from distil_ray.data.docstrings import docstring_folder
 from distil_ray.data.files import SUPPORTED, File, Format, file_system, first_of, format_of, reaching, version_of
 from distil_ray.data.hub import HubEntry, HubPath, advice_on, fetch, list_below, look_up
@@ -23,46 +23,11 @@ from distil_ray.outages import AT_START, Patience
 _GLOB = re.compile(r"[*?[]")
 _MAX_NAMES_SHOWN, _MAX_CONFIGURATIONS_SHOWN = 5, 10
 
-# What lies beside data files and holds no text to learn from. The last ones are of `datasets`' `save_to_disk`.
+# Files beside the data that hold no text to learn from. The last ones are of `datasets`' `save_to_disk`.
 _DOCUMENTATION = re.compile(
     r"(readme|licen[sc]e|copying|notice|citation|changelog)(\.(md|rst|cff|bib))?$", re.IGNORECASE
 )
 _DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where text comes from: a path, a Hub data set by name, or the documentation strings at hand.
-
-    Args:
-        path: a file, a glob or a folder; local, `s3://`, `gs://` or `hf://`.
-        hub: a data set on the Hugging Face Hub, or a local folder laid out like one.
-        docstrings: ``installed``, see `docstrings`.
-        name: the Hub data set's configuration.
-        revision: the Hub data set's branch, tag or commit.
-        split: the Hub data set's split, or that of the documentation strings.
-        column: the column (Parquet, Arrow) or JSON key that holds the text; not used for text files.
-        format: what the files are, whatever their suffixes say; `.gz` and `.zst` on top still count.
-
-    Raises:
-        InputError: unless exactly one of `path`, `hub` and `docstrings` is given.
-    """
-
-    path: str | None = None
-    hub: str | None = None
-    docstrings: str | None = None
-    name: str | None = None
-    revision: str | None = None
-    split: str = "train"
-    column: str = "text"
-    format: Format | None = None
-
-    def __post_init__(self) -> None:
-        if [bool(self.path), bool(self.hub), bool(self.docstrings)].count(True) != 1:
-            raise InputError(
-                f"a source needs one of path, hub and docstrings: got path={self.path!r}, hub={self.hub!r}, "
-                f"docstrings={self.docstrings!r}"
-            )
 
 
 def commits_of(sources: Sequence[Source], paths: Iterable[str]) -> dict[str, str]:
@@ -80,10 +45,10 @@ def at_commit(source: Source, commits: Mapping[str, str]) -> Source:
     if place is None or commit is None:
         return source
     if source.hub:
-        return replace(source, revision=commit)
+        return source.model_copy(update={"revision": commit})
     given = HubPath.parse(source.path or "")
     assert given is not None
-    return replace(source, path=str(given._replace(revision=commit)))
+    return source.model_copy(update={"path": str(given._replace(revision=commit))})
 
 
 def _repository_of(source: Source) -> HubPath | None:
@@ -94,60 +59,48 @@ def _repository_of(source: Source) -> HubPath | None:
     return place and place._replace(inner="")
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A file as its listing has it; of local files that is the path alone."""
-
+class _Listed(NamedTuple):
     name: str
     path: str
-    column: str
-    size_bytes: int | None = None
-    version: str = ""
-    format: Format | None = None
-    left_out: str = ""  # why it is not read, if so
-
-
-class _Found(NamedTuple):
-    name: str
-    path: str
-    size_bytes: int | None = None
+    size_bytes: int = 0
     version: str = ""
 
 
-def find_files(source: Source, patience: Patience = AT_START) -> list[Candidate]:
-    """Return the source's files sorted by name, those of the Hub at a commit.
+class SkippedFile(NamedTuple):
+    path: str
+    reason: str
 
-    All are of supported formats, but for those that are left out.
+
+def find_files(source: Source, patience: Patience = AT_START) -> tuple[list[File], list[SkippedFile]]:
+    """Return the source's data files sorted by name, those of the Hub at a commit, and the files beside them.
 
     Raises:
-        InputError: there is no such source, or files of other suffixes.
+        InputError: there is no such source, or it has files of other formats.
         OutageError: a store or the Hub did not answer in time.
     """
     if source.docstrings:
-        found = _find_at_path(str(docstring_folder(source.split)), patience)
+        listed = _find_at_path(str(docstring_folder(source.split)), patience)
     else:
-        found = _find_on_hub(source, patience) if source.hub else _find_at_path(source.path or "", patience)
-    reasons = _left_out([file.path for file in found], source.format)
-    paths = [file.path for file in sorted(found) if file.path not in reasons]
-    unsupported = [path for path in paths if format_of(path, source.format) is None]
+        listed = _find_on_hub(source, patience) if source.hub else _find_at_path(source.path or "", patience)
+    reasons = _left_out([file.path for file in listed], source.format)
+    files, unsupported = [], []
+    for file in sorted(listed):
+        recognized = format_of(file.path, source.format)
+        if file.path in reasons:
+            continue
+        if recognized is None:
+            unsupported.append(file.path)
+            continue
+        files.append(
+            File(file.name, file.path, *recognized, source.column, size_bytes=file.size_bytes, version=file.version)
+        )
     if unsupported:
         shown = ", ".join(first_of(unsupported, _MAX_NAMES_SHOWN, "file(s)"))
         raise InputError(
             f"unsupported file(s): {shown}. Supported: {SUPPORTED}. Name only those, by a glob, or say what they are "
             "by the source's key format: text, jsonl, parquet or arrow (the last two not compressed)"
         )
-    return [
-        Candidate(
-            file.name,
-            file.path,
-            source.column,
-            file.size_bytes,
-            file.version,
-            source.format,
-            reasons.get(file.path, ""),
-        )
-        for file in sorted(found)
-    ]
+    return files, [SkippedFile(path, reason) for path, reason in sorted(reasons.items())]
 
 
 def _left_out(paths: list[str], given: Format | None) -> dict[str, str]:
@@ -165,7 +118,7 @@ def _left_out(paths: list[str], given: Format | None) -> dict[str, str]:
 # --- Paths
 
 
-def _find_at_path(path: str, patience: Patience) -> list[_Found]:
+def _find_at_path(path: str, patience: Patience) -> list[_Listed]:
     """Return the file, the glob's matches, or all files below the folder."""
     with reaching(path):
         try:
@@ -178,18 +131,18 @@ def _find_at_path(path: str, patience: Patience) -> list[_Found]:
             advice = advice_on(error) if path.startswith("hf://") else ""
             raise InputError(f"no such file or folder: {path} ({reason_of(error)}{advice})") from error
         if not found:
-            raise InputError(f"no data files match or lie below {path}")
+            raise InputError(f"no data files match or are below {path}")
         return found
 
 
-def _find_in_store(path: str) -> list[_Found]:
+def _find_in_store(path: str) -> list[_Listed]:
     fs, inner = file_system(path)
     fs.invalidate_cache()  # a listing from earlier in this process may be out of date
     root, entries = _match(fs, inner)
     if isinstance(fs, LocalFileSystem):
-        return [_Found(entry["name"][len(root) + 1 :], entry["name"]) for entry in entries]
+        return [_Listed(entry["name"][len(root) + 1 :], entry["name"]) for entry in entries]
     return [
-        _Found(entry["name"][len(root) + 1 :], fs.unstrip_protocol(entry["name"]), entry["size"], version_of(entry))
+        _Listed(entry["name"][len(root) + 1 :], fs.unstrip_protocol(entry["name"]), entry["size"], version_of(entry))
         for entry in entries
     ]
 
@@ -231,7 +184,7 @@ def _walk(fs: fsspec.AbstractFileSystem, folder: str, max_depth: int | None) -> 
             yield from _walk(fs, path, max_depth - 1)
 
 
-def _find_in_repository(place: HubPath, patience: Patience) -> list[_Found]:
+def _find_in_repository(place: HubPath, patience: Patience) -> list[_Listed]:
     """Like `_find_in_store`, with one listing of all folders at once."""
     inner = place.inner.rstrip("/")
     named: dict[str, HubEntry | None] = look_up(place, [inner], patience) if inner else {inner: None}
@@ -248,7 +201,7 @@ def _find_in_repository(place: HubPath, patience: Patience) -> list[_Found]:
         raise FileNotFoundError(f"{place.repository} has none at {place.revision}")
     start = len(root) + 1 if root else 0
     return [
-        _Found(entry.inner[start:], str(place._replace(inner=entry.inner)), entry.size_bytes, entry.version)
+        _Listed(entry.inner[start:], str(place._replace(inner=entry.inner)), entry.size_bytes, entry.version)
         for entry in entries
         if entry is file or not any(part.startswith(("_", ".")) for part in entry.inner[start:].split("/"))
     ]
@@ -257,7 +210,7 @@ def _find_in_repository(place: HubPath, patience: Patience) -> list[_Found]:
 # --- Data sets of the Hub
 
 
-def _find_on_hub(source: Source, patience: Patience) -> list[_Found]:
+def _find_on_hub(source: Source, patience: Patience) -> list[_Listed]:
     """Return the split's data files, without downloading them."""
     from datasets import load_dataset_builder  # takes half a second, and only Hub sources need it
 
@@ -298,11 +251,11 @@ def _find_on_hub(source: Source, patience: Patience) -> list[_Found]:
     root = (root if "://" in root else os.path.abspath(root)).rstrip("/") + "/"
     paths = files_of_split[source.split]
     listed = _look_up_all(paths, patience)
-    return [listed.get(path, _Found("", path))._replace(name=path.removeprefix(root)) for path in paths]
+    return [listed.get(path, _Listed("", path))._replace(name=path.removeprefix(root)) for path in paths]
 
 
-def _look_up_all(paths: list[str], patience: Patience) -> dict[str, _Found]:
-    """Return what the Hub says of those of the files that lie there, by path."""
+def _look_up_all(paths: list[str], patience: Patience) -> dict[str, _Listed]:
+    """Return what the Hub says of those of the files that are there, by path."""
     inners: defaultdict[HubPath, list[str]] = defaultdict(list)
     for path in paths:
         place = HubPath.parse(path)
@@ -314,7 +267,7 @@ def _look_up_all(paths: list[str], patience: Patience) -> dict[str, _Found]:
         for inner, entry in look_up(repository, some, patience).items():
             if entry is not None:
                 path = str(repository._replace(inner=inner))
-                found[path] = _Found("", path, entry.size_bytes, entry.version)
+                found[path] = _Listed("", path, entry.size_bytes, entry.version)
     return found
 
 
@@ -328,7 +281,7 @@ def _configurations(name: str, revision: str | None) -> list[str]:
 
 
 def _not_among(kind: str, given: str | None, known: list[str]) -> str:
-    """Say that a name is wrong or missing, with those that come next to it first."""
+    """Say that a name is wrong or missing, with the most similar ones first."""
     nearest = difflib.get_close_matches(given, known, n=3) if given else []
     hint = f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
     missing = f"no {kind} {given!r}{hint}" if given else f"it has several {kind}s and none is named"
@@ -339,7 +292,7 @@ def _some_of(names: list[str]) -> str:
     return ", ".join(first_of(names, _MAX_CONFIGURATIONS_SHOWN, "of them")) or "none"
 
 
-_NUM_THREADS = 4  # hashing goes on without Python's lock
+_NUM_THREADS = 4  # hashing releases Python's lock
 _SHA256, _GIT_BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 

@@ -8,33 +8,22 @@ from typing import Any, NamedTuple
 
 
 class Reason(Enum):
-    """Why a document is skipped. The value ends the name of its count."""
+    """Why a document is skipped: the end of its count's name, and the words for it."""
 
-    NULL = "null"
-    BLANK = "blank"
-    NOT_UTF8 = "not_utf8"
-    NOT_JSON = "not_json"
-    NO_KEY = "no_key"
-    OTHER_TYPE = "other_type"
-    TOO_LONG = "too_long"
-    SURROGATE = "surrogate"
+    NULL = "null", "null"
+    BLANK = "blank", "blank"
+    NOT_UTF8 = "not_utf8", "not UTF-8"
+    NOT_JSON = "not_json", "not valid JSON"
+    NO_KEY = "no_key", "without the source's key"
+    OTHER_TYPE = "other_type", "of another type than text"
+    TOO_LONG = "too_long", "longer than a line may be"
+    SURROGATE = "surrogate", "with half a surrogate pair"
 
-    @property
-    def count_name(self) -> str:
-        """The name in `COUNTS`."""
-        return f"skipped_{self.value}"
+    def __init__(self, name: str, words: str) -> None:
+        self.count_name = f"skipped_{name}"
+        self.words = words
 
 
-_IN_WORDS = {
-    Reason.NULL: "null",
-    Reason.BLANK: "blank",
-    Reason.NOT_UTF8: "not UTF-8",
-    Reason.NOT_JSON: "not valid JSON",
-    Reason.NO_KEY: "without the source's key",
-    Reason.OTHER_TYPE: "of another type than text",
-    Reason.TOO_LONG: "longer than a line may be",
-    Reason.SURROGATE: "with half a surrogate pair",
-}
 _HOLDS_NO_TEXT = (Reason.NULL, Reason.BLANK)
 """Skipping these loses nothing: many data sets have them by the thousand."""
 
@@ -47,7 +36,8 @@ COUNTS = (
     "unknown_pieces",
     *(reason.count_name for reason in Reason),
 )
-"""Names of what is counted; in a run's metrics they begin with ``data/``. ``documents`` has the skipped ones, too."""
+"""Names of what is counted; a run's metrics prefix them with ``data/``. ``documents`` includes the skipped ones, and
+``pieces`` a [SEP] after each document."""
 
 MAX_UNKNOWN_FRACTION = 0.03
 """A larger share of [UNK] among the pieces is warned of. (On text that a vocabulary is made for: 0.1% or so.)"""
@@ -65,56 +55,36 @@ class Tally:
     """Counts over some units of a corpus.
 
     Attributes:
-        num_documents: in the units, skipped ones included.
-        skipped: documents by reason.
+        counted: by name, as in `COUNTS`.
         first_places: by reason, the file and the place of the first such document.
-        num_rows: rows made, those left out included.
-        num_skipped_rows: rows left out, for they have too few ordinary pieces to mask.
-        num_pieces: of the text, with a [SEP] after each document.
-        num_unknown: of these, how many are [UNK].
-        unit_errors: one message a unit that is damaged and left out from there on.
+        num_rows: rows made, including those left out for having too few ordinary pieces to mask.
+        unit_errors: one message per unit that is damaged and left out from there on.
     """
 
-    num_documents: int = 0
-    skipped: Counter[Reason] = field(default_factory=Counter)
+    counted: Counter[str] = field(default_factory=Counter)
     first_places: dict[Reason, str] = field(default_factory=dict)
     num_rows: int = 0
-    num_skipped_rows: int = 0
-    num_pieces: int = 0
-    num_unknown: int = 0
     unit_errors: list[str] = field(default_factory=list)
 
     def count(self, document: str | Skip, path: str) -> None:
         """Count a document of a file."""
-        self.num_documents += 1
+        self.counted["documents"] += 1
         if isinstance(document, Skip):
-            self.skipped[document.reason] += 1
+            self.counted["skipped_documents"] += 1
+            self.counted[document.reason.count_name] += 1
             if document.reason not in self.first_places:
                 self.first_places[document.reason] = f"{path}, {document.place}"
 
     def add(self, other: "Tally") -> None:
         """Add the counts of text that comes after this one."""
-        self.num_documents += other.num_documents
-        self.skipped.update(other.skipped)
+        self.counted.update(other.counted)
         self.first_places = other.first_places | self.first_places
         self.num_rows += other.num_rows
-        self.num_skipped_rows += other.num_skipped_rows
-        self.num_pieces += other.num_pieces
-        self.num_unknown += other.num_unknown
         self.unit_errors += other.unit_errors
 
     def counts(self) -> dict[str, int]:
-        """All of `COUNTS`, by name."""
-        values = (
-            self.skipped.total(),
-            self.num_skipped_rows,
-            len(self.unit_errors),
-            self.num_documents,
-            self.num_pieces,
-            self.num_unknown,
-            *(self.skipped[reason] for reason in Reason),
-        )
-        return dict(zip(COUNTS, values, strict=True))
+        """Return all of `COUNTS`, by name."""
+        return {name: self.counted[name] for name in COUNTS} | {"skipped_units": len(self.unit_errors)}
 
     def why_no_row(self) -> str:
         """Say why the text gave no row to train on, and what to do."""
@@ -127,22 +97,22 @@ class Tally:
             )
         if self.unit_errors:
             return f"nothing of it could be read; the first error: {self.unit_errors[0]}"
-        if not self.num_documents:
+        if not counts["documents"]:
             return "it holds no document"
         return describe_skipped(counts, self.first_places) or (
-            f"the tokenizer finds no piece in its {self.num_documents:,} documents"
+            f"the tokenizer finds no piece in its {counts['documents']:,} documents"
         )
 
 
 def lost_fraction(counts: Mapping[str, int]) -> float:
-    """The share of the documents with something in them that is skipped. Null and blank ones are not among them."""
+    """Return the skipped share of the documents that hold something: null and blank ones do not count."""
     empty = sum(counts.get(reason.count_name, 0) for reason in _HOLDS_NO_TEXT)
     lost = sum(counts.get(reason.count_name, 0) for reason in Reason) - empty
     return lost / max(counts.get("documents", 0) - empty, 1)
 
 
 def unknown_fraction(counts: Mapping[str, int]) -> float:
-    """The share of the pieces that is [UNK]."""
+    """Return the share of the pieces that is [UNK]."""
     return counts.get("unknown_pieces", 0) / max(counts.get("pieces", 0), 1)
 
 
@@ -160,7 +130,7 @@ def describe_skipped(counts: Mapping[str, int], first_places: Mapping[Reason, st
     for reason, count in sorted(by_reason.items(), key=lambda item: -item[1]):
         place = (first_places or {}).get(reason)
         if count:
-            parts.append(f"{count:,} {_IN_WORDS[reason]}" + (f" (the first: {place})" if place else ""))
+            parts.append(f"{count:,} {reason.words}" + (f" (the first: {place})" if place else ""))
     return f"{total:,} of {num_documents:,} documents skipped ({total / max(num_documents, 1):.1%}): {', '.join(parts)}"
 
 

@@ -1,10 +1,9 @@
 """One micro-batch through teacher and student to the named loss sums.
 
-Shapes: B rows, T tokens a row, K masked positions a row, N selected positions, D width, V vocabulary.
+Shapes: B rows, T tokens per row, K masked positions per row, N selected positions, D width, V vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,8 @@ MAX_LOGITS = 2**27
 class Distiller(nn.Module):
     """The student and its losses against a frozen teacher.
 
-    The teacher is not a submodule: parameters(), state_dict() and train() know the student alone. It follows
-    ``to()``, and it is put into eval mode and frozen in place.
+    The teacher is not a submodule: parameters(), state_dict(), train() and to() concern the student alone. It is put
+    into eval mode and frozen in place; whoever moves the student to a device moves the teacher, too.
 
     Args:
         student: trained; in whichever mode the caller puts the Distiller.
@@ -62,13 +61,6 @@ class Distiller(nn.Module):
         if teacher is not None and terms & {"ce", "cos"}:
             teacher.eval()
             self._teacher = (teacher.requires_grad_(False),)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Take the teacher along wherever nn.Module.to() moves the student."""
-        for teacher in self._teacher:
-            teacher._apply(fn)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def counts(self, num_rows: int, max_seq_length: int, num_masked: int) -> dict[str, int]:
         """Return how many positions each term's sum has, in ``num_rows`` rows of ``num_masked`` masks."""

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from distil_ray import config
+from distil_ray.config import Source
 from distil_ray.data.batch import Arrays, Batch, to_device
-from distil_ray.data.corpus import Source, read_unit
+from distil_ray.data.corpus import read_unit
 from distil_ray.data.masking import special_table
 from distil_ray.data.pipeline import Room, evaluated_blocks
 from distil_ray.data.plan import IN_SAMPLE, TextPlan, plan_text
@@ -70,7 +70,7 @@ class Intrinsic(NamedTuple):
 
 def measure_intrinsic(
     models: Mapping[str, Origin],
-    sources: Sequence[config.Source],
+    sources: Sequence[Source],
     text: HeldOutText,
     resources: Resources,
     tell: Callable[[str], None],
@@ -105,20 +105,20 @@ def measure_intrinsic(
         totals = totals.plus(part)
         now = time.monotonic()
         if now - told > SECONDS_BETWEEN_LINES:
-            told, share = now, plan.share_behind(*map(int, part["place"][-1]))
+            told, share = now, plan.share_completed(*map(int, part["place"][-1]))
             left = tqdm.format_interval((now - began) / share * (1 - share))
             tell(f"text: {totals.num_rows:,} rows, {share:.0%}, {left} left")
     return figures_of(totals, list(models), sources, text)
 
 
-def text_plan(sources: Sequence[config.Source], vocabulary: Vocabulary, text: HeldOutText) -> TextPlan:
+def text_plan(sources: Sequence[Source], vocabulary: Vocabulary, text: HeldOutText) -> TextPlan:
     """The rows and masks of a protocol.
 
     Raises:
         InputError: a source is unusable.
     """
     return plan_text(
-        [Source(**source.model_dump()) for source in sources],
+        sources,
         vocabulary,
         RowSettings(
             max_seq_length=text.max_seq_length,
@@ -133,7 +133,7 @@ def text_plan(sources: Sequence[config.Source], vocabulary: Vocabulary, text: He
 
 
 def figures_of(
-    totals: "Totals", names: Sequence[str], sources: Sequence[config.Source], text: HeldOutText
+    totals: "Totals", names: Sequence[str], sources: Sequence[Source], text: HeldOutText
 ) -> dict[str, Intrinsic]:
     """The figures of each model, by its name.
 
@@ -193,7 +193,7 @@ def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:
     )
 
 
-def text_digest(sources: Sequence[config.Source], models: Mapping[str, Origin], text: HeldOutText) -> str:
+def text_digest(sources: Sequence[Source], models: Mapping[str, Origin], text: HeldOutText) -> str:
     """SHA-256 of the documents that `measure_intrinsic` would read, wherever they lie.
 
     Raises:
@@ -328,7 +328,7 @@ def measure(
 
     Returns:
         Arrays of one row: ``masked [1, M, NUM_FIGURES]`` and ``alone [1, M]`` float64, ``counts [1, 3]`` and ``place
-        [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see `TextPlan.share_behind`.
+        [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see `TextPlan.share_completed`.
     """
     masked = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=device)
     alone = torch.zeros(len(models), dtype=torch.float64, device=device)

@@ -1,7 +1,7 @@
 """The files of a model or a tokenizer in a local folder, fetched from the Hub if need be; and why they do not load.
 
-Each file is fetched by itself and waited for. transformers takes the silence of a Hub for the absence of a file that
-may be absent: without tokenizer_config.json, say, it would load another tokenizer.
+Each file is fetched on its own and waited for. transformers takes the silence of a Hub for the absence of a file that
+may be absent: without tokenizer_config.json, for example, it would load another tokenizer.
 """
 
 import importlib.util
@@ -13,8 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-from transformers.utils import logging as transformers_logging
 
 from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START, Patience
@@ -41,10 +39,27 @@ TOKENIZER_FILES = (
 )
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _LFS_POINTER = b"version https://git-lfs"
 
 Fetch = Callable[[str], Path | None]
+
+
+def local_path(path: str, purpose: str = "") -> str | None:
+    """Return the path of what is on this machine; None for an id on the Hub. A message begins with ``purpose``.
+
+    Raises:
+        InputError: there is no such folder, and it cannot be such an id.
+    """
+    location = os.path.expanduser(path)
+    if os.path.exists(location):
+        return location
+    if "://" in path or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
+        raise InputError(f"{purpose}{path} does not exist; expected a local folder or a Hub id")
+    return None
+
+
+def is_commit(revision: str | None) -> bool:
+    return revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 @contextmanager
@@ -73,13 +88,11 @@ def loading(
         InputError: there is nothing, or it cannot be loaded.
         OutageError: the Hub does not answer.
     """
-    location = os.path.expanduser(path)
-    is_local = os.path.exists(location)
-    if not is_local and ("://" in path or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1):
-        raise InputError(f"cannot load {what}: {path} does not exist; expected a local folder or a Hub id")
+    local = local_path(path, f"cannot load {what}: ")
+    location = local or ""
     try:
         with quiet():
-            if not is_local:
+            if local is None:
                 location = _fetched(path, revision, files, weights, patience)
             if needs is not None and not os.path.exists(os.path.join(location, needs)):
                 raise InputError(f"cannot load {what}: {path} has no {needs}; expected a folder of save_pretrained")
@@ -89,9 +102,9 @@ def loading(
     except OutageError as error:
         raise OutageError(f"{error} If {path} is in the cache, HF_HUB_OFFLINE=1 uses it without asking") from error
     except Exception as error:  # the libraries raise a dozen types, and each of them says that the input is bad
-        if is_local:
+        if local is not None:
             raise InputError(f"cannot load {what} from the folder {path}: {_why(error, Path(location))}") from error
-        if os.path.exists(location):
+        if location:
             raise InputError(f"cannot load {what} {path!r} of the Hub: {_why(error, Path(location))}") from error
         at = f" at revision {revision!r}" if revision else ""
         raise InputError(
@@ -110,7 +123,7 @@ def _fetched(path: str, revision: str | None, files: Sequence[str], weights: boo
     def fetch(name: str) -> Path | None:
         nonlocal folder
         commit = revision if folder is None else folder.name  # the branch may move in the meantime
-        if commit is not None and _COMMIT.fullmatch(commit):
+        if is_commit(commit):
             known = try_to_load_from_cache(path, name, revision=commit)
             if known is not None and not isinstance(known, str):
                 return None  # known to be absent, which the library asks for every time
@@ -150,6 +163,8 @@ def _fetch_weights(fetch: Fetch) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the log lines and progress bars of transformers and huggingface_hub."""
+    from transformers.utils import logging as transformers_logging  # late: names are resolved without it
+
     loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     had_progress_bar = transformers_logging.is_progress_bar_enabled()

@@ -8,6 +8,8 @@ from collections.abc import Collection
 
 from transformers import PreTrainedConfig
 
+from distil_ray.models.families import family_of
+
 # Dense bf16 FLOP/s (fp16 on chips without bf16) by the words of ``torch.cuda.get_device_name()``, from the
 # vendor's data sheets, figures "with sparsity" halved. The first line whose words all occur wins.
 _PEAK_FLOPS: tuple[tuple[frozenset[str], float], ...] = tuple(
@@ -56,8 +58,8 @@ def flops_per_token(
 
     Args:
         teacher, student: configurations of supported families.
-        max_seq_length: tokens a row, T.
-        num_masked: masked positions a row, K.
+        max_seq_length: tokens per row, T.
+        num_masked: masked positions per row, K.
         ce_positions: ``masked`` or ``all``.
         terms: the loss terms in use, of ce, mlm, cos.
     """
@@ -76,7 +78,7 @@ def flops_per_token(
 def _encoder_flops(config: PreTrainedConfig, max_seq_length: int) -> float:
     """Forward FLOPs of all layers for one token: four D x D and two D x F matrices, and attention."""
     width = config.hidden_size
-    hidden = config.hidden_dim if config.model_type == "distilbert" else config.intermediate_size
+    hidden = getattr(config, family_of(config).feed_forward_field)
     weights = 4 * width * width + 2 * width * hidden
     attention = 2 * max_seq_length * width
     return float(config.num_hidden_layers * 2 * (weights + attention))

@@ -1,9 +1,9 @@
-"""Masked language models of the supported families: loading them, and calling encoder and head apart.
+"""Masked language models: loading them, and calling encoder and head apart.
 
 ``*ForMaskedLM.forward`` runs the vocabulary head on every position, which is most of what it costs in memory.
 A loss that needs the masked positions alone calls :func:`encode`, gathers, and then calls :func:`predict`.
 
-Shapes: B rows, T tokens a row, N selected positions, D width, V vocabulary.
+Shapes: B rows, T tokens per row, N selected positions, D width, V vocabulary.
 """
 
 import difflib
@@ -25,11 +25,9 @@ from transformers import (
 
 from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
+from distil_ray.models.families import FAMILIES, check_config, family_of, first_position, own_fields
 from distil_ray.models.files import CONFIG_FILE, TOKENIZER_FILES, loading
 from distil_ray.models.tokenizer import fit_inputs, load_as_filed
-
-_ROBERTA_FAMILIES = ("roberta", "xlm-roberta")
-FAMILIES = ("bert", "distilbert", *_ROBERTA_FAMILIES)
 
 _LOGITS_ROWS = 256  # [N, V] at once, where all logits are looked at
 
@@ -46,38 +44,19 @@ def encode(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     No attention mask is passed, so that SDPA's flash kernel applies. Positions are counted and not derived
     from the ids (RoBERTa's default asks which of them are padding): nothing depends on the data.
     """
-    position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + _first_position(model.config)
+    position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + first_position(model.config)
     hidden: Tensor = model.base_model(input_ids=input_ids, position_ids=position_ids.unsqueeze(0)).last_hidden_state
     return hidden
 
 
 def predict(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the MLM head's logits [N, V] of the last hidden states ``hidden`` [N, D]."""
-    module: Any = model  # the heads are attributes of the subclasses
-    match model.config.model_type:
-        case "bert":
-            logits: Tensor = module.cls(hidden)
-        case "distilbert":
-            hidden = module.activation(module.vocab_transform(hidden))
-            logits = module.vocab_projector(module.vocab_layer_norm(hidden))
-        case _:
-            logits = module.lm_head(hidden)
-    return logits
-
-
-def num_layers(model: PreTrainedModel) -> int:
-    """Return the number of transformer layers."""
-    return int(model.config.num_hidden_layers)
+    return family_of(model.config).predict(model, hidden)
 
 
 def max_tokens(model: PreTrainedModel) -> int:
     """Return the longest row, in tokens, for which the model has position embeddings."""
-    return int(model.config.max_position_embeddings) - _first_position(model.config)
-
-
-def _first_position(config: PreTrainedConfig) -> int:
-    """The position of a row's first token: RoBERTa's families count from ``padding_idx + 1``."""
-    return config.pad_token_id + 1 if config.model_type in _ROBERTA_FAMILIES else 0
+    return int(model.config.max_position_embeddings) - first_position(model.config)
 
 
 # ---------------------------------------------------------------------------------------------- loading
@@ -93,18 +72,8 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
         OutageError: the Hub does not answer.
     """
     with loading("a masked language model", path, revision, needs=CONFIG_FILE, weights=True) as location:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
-        check_config(config, path)
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForMaskedLM.from_pretrained(
-            location,
-            config=config,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # refused below, with both sizes
-            output_loading_info=True,
-        )
-    model, info = loaded
+        config = _read_config(location, path)
+        model, info = _read_weights(AutoModelForMaskedLM, location, config, attn_implementation="sdpa")
     _check_shapes(path, info["mismatched_keys"])
     if missing := sorted(_without_twins(model, info["missing_keys"])):
         raise InputError(
@@ -124,9 +93,29 @@ def outline_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel
         OutageError: the Hub does not answer.
     """
     with loading("a masked language model", path, revision, needs=CONFIG_FILE) as location:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
-        check_config(config, path)
-        return initialise(config, seed=0)
+        return initialize(_read_config(location, path), seed=0)
+
+
+def _read_config(location: str, source: str, **fields: Any) -> PreTrainedConfig:
+    config: PreTrainedConfig = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS, **fields)
+    check_config(config, source)
+    return config
+
+
+def _read_weights(
+    auto_class: Any, location: str, config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the model in fp32, and what transformers says about weights that are missing or of another shape."""
+    loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
+        location,
+        config=config,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # `_check_shapes` refuses them, with both sizes
+        output_loading_info=True,
+        **options,
+    )
+    return loaded
 
 
 def _check_shapes(path: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
@@ -216,11 +205,7 @@ def load_classifier(path: str, num_labels: int, seed: int, revision: str | None 
 
 
 def load_span_answerer(path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
-    """Load an encoder in fp32, with a new head for starts and ends of spans whose weights are drawn from ``seed``.
-
-    Raises:
-        InputError, OutageError: as `load_classifier`.
-    """
+    """Load an encoder in fp32, with a new head for starts and ends of spans; raises what `load_classifier` does."""
     return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed, revision)
 
 
@@ -232,18 +217,9 @@ def _load_with_new_head(
         torch.random.fork_rng(devices=[]),
     ):
         torch.default_generator.manual_seed(seed)
-        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS)
-        check_config(config, path)
+        config = _read_config(location, path)
         config.num_labels = num_labels
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(
-            location,
-            config=config,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head of another size is replaced; the encoder's are refused below
-            output_loading_info=True,
-        )
-    model, info = loaded
+        model, info = _read_weights(auto_class, location, config)
     encoder = f"{model.base_model_prefix}."
     _check_shapes(path, [entry for entry in info["mismatched_keys"] if entry[0].startswith(encoder)])
     if missing := [key for key in sorted(info["missing_keys"]) if key.startswith(encoder) and ".pooler." not in key]:
@@ -284,20 +260,6 @@ def load_tokenizer_of(model: PreTrainedModel, path: str, revision: str | None = 
     return fit_inputs(load_tokenizer(path, revision), model.config)
 
 
-def check_config(config: PreTrainedConfig, source: str) -> None:
-    """Raise InputError unless ``config``, read from ``source``, is a plain encoder of a supported family."""
-    if config.model_type not in FAMILIES:
-        raise InputError(
-            f"{source} is of model_type {config.model_type!r}; the types that work are {', '.join(FAMILIES)}"
-        )
-    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise InputError(f"{source} is set up as a decoder (is_decoder, add_cross_attention); expected an encoder")
-    if (kind := getattr(config, "position_embedding_type", "absolute")) != "absolute":
-        raise InputError(f"{source} has position_embedding_type {kind!r}; only 'absolute' is supported")
-    if config.model_type in _ROBERTA_FAMILIES and config.pad_token_id is None:
-        raise InputError(f"{source} has no pad_token_id, from which {config.model_type} counts its positions")
-
-
 # ---------------------------------------------------------------------------------------------- from scratch
 
 
@@ -320,11 +282,8 @@ def model_from_config(
     if isinstance(config, str):
         needs = None if Path(config).expanduser().is_file() else CONFIG_FILE
         with loading("a model configuration", config, revision, needs=needs) as location:
-            model_config = AutoConfig.from_pretrained(
-                location, trust_remote_code=False, **_PLAIN_OUTPUTS, **from_tokenizer
-            )
-        check_config(model_config, config)
-        return initialise(model_config, seed)
+            model_config = _read_config(location, config, **from_tokenizer)
+        return initialize(model_config, seed)
 
     fields = {**config, **from_tokenizer}
     if (model_type := fields.pop("model_type", None)) not in FAMILIES:
@@ -339,14 +298,14 @@ def model_from_config(
     try:
         model_config = config_class(**fields)
         check_config(model_config, "the configuration")
-        return initialise(model_config, seed)
+        return initialize(model_config, seed)
     except InputError:
         raise
     except Exception as error:  # transformers' validation and its modules' constructors raise several types
         raise InputError(f"the {model_type} configuration does not fit: {' '.join(str(error).split())}") from error
 
 
-def initialise(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+def initialize(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     """Return an fp32 model of ``config`` with weights drawn from ``seed`` (no global random state)."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
@@ -354,11 +313,6 @@ def initialise(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
             config, attn_implementation="sdpa", dtype=torch.float32
         )
     return model
-
-
-def own_fields(config_class: type[PreTrainedConfig]) -> list[str]:
-    """Return the names of the fields that a family's configuration adds to transformers' general ones."""
-    return list(config_class.__annotations__)
 
 
 # ---------------------------------------------------------------------------------------------- vocabularies

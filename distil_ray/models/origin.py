@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distil_ray.errors import InputError, OutageError, reason_of
+from distil_ray.models.files import CONFIG_FILE, is_commit, local_path
 from distil_ray.outages import AT_START, Patience
 
 _WEIGHTS = (".safetensors", ".bin")
 _NOT_LEARNED = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "architectures")  # of config.json
-_COMMIT_LENGTH = 40
 
 
 class Origin(NamedTuple):
@@ -27,7 +27,7 @@ class Origin(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Whether it is on this machine."""
         return os.path.exists(os.path.expanduser(self.path))
 
 
@@ -40,11 +40,9 @@ def resolve(path: str, revision: str | None, patience: Patience = AT_START) -> O
         InputError: neither folder nor Hub has it.
         OutageError: the Hub does not answer.
     """
-    if os.path.exists(os.path.expanduser(path)):
-        return Origin(os.path.abspath(os.path.expanduser(path)))
-    if "://" in path or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
-        raise InputError(f"{path} does not exist; expected a local folder or a Hub id")
-    if revision is not None and len(revision) == _COMMIT_LENGTH and set(revision) <= set("0123456789abcdef"):
+    if (local := local_path(path)) is not None:
+        return Origin(os.path.abspath(local))
+    if is_commit(revision):
         return Origin(path, revision)
     from huggingface_hub import HfApi, constants
 
@@ -71,7 +69,7 @@ def _ask_hub(origin: Origin, patience: Patience, ask: Callable[..., Any], *argum
 def _cached_commit(path: str, revision: str | None) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
-    file = try_to_load_from_cache(path, "config.json", revision=revision)
+    file = try_to_load_from_cache(path, CONFIG_FILE, revision=revision)
     return Path(file).parent.name if isinstance(file, str) else revision
 
 
@@ -102,9 +100,11 @@ def config_digest(origin: Origin, patience: Patience = AT_START) -> str:
     """
     path = Path(origin.path)
     if not origin.is_local:
-        file = Path(_from_hub(origin, patience, "config.json"))
+        from huggingface_hub import hf_hub_download
+
+        file = Path(_ask_hub(origin, patience, hf_hub_download, CONFIG_FILE))
     else:
-        file = path if path.is_file() else path / "config.json"
+        file = path if path.is_file() else path / CONFIG_FILE
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -139,9 +139,3 @@ def _weights_on_hub(origin: Origin, patience: Patience) -> dict[str, str]:
         for file in info.siblings or ()
         if file.rfilename.endswith(_WEIGHTS) and "/" not in file.rfilename
     }
-
-
-def _from_hub(origin: Origin, patience: Patience, name: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    return str(_ask_hub(origin, patience, hf_hub_download, name))

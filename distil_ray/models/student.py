@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from distil_ray.errors import InputError
-from distil_ray.models.loading import check_config, initialise, num_layers, own_fields
+from distil_ray.models.families import check_config, own_fields
+from distil_ray.models.loading import initialize
 
 Architecture = Literal["distilbert", "same"]
 Init = Literal["teacher", "random"]
@@ -100,10 +101,10 @@ def build_student(
         InputError: layers that do not exist, or a teacher that DistilBERT cannot represent.
     """
     check_config(teacher.config, "the teacher")
-    kept = select_layers(num_layers(teacher), layers)
+    kept = select_layers(teacher.config.num_hidden_layers, layers)
     converts = architecture == "distilbert" and teacher.config.model_type != "distilbert"
     config = _distilbert_config(teacher, len(kept)) if converts else _same_config(teacher, len(kept))
-    student = initialise(config, seed)
+    student = initialize(config, seed)
     if init == "teacher":
         weights = _keep_layers(teacher.state_dict(), kept)
         student.load_state_dict(_to_distilbert(weights) if converts else weights)
@@ -111,7 +112,7 @@ def build_student(
 
 
 def _same_config(teacher: PreTrainedModel, num_kept: int) -> PreTrainedConfig:
-    """The family's own fields and no more: a caller's settings such as output_hidden_states stay behind."""
+    """The family's own fields and no more: settings of the caller such as output_hidden_states are left out."""
     config_class = type(teacher.config)
     fields = {name: getattr(teacher.config, name) for name in own_fields(config_class)}
     config = config_class(**{**fields, "tie_word_embeddings": _is_tied(teacher)})

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray import config as configuration
-from distil_ray.config import Config
-from distil_ray.data.corpus import Source
+from distil_ray.config import Config, Source
 from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings
 from distil_ray.data.sources import at_commit
@@ -167,9 +165,9 @@ def build_plan(
     )
 
 
-def sources_of(sources: Sequence[configuration.Source], commits: Mapping[str, str]) -> list[Source]:
+def sources_of(sources: Sequence[Source], commits: Mapping[str, str]) -> list[Source]:
     """The sources of a configuration, those of the Hub at known commits."""
-    return [at_commit(Source(**source.model_dump()), commits) for source in sources]
+    return [at_commit(source, commits) for source in sources]
 
 
 def smoothing_weights(piece_counts: np.ndarray, smoothing: float) -> np.ndarray:

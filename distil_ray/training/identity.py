@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from distil_ray.config import Config, Section, difference
 from distil_ray.data.plan import DataPlan, explain_fingerprints
-from distil_ray.data.sources import Content, Source, changed_contents, commits_of, contents_of
+from distil_ray.data.sources import Content, changed_contents, commits_of, contents_of
 from distil_ray.errors import InputError, reason_of
 from distil_ray.models.origin import Origin, config_digest, content_digest, resolve
 from distil_ray.outages import AT_START, Patience
@@ -146,7 +146,7 @@ def _refuse(folder: RunFolder, what: str, reasons: list[str]) -> None:
 
 def data_commits(config: Config, plan: DataPlan) -> dict[str, str]:
     """The commits at which the data sets of the Hub were taken for a plan."""
-    sources = [Source(**source.model_dump()) for source in (*config.data.sources, *(config.data.eval_sources or ()))]
+    sources = (*config.data.sources, *(config.data.eval_sources or ()))
     return commits_of(sources, (file.path for corpus in (plan.corpus, plan.eval_corpus) for file in corpus.files))
 
 

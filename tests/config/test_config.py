@@ -229,8 +229,9 @@ def test_config_is_frozen_and_travels():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_importing_the_configuration_brings_in_neither_torch_nor_ray():
-    code = "import sys, distil_ray.config; print({'torch', 'ray', 'transformers'} & set(sys.modules))"
+@pytest.mark.parametrize("module", ["distil_ray.train", "distil_ray.vocabulary"])
+def test_help_and_mistakes_wait_for_neither_torch_nor_ray(module):
+    code = f"import sys, {module}; print({{'torch', 'ray', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -294,6 +295,7 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
             ["data.sources=[a, {paht: b}]"],
             "unknown key data.sources[1].paht, did you mean data.sources[1].path?",
         ),
+        (['run={name: x, "a.b": 4}'], "unknown key run.a.b, expected one of run.name, run.storage_path, run.seed"),
         (["run={name: x, 3: 4}"], "unknown key run.3, expected one of run.name, run.storage_path, run.seed"),
         # types and ranges
         (["run.name=7"], "run.name: given 7, expected text (put it in quotes)"),
@@ -447,7 +449,7 @@ def test_accepted_without_a_teacher():
 def test_required_keys_are_named_with_what_they_are():
     assert problems(base=()) == [
         "run.name: missing, expected text. Name of the run and of its folder; "
-        "the same name goes on where that run stopped.",
+        "the same name resumes where that run stopped.",
         "data.sources: missing, expected non-empty list of (path or mapping). Training text: a path, "
         "a mapping with the keys below, or a list of these.",
         "student: given nothing to make it from; without a teacher, expected student.path, "

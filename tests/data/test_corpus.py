@@ -328,12 +328,6 @@ def test_sources_keep_their_order_and_columns(tmp_path):
     assert read(list_corpus(sources)) == ["one", "two"]
 
 
-def test_a_source_is_a_path_or_a_hub_data_set():
-    for source in ({}, {"path": ""}, {"path": "a", "hub": "b"}):
-        with pytest.raises(InputError, match="path, hub and docstrings"):
-            Source(**source)
-
-
 # Bad input
 
 
@@ -342,8 +336,8 @@ def test_a_source_is_a_path_or_a_hub_data_set():
     [
         ("missing.txt", r"no such file or folder: .*missing\.txt"),
         ("missing/*.txt", r"no such file or folder: .*missing/\*\.txt"),
-        ("*.jsonl", r"no data files match or lie below .*\*\.jsonl"),
-        ("empty_folder", "no data files match or lie below .*empty_folder"),
+        ("*.jsonl", r"no data files match or are below .*\*\.jsonl"),
+        ("empty_folder", "no data files match or are below .*empty_folder"),
         ("unknown://a/b.txt", "unknown://a/b.txt: cannot be reached: .*unknown"),
     ],
 )

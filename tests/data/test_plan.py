@@ -13,7 +13,6 @@ from transformers import BertTokenizer
 from distil_ray.data.corpus import Source
 from distil_ray.data.plan import MAX_HELDOUT_UNITS, explain_fingerprints, make_plan
 from distil_ray.data.rows import RowSettings
-from distil_ray.data.tally import Reason
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
 
@@ -206,8 +205,8 @@ def test_the_first_rows_are_those_of_the_first_group_that_gives_any(tmp_path):
     expected, of_group = plan.rows_of("train", 0)
     assert rows["input_ids"].tolist() == expected["input_ids"].tolist()
     # The others are only counted.
-    assert (tally.num_rows, tally.num_pieces) == (of_group.num_rows, of_group.num_pieces)
-    assert (tally.num_documents, tally.skipped[Reason.NOT_UTF8]) == (60, 15)
+    assert (tally.num_rows, tally.counted["pieces"]) == (of_group.num_rows, of_group.counted["pieces"])
+    assert (tally.counted["documents"], tally.counted["skipped_not_utf8"]) == (60, 15)
 
 
 def test_groups_without_a_row_are_passed_over(tmp_path):
@@ -218,7 +217,7 @@ def test_groups_without_a_row_are_passed_over(tmp_path):
     group = next(group for group in range(20) if plan.schedule.units_of(group).tolist() == [7])
     assert group > 0
     assert set(rows["group"].tolist()) == {group}
-    assert tally.num_documents == 20
+    assert tally.counted["documents"] == 20
     assert tally.num_rows > len(rows["row"])
 
 
@@ -236,7 +235,7 @@ def test_text_without_a_row_says_why(tmp_path):
 def test_a_glance_is_at_the_held_out_text_too_and_is_short(tmp_path):
     write_lines(tmp_path / "text" / "a.txt", [b"some text " * 20] * 50_000)  # 10 MB in 1 MB units
     write_lines(tmp_path / "eval" / "a.txt", [b"other words " * 20])
-    assert plan_of(tmp_path / "text", tmp_path / "text").glance().num_documents < 2000
+    assert plan_of(tmp_path / "text", tmp_path / "text").glance().counted["documents"] < 2000
     with pytest.raises(InputError, match=r"the held-out text: the units that were tried give no row"):
         plan_of(tmp_path / "text", tmp_path / "eval").glance()
 
@@ -245,4 +244,4 @@ def test_a_glance_passes_over_units_without_a_document(tmp_path):
     write_lines(tmp_path / "text" / "a.txt", [b"some text " * 300_000])
     plan = plan_of(tmp_path / "text", eval_fraction=0)
     assert plan.corpus.num_units > 100
-    assert plan.glance().num_documents == 1
+    assert plan.glance().counted["documents"] == 1

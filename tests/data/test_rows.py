@@ -192,8 +192,8 @@ def test_rows_without_enough_ordinary_pieces_are_left_out_and_counted(tmp_path):
     rows, tally = make(write_corpus(tmp_path, texts))
     counts = dict(zip(SKIPPED, rows["skipped"][0].tolist(), strict=True))
     assert (counts["skipped_documents"], counts["skipped_rows"], counts["skipped_units"]) == (0, 3, 0)
-    assert counts["unknown_pieces"] == tally.num_unknown == num_unknown
-    assert counts["pieces"] == tally.num_pieces == sum(len(text.split()) + 1 for text in texts)
+    assert counts["unknown_pieces"] == tally.counted["unknown_pieces"] == num_unknown
+    assert counts["pieces"] == tally.counted["pieces"] == sum(len(text.split()) + 1 for text in texts)
     num_special = np.isin(unmasked(rows), list(SPECIAL_IDS)).sum(axis=1)
     assert (20 - num_special >= SETTINGS.num_masked).all()
     assert rows["row"].tolist() == list(range(len(rows["row"])))
@@ -220,7 +220,7 @@ def test_a_group_without_any_row_says_why(tmp_path, texts, reason):
 def test_a_beginning_ends_after_the_document_that_fills_it(tmp_path):
     texts = random_texts(15)
     rows, tally = make(write_corpus(tmp_path, texts), max_characters=len(texts[0]) + len(texts[1]) + 1)
-    assert tally.num_documents == 3
+    assert tally.counted["documents"] == 3
     assert digest(rows) == digest(make(write_corpus(tmp_path, texts[:3]))[0])
 
 

@@ -1,5 +1,7 @@
 """Counts of what became of a text, in words: what was skipped, when to warn, and why there is no row."""
 
+from collections import Counter
+
 import pytest
 
 from distil_ray.data.tally import (
@@ -45,7 +47,8 @@ def test_the_first_counts_are_those_of_earlier_versions():
 def test_tallies_add_up_and_keep_the_first_place_of_each_reason():
     first, second = tally_of(3, null=2), tally_of(4, null=1, blank=1)
     second.first_places = dict.fromkeys(second.first_places, "later")
-    second.num_rows, second.num_pieces, second.num_unknown, second.num_skipped_rows = 7, 70, 10, 2
+    second.num_rows = 7
+    second.counted.update(pieces=70, unknown_pieces=10, skipped_rows=2)
     second.unit_errors = ["damaged"]
     expected = {name: count + second.counts()[name] for name, count in first.counts().items()}
     first.add(second)
@@ -82,10 +85,10 @@ def test_empty_documents_do_not_thin_out_what_is_lost():
 
 
 def test_unknown_pieces_are_warned_of_above_a_few_percent():
-    tally = Tally(num_documents=1, num_pieces=1000, num_unknown=30)
+    tally = Tally(Counter(documents=1, pieces=1000, unknown_pieces=30))
     assert text_warnings(tally.counts(), max_lost_fraction=0.01) == []
     assert describe_text(tally.counts())[1] == "3.00% of the pieces are [UNK]"
-    tally.num_unknown = 40
+    tally.counted["unknown_pieces"] = 40
     (warning,) = text_warnings(tally.counts(), max_lost_fraction=0.01)
     assert warning.startswith("4.0% of the pieces are [UNK], from which nothing is learned")
     assert unknown_fraction({}) == 0.0
@@ -96,10 +99,10 @@ def test_unknown_pieces_are_warned_of_above_a_few_percent():
     [
         (Tally(), "it holds no document"),
         (Tally(unit_errors=["a.gz: damaged"]), "nothing of it could be read; the first error: a.gz: damaged"),
-        (Tally(num_documents=3), "the tokenizer finds no piece in its 3 documents"),
+        (Tally(Counter(documents=3)), "the tokenizer finds no piece in its 3 documents"),
         (tally_of(no_key=3), "3 of 3 documents skipped (100.0%): 3 without the source's key"),
         (
-            Tally(num_documents=1, num_rows=2, num_skipped_rows=2, num_pieces=10, num_unknown=9),
+            Tally(Counter(documents=1, skipped_rows=2, pieces=10, unknown_pieces=9), num_rows=2),
             "each of its 2 rows has too few ordinary pieces to mask: 90% of the pieces are [UNK]",
         ),
     ],

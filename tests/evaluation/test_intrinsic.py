@@ -21,7 +21,6 @@ from small_models import small_model
 from training_parts import save_model, small_tokenizer
 
 from distil_ray.config import Source
-from distil_ray.data.corpus import Source as DataSource
 from distil_ray.data.masking import special_table
 from distil_ray.data.plan import IN_SAMPLE, MAX_HELDOUT_UNITS, make_plan
 from distil_ray.data.rows import make_rows
@@ -171,7 +170,7 @@ def test_rows_come_from_all_over_the_text_in_proportion(sources):
     sampled = np.array([rows[IN_SAMPLE].sum() for rows in units])
     assert sampled.sum() == 15
     assert np.abs(sampled - num_rows / 5).max() <= 1
-    shares = [plan.share_behind(*(int(rows[name][-1]) for name in ("group", "row", "group_rows"))) for rows in units]
+    shares = [plan.share_completed(*(int(rows[name][-1]) for name in ("group", "row", "group_rows"))) for rows in units]
     assert shares == pytest.approx(np.arange(1, 16) / 15)
 
 
@@ -196,8 +195,8 @@ def test_of_many_units_enough_are_read(tmp_path):
 def test_rows_are_those_that_a_run_holds_out(sources):
     plan = text_plan(sources, VOCABULARY, changed(num_rows=None))
     run = make_plan(
-        [DataSource(path=sources[0].path)],
-        [DataSource(path=sources[0].path)],
+        [Source(path=sources[0].path)],
+        [Source(path=sources[0].path)],
         VOCABULARY,
         plan.settings,
         eval_fraction=0.0,

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, DistilBertConfig
 
 from distil_ray.distillation.distiller import CePositions, Distiller, Term
+from distil_ray.models.families import FAMILIES
 from distil_ray.models.flops import flops_per_token, peak_flops
-from distil_ray.models.loading import FAMILIES
 from distil_ray.models.student import build_student
 
 B, T, K = 4, 16, 3

@@ -10,7 +10,7 @@ from small_models import NUM_LAYERS, random_ids, small_model
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from distil_ray.errors import InputError
-from distil_ray.models.loading import FAMILIES
+from distil_ray.models.families import FAMILIES
 from distil_ray.models.student import Architecture, build_student, evenly_spaced, select_layers
 
 PAIRS: list[tuple[str, Architecture]] = [("bert", "distilbert"), *((family, "same") for family in FAMILIES)]

@@ -1,0 +1,74 @@
+"""The supported families of models, and what differs between them: a further family is one more entry.
+
+Shapes: N selected positions, D width, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from distil_ray.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What this package has to know of a family, by transformers' ``model_type``.
+
+    Attributes:
+        predict: the MLM head, ``(model, hidden [N, D]) -> logits [N, V]``.
+        feed_forward_field: the configuration's name for the width of the feed-forward layers.
+        counts_after_padding: whether positions count from ``pad_token_id + 1``, not from 0.
+    """
+
+    predict: Callable[[Any, Tensor], Tensor]
+    feed_forward_field: str = "intermediate_size"
+    counts_after_padding: bool = False
+
+
+def _distilbert_head(model: Any, hidden: Tensor) -> Tensor:
+    hidden = model.activation(model.vocab_transform(hidden))
+    logits: Tensor = model.vocab_projector(model.vocab_layer_norm(hidden))
+    return logits
+
+
+_ROBERTA = Family(lambda model, hidden: model.lm_head(hidden), counts_after_padding=True)
+
+FAMILIES = {
+    "bert": Family(lambda model, hidden: model.cls(hidden)),
+    "distilbert": Family(_distilbert_head, feed_forward_field="hidden_dim"),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+}
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """Return the family of a configuration that `check_config` has let pass."""
+    return FAMILIES[config.model_type]
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """Return the position of a row's first token."""
+    return config.pad_token_id + 1 if family_of(config).counts_after_padding else 0
+
+
+def own_fields(config_class: type[PreTrainedConfig]) -> list[str]:
+    """Return the names of the fields that a family's configuration adds to those of all configurations."""
+    general = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    return [field.name for field in dataclasses.fields(config_class) if field.name not in general]
+
+
+def check_config(config: PreTrainedConfig, source: str) -> None:
+    """Raise InputError unless ``config``, read from ``source``, is a plain encoder of a supported family."""
+    if config.model_type not in FAMILIES:
+        raise InputError(
+            f"{source} is of model_type {config.model_type!r}; the types that work are {', '.join(FAMILIES)}"
+        )
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        raise InputError(f"{source} is set up as a decoder (is_decoder, add_cross_attention); expected an encoder")
+    if (kind := getattr(config, "position_embedding_type", "absolute")) != "absolute":
+        raise InputError(f"{source} has position_embedding_type {kind!r}; only 'absolute' is supported")
+    if family_of(config).counts_after_padding and config.pad_token_id is None:
+        raise InputError(f"{source} has no pad_token_id, from which {config.model_type} counts its positions")
