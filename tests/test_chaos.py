@@ -9,7 +9,6 @@ import random
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import boto3
 import pytest
 import yaml
 from conftest import write_text
-from failing_proxy import FailingProxy
+from local_s3 import serving
 from runs import changed, train_workers
 from transformers import AutoTokenizer
 
@@ -37,12 +36,12 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200 + 240 * NUM_KILLS + 4 
 
 @pytest.fixture
 def storage(bucket: Any, server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A bucket behind a proxy that can fail, which is what runs see; this process sees the bucket itself."""
-    with FailingProxy(server).serving() as proxy:
+    """A bucket, and the endpoint that runs have for it, which can fail; this process has another one."""
+    with serving() as (flaky_s3, url):
         own = boto3.resource("s3", endpoint_url=server).Bucket("runs")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-        yield own, proxy
+        yield own, flaky_s3
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -114,14 +113,6 @@ def kill(supervisor: Supervisor, target: str) -> None:
         supervisor.driver.wait()
 
 
-def fail_for_a_while(hub: Any, proxy: FailingProxy, what: str) -> None:
-    if what == "hub":
-        hub.fail(".*", status=503, seconds=OUTAGE_SECONDS)
-        return
-    proxy.fail(10**9, "503")
-    threading.Timer(OUTAGE_SECONDS, proxy.fail, (0, "503")).start()
-
-
 def push_text_and_teacher(hub: Any, folder: Path) -> None:
     words = [word for word in AutoTokenizer.from_pretrained(TEACHER).get_vocab() if word.isalpha()]
     for number in range(3):
@@ -131,7 +122,7 @@ def push_text_and_teacher(hub: Any, folder: Path) -> None:
 
 
 def test_kills_and_outages_change_nothing(local_hub, storage, tmp_path):
-    bucket, proxy = storage
+    bucket, flaky_s3 = storage
     random.seed(SEED)
     push_text_and_teacher(local_hub, tmp_path)
 
@@ -140,13 +131,13 @@ def test_kills_and_outages_change_nothing(local_hub, storage, tmp_path):
     whole.wait_until(lambda: whole.driver is None)
 
     torn = Supervisor("torn", bucket, tmp_path)
-    outages = {NUM_KILLS // 3: "hub", 2 * NUM_KILLS // 3: "storage"}
+    outages: dict[int, Any] = {NUM_KILLS // 3: local_hub, 2 * NUM_KILLS // 3: flaky_s3}
     for number in range(NUM_KILLS):
         reached = torn.newest()
         torn.wait_until(lambda: torn.newest() > reached or torn.is_finished())  # noqa: B023
         assert not torn.is_finished(), "it was faster than the kills"
         if number in outages:
-            fail_for_a_while(local_hub, proxy, outages[number])
+            outages[number].fail(".", status=503, seconds=OUTAGE_SECONDS)
         time.sleep(random.uniform(0, 1))
         target = random.choice(["driver", "worker", "both"])
         kill(torn, target)

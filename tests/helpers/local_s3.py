@@ -42,7 +42,7 @@ class LocalS3(Faults):
         content = b"".join(self._moto(environ, start_response))
         sent = content[: failure.get("cut_after")]
         self.count_bytes((kind,), len(sent))
-        return [content] if len(sent) == len(content) else self._cut(environ, sent)
+        return [content] if failure.get("cut_after") is None else self._cut(environ, sent)
 
     def _cut(self, environ: dict[str, Any], content: bytes) -> Iterator[bytes]:
         if content:
@@ -52,16 +52,25 @@ class LocalS3(Faults):
         raise ConnectionAbortedError
 
 
-@pytest.fixture(scope="module")
-def local_s3() -> Iterator[tuple[LocalS3, str]]:
-    """The server and its address."""
+@contextlib.contextmanager
+def serving() -> Iterator[tuple[LocalS3, str]]:
+    """Yield a server and its address. All servers of a process have the same objects, and fail each on its own."""
     local = LocalS3()
     server = make_server("127.0.0.1", 0, local, threaded=True, request_handler=MotoRequestHandler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield local, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
+    try:
+        yield local, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def local_s3() -> Iterator[tuple[LocalS3, str]]:
+    """The server and its address."""
+    with serving() as served:
+        yield served
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import ClassVar
 import fsspec
 import pytest
 import s3fs
-from failing_proxy import FailingProxy
 from fsspec.implementations.memory import MemoryFileSystem
+from local_s3 import serving
 
 from distil_ray.errors import InputError, OutageError
 from distil_ray.outages import Patience
@@ -265,16 +265,27 @@ def test_a_remote_quota_that_is_used_up_is_not_writable():
 
 
 @pytest.fixture
-def proxy(bucket, server, monkeypatch):
-    """An endpoint of S3 that fails on command."""
-    with FailingProxy(server).serving() as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+def flaky_s3(bucket, monkeypatch):
+    """Another endpoint of the bucket, which fails on command."""
+    with serving() as (flaky_s3, url):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore tries again by itself, and takes its time,
         monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)  # and so does s3fs
         monkeypatch.setattr("distil_ray.outages._LONGEST_PAUSE_SECONDS", 0.2)
         monkeypatch.setattr("distil_ray.outages._FIRST_PAUSE_SECONDS", 0.1)
         s3fs.S3FileSystem.clear_instance_cache()
-        yield proxy
+        yield flaky_s3
+
+
+FAILURES = {
+    "503": {
+        "status": 503,
+        "body": b"<Error><Code>ServiceUnavailable</Code><Message>Service Unavailable</Message></Error>",
+    },
+    "403": {"status": 403, "body": b"<Error><Code>InvalidAccessKeyId</Code><Message>No</Message></Error>"},
+    "closed": {"refuse": True},
+    "cut off": {"cut_after": 1},  # done, but the answer is lost
+}
 
 
 def remote_folder(seconds, said=None):
@@ -328,39 +339,39 @@ OPERATIONS = {
         *((operation, "cut off") for operation in ("names", "read", "write", "create", "local_copy")),
     ],
 )
-def test_an_outage_is_waited_out(proxy, operation, failure, tmp_path):
+def test_an_outage_is_waited_out(flaky_s3, operation, failure, tmp_path):
     folder = remote_folder(60)
     folder.write_text("deep/old.txt", "old")
     attempt, expected = OPERATIONS[operation]
-    proxy.fail(5, failure)  # s3fs itself makes two attempts
+    flaky_s3.fail(".", times=5, **FAILURES[failure])  # s3fs itself makes two attempts
     assert attempt(folder, tmp_path) == expected
-    assert proxy.num_failures == 0
+    assert flaky_s3.requests["failed"] == 5
 
 
-def test_an_outage_that_does_not_end_is_one(proxy):
+def test_an_outage_that_does_not_end_is_one(flaky_s3):
     folder = remote_folder(1)
-    proxy.fail(10**6, "503")
+    flaky_s3.fail(".", **FAILURES["503"])
     for name in ("exists", "names", "read", "write", "create", "check_writable"):
         attempt, _ = OPERATIONS[name]
         with pytest.raises(OutageError, match=r"^runs/below/a did not answer for \d+ s: .*Service ?Unavailable"):
             attempt(folder, None)
 
 
-def test_wrong_credentials_are_not_waited_for(proxy):
+def test_wrong_credentials_are_not_waited_for(flaky_s3):
     said = []
     folder = remote_folder(600, said)
-    proxy.fail(10**6, "403")
+    flaky_s3.fail(".", **FAILURES["403"])
     for name in ("exists", "names", "read", "write", "create", "check_writable"):
-        before = proxy.num_requests
+        before = len(flaky_s3.log)
         with pytest.raises(InputError, match=r"run\.storage_path: cannot (read|write to) runs/below/a"):
             OPERATIONS[name][0](folder, None)
-        assert proxy.num_requests - before == 1
+        assert len(flaky_s3.log) - before == 1
     assert said == []
 
 
-def test_creating_succeeds_when_the_answer_was_lost(proxy):
+def test_creating_succeeds_when_the_answer_was_lost(flaky_s3):
     folder = remote_folder(60)
-    proxy.fail(1, "cut off")  # the object is there, the answer is not
+    flaky_s3.fail(".", times=1, **FAILURES["cut off"])  # the object is there, the answer is not
     assert folder.create("lease.json", b"mine")
     assert not folder.create("lease.json", b"another's")
     assert folder.read_bytes("lease.json") == b"mine"
