@@ -350,6 +350,13 @@ def test_a_data_set_prepared_earlier_is_no_list_of_files(local_hub: LocalHub, fa
     local_hub.fail("/api/|/resolve/", **FAILURES[failure])
     with pytest.raises(OutageError, match=r"owner/texts.*cannot be reached|owner/texts.* did not answer"):
         list_corpus([Source(hub="owner/texts")], patience=Patience(1))
+
+
+def test_a_data_set_prepared_earlier_is_no_list_of_files_offline(local_hub: LocalHub) -> None:
+    from datasets import load_dataset
+
+    local_hub.push("owner/texts", {"data/a.parquet": parquet_bytes(["one"])})
+    load_dataset("owner/texts")
     script = "from distil_ray.data.corpus import Source, list_corpus\nlist_corpus([Source(hub='owner/texts')])"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
