@@ -40,7 +40,7 @@ _SLICE_CHARACTERS = 2**16  # the trainer holds a few hundred slices at a time
 
 @dataclass
 class Tally:
-    """What was read. `characters` [0x110000] counts each code point after normalisation, `raw` before it."""
+    """What was read. `characters` [0x110000] counts each code point after normalization, `raw` before it."""
 
     num_documents: int = 0
     num_skipped: int = 0
@@ -164,7 +164,7 @@ def _counted(documents: Iterable[str | None], normalizer: BertNormalizer, tally:
 
 def _without_blanks(characters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     counts = characters.copy()
-    counts[ord(" ")] = 0  # the one space that normalisation leaves
+    counts[ord(" ")] = 0  # the one space that normalization leaves
     return counts
 
 

@@ -7,7 +7,7 @@ Shapes: B rows, T tokens per row, K masked positions per row, S counts.
 ``masked_positions``    [B, K] int16      ascending
 ``masked_labels``       [B, K] as ids     the pieces that stood there
 ``group``, ``row``      [B] int32         place in the run's sequence of rows; group -1 = filler after its end
-``group_rows``          [B] int32         rows in that group: row / group_rows is the share of it that is done
+``group_rows``          [B] int32         rows in that group: row / group_rows of it are done
 ``skipped``             [B, S] int32      at a group's first row: the counts `SKIPPED` of its text
 ======================  ================  ====================================================
 """
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
 
 def filler_rows(num_rows: int, max_seq_length: int, num_masked: int, id_dtype: np.dtype, *, kind: int) -> Arrays:
-    """Rows that stand for nothing: they mark an end (``kind``, their ``row``) for every worker alike."""
+    """Rows without content, which mark an end (``kind``, their ``row``) for every worker alike."""
     return {
         "input_ids": np.zeros((num_rows, max_seq_length), dtype=id_dtype),
         "masked_positions": np.zeros((num_rows, num_masked), dtype=np.int16),
@@ -61,7 +61,7 @@ def row_digests(rows: Arrays) -> UInt64Array:
     total = np.zeros(len(rows["group"]), dtype=np.uint64)
     for name, key in _DIGEST_KEYS.items():
         values = rows[name]
-        # One odd multiplier a column makes the sum depend on the order within a row.
+        # One odd multiplier per column makes the sum depend on the order within a row.
         multipliers = draws(key, np.arange(values.shape[1], dtype=np.uint64)) | np.uint64(1)
         total += mix((values.astype(np.uint64) + np.uint64(1)) @ multipliers)
     return mix(total)

@@ -41,7 +41,7 @@ _MIN_UNIT_BYTES, _MAX_UNIT_BYTES, _RANGES_PER_CORPUS = 16 * 2**10, 2**20, 128
 _COMPRESSION_RATIO = 3  # of English text, roughly: it sizes the groups and never decides what is read
 _NUM_PROBE_THREADS = 16
 _MAX_ERRORS_SHOWN, _MAX_NAMES_SHOWN = 10, 5
-_IDENTIFYING = ("name", "format", "compression", "column", "size_bytes", "num_rows")  # of a file, wherever it lies
+_IDENTIFYING = ("name", "format", "compression", "column", "size_bytes", "num_rows")  # a file, wherever it is stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Corpus:
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the text and its units, as JSON: the same wherever the sources lie.
 
-        It rests on names, sizes, row counts and order, not on the files' bytes.
+        It depends on names, sizes, row counts and order, not on the files' bytes.
         """
         files = [{key: getattr(file, key) for key in _IDENTIFYING} for file in self.files]
         digest = hashlib.sha256(json.dumps(files).encode())
@@ -203,7 +203,7 @@ def _text_bytes(file: File) -> int:
 
 
 def _units_of_file(probed: Probed, unit_size: int) -> npt.NDArray[np.int64]:
-    """Return one row (start, stop, bytes) a unit."""
+    """Return one row (start, stop, bytes) per unit."""
     file = probed.file
     if file.format == "parquet":
         sizes = np.array(probed.row_group_bytes, dtype=np.int64)

@@ -27,7 +27,7 @@ from distil_ray.errors import InputError
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-_LAYOUT = 1  # to be counted up with each change of what is collected: the cache is keyed by it
+_LAYOUT = 1  # part of the cache's key: increment it with each change of what is collected
 _HELDOUT_SHARE = 0.03  # of the modules
 _MIN_WORDS = 8  # shorter ones are labels rather than text
 _ROW_GROUP_BYTES = 128 * 2**10
@@ -45,7 +45,7 @@ class Docstring(NamedTuple):
 
 
 def docstring_folder(split: str) -> Path:
-    """Return the folder of Parquet files, a file a package, with the column ``text``; collect them if need be.
+    """Return the folder of Parquet files, one per package, with the column ``text``; collect them if need be.
 
     Raises:
         InputError: there is no such split, or the cache folder cannot be written to.

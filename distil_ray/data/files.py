@@ -100,7 +100,7 @@ def format_of(path: str, given: Format | None = None) -> tuple[Format, Compressi
 
 @contextmanager
 def reaching(path: str) -> Iterator[None]:
-    """Turn whatever keeps us from a file's bytes, but for an outage, into an InputError that names path and cause."""
+    """Turn any failure to get a file's bytes, except an outage, into an InputError that names path and cause."""
     try:
         yield
     except (InputError, OutageError):
@@ -183,7 +183,7 @@ def _open(file: File) -> Opened:
 
 
 def forget(path: str) -> None:
-    """Open a file of an object store anew the next time."""
+    """Reopen a file of an object store the next time."""
     inner = path.partition("://")[2]
     with _opened_lock:
         for key in [key for key in _opened if inner and key[1].lstrip("/") == inner.lstrip("/")]:
@@ -193,7 +193,7 @@ def forget(path: str) -> None:
 class ReachableFile(io.RawIOBase):
     """A file opened for reading in ranges of exactly what is asked for, whose every failure to deliver is no damage.
 
-    Outages are waited out. Arrow hands exceptions of a Python file on unchanged, so whatever else it raises is the
+    Outages are waited out. Arrow passes the exceptions of a Python file on unchanged, so whatever else it raises is the
     content's fault: a refused permission or a lost connection is never mistaken for a damaged file.
 
     Raises (like its methods):
@@ -259,9 +259,7 @@ def first_of(items: list[str], limit: int, what: str) -> list[str]:
     return items if len(items) <= limit else [*items[:limit], f"and {len(items) - limit} more {what}"]
 
 
-_GUESSED_BYTES = 64 * 2**10
 _KEPT_BYTES = 32 * 2**20  # as they lie in files; parsed, they take six times as much
-_MAGIC = b"PAR1"
 
 _kept: OrderedDict[tuple[str, int, str], pq.FileMetaData] = OrderedDict()
 _lock = threading.Lock()
@@ -280,27 +278,16 @@ def read_footer(stream: ReachableFile, footer_bytes: int = 0) -> pq.FileMetaData
     key = stream.path, stream.size, stream.version
     with _lock:
         footer = _kept.pop(key, None) if footer_bytes else None
-    if footer is None:
-        footer = pq.read_metadata(pa.BufferReader(_read_tail(stream, footer_bytes)))
+    if footer is None and footer_bytes:
+        stream.seek(stream.size - footer_bytes)
+        footer = pq.read_metadata(pa.BufferReader(stream.read(footer_bytes)))
+    elif footer is None:
+        footer = pq.read_metadata(pa.PythonFile(stream, mode="r"))  # reads the last 64 KiB, and more if need be
     with _lock:
         _kept[key] = footer
         while len(_kept) > 1 and sum(one.serialized_size for one in _kept.values()) > _KEPT_BYTES:
             _kept.popitem(last=False)
     return footer
-
-
-def _read_tail(stream: ReachableFile, footer_bytes: int) -> bytes:
-    """Return the file's end, from the footer's beginning or before it (any bytes if it has no footer)."""
-    tail_bytes = footer_bytes or _GUESSED_BYTES
-    stream.seek(max(stream.size - tail_bytes, 0))
-    tail = stream.read(tail_bytes)
-    if not tail.endswith(_MAGIC) or len(tail) < 8:
-        return tail
-    needed = 8 + int(struct.unpack("<I", tail[-8:-4])[0])
-    if len(tail) < needed <= stream.size:
-        stream.seek(stream.size - needed)
-        tail = stream.read(needed - len(tail)) + tail
-    return tail
 
 
 FILE_MAGIC = b"ARROW1\0\0"

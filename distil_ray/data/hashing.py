@@ -1,6 +1,6 @@
 """Counter-based random numbers: a draw is a pure function of its key, so it does not depend on who makes it.
 
-The mixing function is splitmix64's finaliser (Steele, Lea, Flood: "Fast splittable pseudorandom number
+The mixing function is splitmix64's finalizer (Steele, Lea, Flood: "Fast splittable pseudorandom number
 generators", OOPSLA 2014). Everything is NumPy uint64 arithmetic, which wraps around modulo 2**64.
 """
 

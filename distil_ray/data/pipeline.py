@@ -36,8 +36,8 @@ able to work ahead by a whole task, see `_BYTES_AHEAD_PER_CPU`. A longer run con
 position where the first one ended."""
 
 _BYTES_AHEAD_PER_CPU = 64 * 2**20
-"""Rows in waiting for the workers, about ten groups a CPU slot. Without a limit the pipeline would fill the object
-store as fast as it can, and take the CPU from whoever else needs it; 16 MiB leave gaps between a slot's tasks."""
+"""Rows waiting for the workers, about ten groups per CPU slot. Without a limit the pipeline would fill the object store
+as fast as it can, and take the CPU from everything else; 16 MiB leave gaps between a slot's tasks."""
 
 _THROTTLE_SECONDS = 0.05
 
@@ -55,7 +55,7 @@ class Listener(Protocol):
         """Take a line for the user."""
 
     def note(self, topic: str, group: int, content: Any) -> None:
-        """Take what is to be known of a group: that it is ``empty`` (with notes), or ``unreadable`` (whether the input
+        """Take news of a group: that it is ``empty`` (with notes), or ``unreadable`` (whether the input
         is at fault, and why).
         """
 
@@ -72,8 +72,8 @@ def execution_options(num_cpus: int, node_label: Mapping[str, str] | None) -> Ex
 class IdleThrottle:
     """Pauses the scheduling loop of a pipeline after each turn while a block waits to be fetched.
 
-    With rows in waiting up to its limit, the loop would otherwise spin, and take a third of a core from the workers.
-    Ray Data calls these methods; those of its other events have nothing to do.
+    With as many rows waiting as its limit allows, the loop would otherwise spin, and take a third of a core from the
+    workers. Ray Data calls these methods; those of its other events have nothing to do.
     """
 
     def on_execution_step(self, executor: Any) -> None:

@@ -28,7 +28,7 @@ from distil_ray.outages import Patience
 
 _PROBE_BYTES = 64 * 2**10
 _MAX_LINE_BYTES = 4 * 2**20
-"""A first line of JSON is looked at if it is no longer."""
+"""A longer first line of JSON is not checked."""
 _MAX_COLUMNS_SHOWN = 20
 _MAX_SHOWN_BYTES = 80
 _MAX_BAD_FRACTION, _MIN_BAD_BYTES = 0.5, 10
@@ -272,14 +272,14 @@ def _check_json(file: File, head: bytes, lines: list[bytes]) -> None:
         what = f"{' and '.join(types)} values" if types else "something else than JSON"
         raise BadFileError(
             f"{file.path}: holds {what}: none of its first {len(lines)} lines is a JSON object, and the first begins "
-            f"{_shown(lines[0])}; expected JSON lines, one object a line"
+            f"{_shown(lines[0])}; expected JSON lines, one object per line"
         )
     _check_key(file, records)
 
 
 def _refuse_json(file: File, what: str, command: str) -> NoReturn:
     raise BadFileError(
-        f"{file.path}: holds {what}; expected JSON lines, one object a line; convert it: {_command(file, command)}"
+        f"{file.path}: holds {what}; expected JSON lines, one object per line; convert it: {_command(file, command)}"
     )
 
 

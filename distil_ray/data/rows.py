@@ -24,7 +24,7 @@ def pack_rows(
     """Cut a stream into rows ``[CLS] … [SEP]`` that are always full: no padding is ever trained on.
 
     Args:
-        stream: ids ``[N]``; documents are already separated by ``sep_id``. A long one runs on in the next row.
+        stream: ids ``[N]``; documents are already separated by ``sep_id``. A long one continues in the next row.
         max_seq_length: T, tokens per row, the two special ones included.
         cls_id: id that begins every row.
         sep_id: id that ends every row.
@@ -125,7 +125,7 @@ def make_rows(
     row_keys = draws(stream_key(settings.seed, split, "mask", group), row_numbers)
     positions = np.empty((len(rows), settings.num_masked), dtype=np.int16)
     labels = np.empty((len(rows), settings.num_masked), dtype=rows.dtype)
-    # In slices, and in place: masking takes some thirty bytes a token, and a group may be of hundreds of megabytes.
+    # In slices, and in place: masking takes some thirty bytes per token, and a group may be of hundreds of megabytes.
     for part in _slices(len(rows), max(_TOKENS_AT_ONCE // settings.max_seq_length, 1)):
         rows[part], positions[part], labels[part] = mask_rows(
             rows[part],

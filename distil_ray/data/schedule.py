@@ -18,7 +18,7 @@ Int64Array = npt.NDArray[np.int64]
 
 _TARGET_GROUP_BYTES = 8 * 2**20
 _MIN_GROUPS_PER_EPOCH = 64  # a small corpus has smaller groups, so that they outnumber the CPU slots
-_MAX_GROUPS_PER_EPOCH = 4096  # a huge corpus has larger ones, so that the list of those in waiting stays short
+_MAX_GROUPS_PER_EPOCH = 4096  # a huge corpus has larger ones, so that the list of those waiting stays short
 
 
 class Position(NamedTuple):
@@ -49,7 +49,7 @@ class Schedule:
 
     @cached_property
     def groups_per_epoch(self) -> int:
-        """About 8 MiB of text a group, but 64 to 4096 groups, and a unit a group at least."""
+        """About 8 MiB of text per group, but 64 to 4096 groups, and at least one unit per group."""
         wanted = -(-int(self.unit_bytes.sum()) // _TARGET_GROUP_BYTES)
         return min(max(wanted, _MIN_GROUPS_PER_EPOCH), _MAX_GROUPS_PER_EPOCH, len(self.units))
 

@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
@@ -15,16 +17,9 @@ from distil_ray.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-import re
-from itertools import zip_longest
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 MAX_SLICE_CHARS = 32_768
-"""Longest text that the tokenizer gets at once: its memory grows to several hundred bytes a character."""
+"""Longest text that the tokenizer gets at once: its memory grows to several hundred bytes per character."""
 
 _MAX_CHARS_PER_CALL = 262_144
 
@@ -40,7 +35,7 @@ class Vocabulary:
     stays text: a corpus must not be able to write those. Other special or added pieces are encoded as usual.
 
     Attributes:
-        tokenizer_json: the serialised `tokenizers.Tokenizer`, in which control pieces alone are special.
+        tokenizer_json: the serialized `tokenizers.Tokenizer`, in which control pieces alone are special.
         size: V, the largest id + 1, added pieces included.
         special_ids: ids that are never masked and never a random replacement: those of all special pieces, and those
             below V that no piece has.
@@ -221,45 +216,35 @@ def token_stream(vocabulary: Vocabulary, documents: Iterable[str]) -> npt.NDArra
         ids ``[num_tokens]`` of dtype ``vocabulary.id_dtype``. A document without pieces leaves nothing.
     """
     tokenizer = _load(vocabulary.tokenizer_json)
-    uncut = _pieces_over_blanks(tokenizer)
-    marked = ((part, is_last) for text in documents for part, is_last in _mark_last(text_slices(text, uncut=uncut)))
     stream = bytearray()  # grows in place, where a list of arrays would have to be copied into one
     sep = np.array([vocabulary.sep_id], dtype=vocabulary.id_dtype).tobytes()
     document_is_empty = True
-    for batch in _batched(marked):
-        encodings = tokenizer.encode_batch_fast([part for part, _ in batch], add_special_tokens=False)
-        for encoding, (_, is_last) in zip(encodings, batch, strict=True):
-            ids = encoding.ids
-            if ids:
+    for batch in _batches(documents, _pieces_over_blanks(tokenizer)):
+        encodings = iter(tokenizer.encode_batch_fast([part for part in batch if part], add_special_tokens=False))
+        for part in batch:
+            if part:
+                ids = next(encodings).ids
                 stream += np.array(ids, dtype=vocabulary.id_dtype).tobytes()
-                document_is_empty = False
-            if is_last:
-                if not document_is_empty:
-                    stream += sep
+                document_is_empty = document_is_empty and not ids
+            else:
+                stream += b"" if document_is_empty else sep
                 document_is_empty = True
     return np.frombuffer(stream, dtype=vocabulary.id_dtype)
 
 
-def _batched(marked: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Collect slices into calls of about `_MAX_CHARS_PER_CALL` characters."""
-    batch: list[tuple[str, bool]] = []
+def _batches(documents: Iterable[str], uncut: Sequence[str]) -> Iterator[list[str]]:
+    """Cut documents into slices, each document followed by an empty one, and collect these into calls."""
+    batch: list[str] = []
     num_chars = 0
-    for part, is_last in marked:
-        batch.append((part, is_last))
-        num_chars += len(part)
-        if num_chars >= _MAX_CHARS_PER_CALL:
-            yield batch
-            batch, num_chars = [], 0
+    for text in documents:
+        for part in itertools.chain(text_slices(text, uncut=uncut), [""]):
+            batch.append(part)
+            num_chars += len(part)
+            if num_chars >= _MAX_CHARS_PER_CALL:
+                yield batch
+                batch, num_chars = [], 0
     if batch:
         yield batch
-
-
-def _mark_last(parts: Iterator[str]) -> Iterator[tuple[str, bool]]:
-    previous = next(parts)
-    for part in parts:
-        yield previous, False
-        previous = part
-    yield previous, True
 
 
 _MAX_CHARS = 100_000  # of a text: several slices
@@ -303,7 +288,7 @@ def _difference(tokenizer: "PreTrainedTokenizerBase", text: str, expected: list[
         return "nothing" if index is None else f"{tokenizer.convert_ids_to_tokens(index)!r} (id {index})"
 
     place, (right, wrong) = next(
-        (place, pair) for place, pair in enumerate(zip_longest(expected, ids)) if pair[0] != pair[1]
+        (place, pair) for place, pair in enumerate(itertools.zip_longest(expected, ids)) if pair[0] != pair[1]
     )
     around = tokenizer.decode(expected[max(place - 5, 0) : place + 5])
     beginning = text[:_SHOWN_CHARS] + ("…" if len(text) > _SHOWN_CHARS else "")
