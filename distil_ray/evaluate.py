@@ -32,10 +32,10 @@ def _evaluate(argv: list[str] | None) -> None:
     if arguments.seeds < 1:
         raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
     from distil_ray.config import output_path, parse_sources
-    from distil_ray.evaluation.scoreboard import add_to_card, check_card, to_html, to_json, to_markdown
+    from distil_ray.evaluation.scoreboard import add_to_card, check_card, report_on
     from distil_ray.evaluation.standings import Question, answer
     from distil_ray.models.origin import resolve
-    from distil_ray.reporting.text import show_report, write_report
+    from distil_ray.reporting.report import NAME, publish
     from distil_ray.runs.console import Console
     from distil_ray.runs.lease import holding
     from distil_ray.runs.storage import RunFolder
@@ -60,11 +60,9 @@ def _evaluate(argv: list[str] | None) -> None:
     held = holding(RunFolder.at(str(output)), "distil_ray.evaluate", console.line)
     with ExitStack() as stack:
         board = answer(question, protocol, console, hold=lambda: stack.enter_context(held))
-        markdown = to_markdown(board)
-        write_report(output, json=to_json(board), html=to_html(board), markdown=markdown)
+        publish(report_on(board), output / NAME)
         for path in students.values():
             add_to_card(path, board)
-    show_report(output, markdown)
 
 
 def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":

@@ -34,7 +34,7 @@ from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_functi
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
 from distil_ray.models.loading import load_tokenizer, max_tokens
 from distil_ray.models.tokenizer import save_tokenizer
-from distil_ray.reporting.text import writing
+from distil_ray.reporting.report import writing
 
 MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")

@@ -22,7 +22,7 @@ from distil_ray.evaluation.protocol import METRICS_OF, Finetuning, HeldOutText, 
 from distil_ray.evaluation.tasks import Splits, Task
 from distil_ray.models.loading import load_tokenizer
 from distil_ray.models.origin import Origin, content_digest
-from distil_ray.reporting.text import writing
+from distil_ray.reporting.report import writing
 from distil_ray.runs.storage import replace_file
 
 SCHEMA = 2

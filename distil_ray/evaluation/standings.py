@@ -21,7 +21,7 @@ from distil_ray.evaluation.kinds import Summary, summarise
 from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import Cell, Results
-from distil_ray.evaluation.scoreboard import SECOND_STEP, Scoreboard, Standing
+from distil_ray.evaluation.scoreboard import SECOND_STEP, ModelResult, Scoreboard
 from distil_ray.evaluation.speed import Loaded, Speed, measure_speed
 from distil_ray.evaluation.tasks import Splits, Task, first_validation, read_tasks
 from distil_ray.models.loading import (
@@ -32,7 +32,7 @@ from distil_ray.models.loading import (
     max_tokens,
 )
 from distil_ray.models.origin import Origin
-from distil_ray.reporting.text import make_folder
+from distil_ray.reporting.report import make_folder
 from distil_ray.runs.console import Console
 
 _SPEED_TASK = "stsb"  # the paper's, if it is among the tasks
@@ -112,8 +112,8 @@ def answer(question: Question, protocol: Protocol, console: Console, hold: Calla
         on_device = deploy_all(cells, task, data[task.name], protocol, results, device_folder, console.line)
     speeds = _measure_speed(models, data, protocol, console) if data else {}
     rows = {cell.model: cell.origin for cell in question.cells} or question.models
-    standings = [
-        Standing(
+    model_results = [
+        ModelResult(
             name,
             origin.path,
             _num_parameters(models[name.removesuffix(SECOND_STEP)]),
@@ -128,7 +128,7 @@ def answer(question: Question, protocol: Protocol, console: Console, hold: Calla
         for name, origin in rows.items()
     ]
     facts = {task.name: facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks}
-    return Scoreboard(standings, protocol.model_dump(mode="json"), _footer(), question.device_task, facts)
+    return Scoreboard(model_results, protocol.model_dump(mode="json"), _footer(), question.device_task, facts)
 
 
 def check_rows(

@@ -1,6 +1,5 @@
 """An ablation: variants of a configuration, each run with several seeds, and what each change is worth."""
 
-import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +28,8 @@ from distil_ray.evaluation.scoreboard import CONSTANT, FACTS_NOTE, facts_table
 from distil_ray.evaluation.standings import fine_tune
 from distil_ray.evaluation.tasks import Splits, Task
 from distil_ray.models.origin import resolve
-from distil_ray.reporting.html import render
 from distil_ray.reporting.plots import line_chart
-from distil_ray.reporting.text import to_markdown_table
+from distil_ray.reporting.report import NOTHING, Charts, Report, ReportSection, Table, made_by
 from distil_ray.runs.console import Console
 from distil_ray.training.history import History, read_history
 from distil_ray.training.launcher import launch
@@ -282,9 +280,9 @@ def table(comparison: Comparison) -> list[list[str]]:
         for figure in comparison.figures:
             _, decimals, factor = _NAMES[figure]
             values = comparison.values(variant, figure).values()
-            row.append(f"{factor * statistics.median(values):.{decimals}f}" if values else "–")
+            row.append(f"{factor * statistics.median(values):.{decimals}f}" if values else NOTHING)
             change = comparison.change(variant, figure) if variant != comparison.reference else None
-            row.append(_shown(change, decimals, factor) if change else "–")
+            row.append(_shown(change, decimals, factor) if change else NOTHING)
         rows.append(row)
     return rows
 
@@ -301,15 +299,10 @@ def task_table(comparison: Comparison) -> list[list[str]]:
     rows = [["variant", *tasks], [comparison.reference, *(f"{median:.1f}" for median in medians)]]
     for variant in comparison.variants[1:]:
         changes = [comparison.change(variant, _TASK + task) for task in tasks]
-        rows.append([variant, *(_shown(change, 1, 1.0) if change else "–" for change in changes)])
+        rows.append([variant, *(_shown(change, 1, 1.0) if change else NOTHING for change in changes)])
     if comparison.facts:
         rows.append([CONSTANT, *(f"{comparison.facts[task].constant_score:.1f}" for task in tasks)])
     return rows
-
-
-def _tables(comparison: Comparison) -> list[list[list[str]]]:
-    facts = facts_table(comparison.facts) if comparison.facts else []
-    return [table(comparison), task_table(comparison), facts]
 
 
 def _shown(change: Summary, decimals: int, factor: float) -> str:
@@ -338,75 +331,49 @@ def findings(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def remarks(comparison: Comparison) -> list[str]:
-    """Whether the variants of a seed learned from the same batches, and what the tasks' scores are."""
-    return [*_same_batches(comparison), *([FACTS_NOTE] if comparison.facts else [])]
-
-
-def _same_batches(comparison: Comparison) -> list[str]:
+def same_batches(comparison: Comparison) -> str:
+    """Whether the variants of a seed learned from the same batches."""
     for seed in {one.seed for one in comparison.outcomes}:
         digests = {tuple(one.history.digests) for one in comparison.outcomes if one.seed == seed}
         if len(digests) > 1:
-            return [f"The runs with seed {seed} did not train on the same batches: their digests differ."]
+            return f"The runs with seed {seed} did not train on the same batches: their digests differ."
     num_steps, num_seeds = len(comparison.outcomes[0].history.digests), len({one.seed for one in comparison.outcomes})
-    return [
+    return (
         f"All variants of a seed trained on the same batches in the same order: {num_steps:,} steps of equal digests, "
         f"{num_seeds} seeds. Changes are against {comparison.reference} with the same seed: median (lowest to highest)."
-    ]
-
-
-def to_markdown(comparison: Comparison, footer: str) -> str:
-    """Findings and tables."""
-    lines = ["# Ablation", "", *(f"- {sentence}" for sentence in findings(comparison)), ""]
-    for rows in filter(None, _tables(comparison)):
-        lines += [*to_markdown_table(rows), ""]
-    return "\n".join([*lines, *remarks(comparison), "", footer, ""])
-
-
-def to_json(comparison: Comparison, footer: str) -> str:
-    """Everything, for other programs."""
-    runs: list[Mapping[str, Any]] = [
-        {
-            "variant": one.variant,
-            "seed": one.seed,
-            "student": one.history.export_path,
-            **one.figures,
-            "tasks": one.tasks,
-        }
-        for one in comparison.outcomes
-    ]
-    changes = {
-        variant: {
-            figure: change._asdict() for figure in comparison.figures if (change := comparison.change(variant, figure))
-        }
-        for variant in comparison.variants[1:]
-    }
-    return (
-        json.dumps(
-            {
-                "reference": comparison.reference,
-                "changes": changes,
-                "runs": runs,
-                "tasks": {name: facts._asdict() for name, facts in comparison.facts.items()},
-                "made_by": footer,
-            },
-            indent=2,
-        )
-        + "\n"
     )
 
 
-def to_html(comparison: Comparison, footer: str) -> str:
-    """The page."""
+def report_on(comparison: Comparison) -> Report:
+    """Findings, tables, curves and, for other programs, every figure."""
     first_seed = comparison.outcomes[0].seed
     curves = {one.variant: one.history.curve("eval/mlm_loss") for one in comparison.outcomes if one.seed == first_seed}
     chart = line_chart(curves, x_label="tokens trained on", y_label="held-out MLM loss", levels={})
-    return render(
-        "ablation.html.j2",
+    tasks, facts = task_table(comparison), comparison.facts
+    return Report(
         title="Ablation",
         findings=findings(comparison),
-        footer=footer,
-        charts=[(f"Held-out MLM loss, seed {first_seed}", chart)],
-        tables=_tables(comparison),
-        remarks=remarks(comparison),
+        sections=[
+            ReportSection("Variants", [Table(table(comparison)), same_batches(comparison)]),
+            *([ReportSection("Tasks", [Table(tasks)])] if tasks else []),
+            *([ReportSection("What the scores are of", [Table(facts_table(facts)), FACTS_NOTE])] if facts else []),
+            ReportSection("Curves", [Charts([(f"Held-out MLM loss, seed {first_seed}", chart)])]),
+        ],
+        footer=made_by(),
+        data={
+            "reference": comparison.reference,
+            "changes": {variant: _changes(comparison, variant) for variant in comparison.variants[1:]},
+            "runs": [
+                {"variant": one.variant, "seed": one.seed, "student": one.history.export_path}
+                | one.figures
+                | {"tasks": one.tasks}
+                for one in comparison.outcomes
+            ],
+            "tasks": {name: one._asdict() for name, one in facts.items()},
+        },
     )
+
+
+def _changes(comparison: Comparison, variant: str) -> dict[str, dict[str, float]]:
+    changes = {figure: comparison.change(variant, figure) for figure in comparison.figures}
+    return {figure: change._asdict() for figure, change in changes.items() if change}

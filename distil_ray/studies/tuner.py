@@ -15,6 +15,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from distil_ray.errors import DivergedError, InputError, RunError, reason_of
+from distil_ray.reporting.report import NAME
 from distil_ray.runs.cluster import (
     DRIVER_CPUS,
     check_fits,
@@ -31,7 +32,7 @@ from distil_ray.runs.lease import Claim, holding
 from distil_ray.runs.storage import RunFolder
 from distil_ray.studies.board import Board, Relay, describe
 from distil_ray.studies.objective import ReportObjective
-from distil_ray.studies.search_report import REPORT_FILE, to_html, to_text
+from distil_ray.studies.search_report import report_on
 from distil_ray.studies.settings import SEARCH_FILE, Plan, Search, SearchConfig
 from distil_ray.studies.suggest import suggest
 from distil_ray.studies.trials import (
@@ -80,10 +81,13 @@ def _search(plan: Plan, claim: Claim, *, retry_failed: bool) -> None:
     if best(trials, plan.direction) is None:
         messages = [f"\n  {trial.name}: {trial.message}" for trial in trials if trial.message]
         raise RunError(f"none of the {len(trials)} trials came to its end:{''.join(messages)}")
-    trials.folder.write_text(REPORT_FILE, to_html(plan, trials))
-    board.line(f"\n{to_text(plan, trials)}\n")
+    report = report_on(plan, trials)
+    files = report.files()
+    for suffix, text in files.items():
+        trials.folder.write_text(f"{NAME}{suffix}", text)
+    board.line(f"\n{report.to_text()}\n")
     place = f"{plan.config.run.storage_path}/{plan.config.run.name}"
-    board.line(f"report: {place}/{REPORT_FILE}")
+    board.line(f"report: {place}/{NAME}{', '.join(files)}")
     board.line(f"best configuration: {place}/{BEST_FILE}")
     board.line(f"to train it again: python -m distil_ray.train --config {place}/{BEST_FILE}")
 
