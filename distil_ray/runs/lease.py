@@ -142,6 +142,7 @@ def holding(
         heart.stop()
         with suppress(InputError, OutageError):  # it expires by itself
             claim.release()
+        folder.remove_if_empty()  # of a command that was refused before it wrote anything
 
 
 def _loss_of(claim: Claim) -> LeaseLostError | None:

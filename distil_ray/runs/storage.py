@@ -102,6 +102,7 @@ class RunFolder:
         except OutageError:
             raise
         except Exception as error:  # fsspec implementations raise errors of their own
+            self.remove_if_empty()
             if getattr(error, "errno", None) in _NO_ROOM:
                 remedy = "free some space there, or give another path"
             else:
@@ -256,6 +257,12 @@ class RunFolder:
                 self.filesystem.rm(self.join(name), recursive=True)
 
         self._change(attempt)
+
+    def remove_if_empty(self) -> None:
+        """Remove the folder itself if nothing lies in it; object stores have no such folders."""
+        if self.is_local:
+            with suppress(OSError):
+                Path(self.path).rmdir()
 
     @contextmanager
     def new_folder(self, name: str) -> Iterator[Path]:

@@ -26,6 +26,13 @@ def dry_run(config: Config, console: Console) -> None:
     """
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
+    try:
+        _show(config, folder, console)
+    finally:
+        folder.remove_if_empty()
+
+
+def _show(config: Config, folder: RunFolder, console: Console) -> None:
     known = check_learned_settings(learned(config), folder)
     identity, tokenizer, _, plan = examine(config, folder, console, known)
     teacher, student = build_models(config, tokenizer, identity.models)  # as each worker will

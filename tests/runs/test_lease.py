@@ -192,6 +192,13 @@ def test_the_end_of_the_block_releases_whatever_ends_it(folder, error):
             hold()
         assert caught.value is error
     assert folder.names() == []
+    assert not os.path.exists(folder.path)  # nothing is left of a command that wrote nothing
+
+
+def test_what_the_owner_wrote_stays(folder):
+    with holding(folder, "train", nobody):
+        folder.write_text("x.txt", "")
+    assert folder.names() == ["x.txt"]
 
 
 def hold_in_vain(folder: RunFolder) -> None:
@@ -327,4 +334,5 @@ def test_a_run_on_a_full_disk_is_refused_without_a_traceback(settings, tmp_path,
     assert f"error: run.storage_path: cannot write to {folder}: " in result.stderr
     assert "free some space there" in result.stderr
     assert "Traceback" not in result.stderr
-    assert sorted(path.name for path in folder.iterdir()) == (["metrics.jsonl"] if is_resumed else [])
+    assert [path.name for path in folder.glob("*")] == (["metrics.jsonl"] if is_resumed else [])
+    assert folder.exists() == is_resumed

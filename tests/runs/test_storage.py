@@ -106,6 +106,15 @@ def test_a_writable_folder_is_created_and_left_empty(folder):
     assert folder.is_local == os.path.isdir(folder.path)
 
 
+def test_only_an_empty_folder_is_removed(folder):
+    folder.check_writable()
+    folder.remove_if_empty()
+    assert not os.path.exists(folder.path)
+    folder.write_text("x.txt", "text")
+    folder.remove_if_empty()
+    assert folder.names() == ["x.txt"]
+
+
 def test_a_reader_never_sees_a_part_of_a_text(tmp_path):
     folder = RunFolder(str(tmp_path), "a")
     texts = [json.dumps([number] * 100_000) for number in (1, 2)]
