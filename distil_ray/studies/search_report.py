@@ -8,7 +8,7 @@ from distil_ray.errors import InputError
 from distil_ray.reporting.plots import line_chart, scatter_chart, ternary_chart
 from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Report, ReportSection, Table, made_by
 from distil_ray.runs.storage import RunFolder
-from distil_ray.studies.board import brief, short
+from distil_ray.studies.display import brief, short
 from distil_ray.studies.settings import SEARCH_FILE, TRIALS_FOLDER, Plan, plan_of
 from distil_ray.studies.space import Range
 from distil_ray.studies.suggest import MIN_TRIALS, importances
@@ -97,7 +97,7 @@ def table(plan: Plan, trials: list[Trial]) -> list[list[str]]:
 
     def rank(trial: Trial) -> tuple[bool, int, float]:
         step = trial.scores[-1].step if trial.scores else 0
-        return trial.status != "finished", -step, trial.badness(plan.direction)
+        return trial.status != "finished", -step, trial.loss(plan.direction)
 
     rows = [["trial", plan.search.metric, "status", "step", *map(short, plan.space.keys)]]
     for trial in sorted(trials, key=rank):
@@ -147,9 +147,9 @@ def _same_batches(trials: Trials) -> str:
     """Whether all trials did their steps on the same batches, as far as each went."""
     digests = {trial.name: _digests(trials, trial.name) for trial in trials}
     longest = max(digests.values(), key=len, default=[])
-    strays = [name for name, own in digests.items() if own != longest[: len(own)]]
-    if strays:
-        return f"Not all trials trained on the same batches: the digests of {', '.join(strays)} differ."
+    differing = [name for name, own in digests.items() if own != longest[: len(own)]]
+    if differing:
+        return f"Not all trials trained on the same batches: the digests of {', '.join(differing)} differ."
     return f"All trials trained on the same batches in the same order: up to {len(longest):,} steps of equal digests."
 
 

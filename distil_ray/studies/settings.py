@@ -82,7 +82,7 @@ class Search(Section):
     grace_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of its steps that every trial does before ASHA may stop it."""
     reduction_factor: Annotated[float, Field(gt=1)] = 2.0
-    """At each of ASHA's looks, one in so many goes on; the steps before each look grow by the same factor."""
+    """At each of ASHA's looks, one in so many is kept; the steps before each look grow by the same factor."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time at most; null takes as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=0)] = 1
