@@ -13,7 +13,6 @@ import numpy.typing as npt
 import ray
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from distil_ray.distillation.losses import soft_target_loss
@@ -24,6 +23,7 @@ from distil_ray.evaluation.results import Cell, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
 from distil_ray.models.loading import load_tokenizer_of
 from distil_ray.runs.cluster import assigned_device
+from distil_ray.runs.console import format_seconds
 
 _MAX_GRAD_NORM = 1.0
 _BATCHES_A_POOL = 32  # whose rows are put in order of length, so that little is padded
@@ -242,7 +242,7 @@ def fine_tune_all(
             results.put_soft_targets(cell, tuned.soft_targets)
         results.put(cell, tuned.scores, tuned.seconds)
         left = (time.monotonic() - began) / num_done * len(waiting)
-        ending = f"  {num_done} of {len(cells)}, {tqdm.format_interval(left)} left" if waiting else ""
+        ending = f"  {num_done} of {len(cells)}, {format_seconds(left)} left" if waiting else ""
         tell(f"{cell.task:5} {cell.model}, seed {cell.seed}: {tuned.scores['score']:.1f}{ending}")
     if failures:
         raise RunError(f"{len(failures)} of {len(cells)} fine-tunings failed:\n  " + "\n  ".join(failures))

@@ -15,7 +15,6 @@ import numpy.typing as npt
 import ray
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from distil_ray import config
@@ -37,6 +36,7 @@ from distil_ray.models.loading import (
 )
 from distil_ray.models.origin import Origin
 from distil_ray.runs.cluster import assigned_device, has_autoscaler
+from distil_ray.runs.console import format_seconds
 from distil_ray.training.heldout import NUM_FIGURES, figure_sums
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -106,7 +106,7 @@ def measure_intrinsic(
         now = time.monotonic()
         if now - told > SECONDS_BETWEEN_LINES:
             told, share = now, plan.share_behind(*map(int, part["place"][-1]))
-            left = tqdm.format_interval((now - began) / share * (1 - share))
+            left = format_seconds((now - began) / share * (1 - share))
             tell(f"text: {totals.num_rows:,} rows, {share:.0%}, {left} left")
     return figures_of(totals, list(models), sources, text)
 

@@ -3,8 +3,11 @@
 Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
 """
 
+import re
 import statistics
+import string
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +18,6 @@ import torch
 from scipy import stats
 from sklearn import metrics
 from torch import Tensor
-from torchmetrics.functional.text import squad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError
@@ -46,6 +48,34 @@ def score(names: Sequence[str], labels: Array, predictions: Array, num_classes: 
             metric = METRICS["macro_f1" if name == "f1" and num_classes > 2 else name]
             found[name] = float(metric(labels, predictions))
     return {name: 100 * value if np.isfinite(value) else 0.0 for name, value in found.items()}
+
+
+def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
+    """SQuAD's official exact match and F1, in percent: of each prediction, against the answer that it fits best.
+
+    Args:
+        answers: the right ones to each question; none = it has no answer, to which an empty prediction is right.
+    """
+    exact, f1 = [], []
+    for prediction, texts in zip(predictions, answers, strict=True):
+        given = _normalized(prediction)
+        targets = [_normalized(text) for text in texts or [""]]
+        exact.append(max(float(given == target) for target in targets))
+        f1.append(max(_word_f1(given.split(), target.split()) for target in targets))
+    return {"exact_match": 100 * statistics.fmean(exact), "f1": 100 * statistics.fmean(f1)}
+
+
+def _normalized(text: str) -> str:
+    """As in SQuAD's evaluation script: lower case without punctuation, articles and runs of blanks."""
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _word_f1(given: list[str], target: list[str]) -> float:
+    if not given or not target:
+        return float(given == target)
+    common = sum((Counter(given) & Counter(target)).values())
+    return 2 * common / (len(given) + len(target))
 
 
 class Summary(NamedTuple):
@@ -258,16 +288,8 @@ class Spans:
         return self._score(rows, [""] * len(rows.texts))
 
     def _score(self, rows: Rows, found: list[str]) -> dict[str, float]:
-        predictions: list[Any] = [{"id": str(index), "prediction_text": text} for index, text in enumerate(found)]
-        targets: list[Any] = [
-            {
-                "id": str(index),
-                "answers": {"text": list(answers.texts) or [""], "answer_start": list(answers.starts) or [0]},
-            }
-            for index, answers in enumerate(rows.labels)
-        ]
-        scores = squad(predictions, targets)
-        return {name: float(scores[name]) for name in self._task.metrics}
+        scores = squad_scores(found, [answers.texts for answers in rows.labels])
+        return {name: scores[name] for name in self._task.metrics}
 
     def predictions(self, rows: Rows, features: Features, logits: Logits) -> list[str]:
         """The text of the likeliest span of each row; empty where, in a task with questions that have no answer, "no

@@ -8,7 +8,7 @@ from training_parts import save_model
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.finetuning import Finetuner, SoftTargets
-from distil_ray.evaluation.kinds import Spans, macro, score, summarise
+from distil_ray.evaluation.kinds import Spans, macro, score, squad_scores, summarise
 from distil_ray.evaluation.protocol import Finetuning, OwnTask, SecondStep
 from distil_ray.evaluation.tasks import Answers, Rows, own_task
 from distil_ray.models.loading import load_tokenizer
@@ -164,3 +164,23 @@ def test_the_metrics_are_those_of_the_task():
     rows = Rows([("q", "a b c")] * 2, [Answers((), ()), Answers(("b",), (2,))])
     assert Spans(task).constant_score(rows, rows) == {"exact_match": 50.0}
     assert Spans(TASK).constant_score(rows, rows) == {"exact_match": 50.0, "f1": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "exact", "f1"),
+    [
+        ("The  Eiffel-Tower!", ["eiffeltower"], 100, 100),  # case, articles, punctuation and blanks do not count
+        ("theatre", ["a theatre"], 100, 100),
+        ("in Paris, France", ["Paris", "the Paris of France"], 0, 100 * 2 * 2 / 6),  # the answer that fits best
+        ("to be or be", ["be be be"], 0, 100 * 2 * 2 / 7),  # a word counts as often as both have it
+        ("", [], 100, 100),
+        ("something", [], 0, 0),
+        ("", ["something"], 0, 0),
+        ("the", ["an"], 100, 100),  # nothing is left of either
+        ("yes", ["no"], 0, 0),
+    ],
+)
+def test_squads_official_metrics(prediction, answers, exact, f1):
+    assert squad_scores([prediction], [answers]) == pytest.approx({"exact_match": exact, "f1": f1})
+    both = squad_scores([prediction, "right"], [answers, ["right"]])
+    assert both == pytest.approx({"exact_match": (exact + 100) / 2, "f1": (f1 + 100) / 2})
