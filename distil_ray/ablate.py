@@ -37,8 +37,8 @@ def _ablate(argv: list[str] | None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     plan = load_ablation(arguments.config, arguments.settings)
     protocol = load_protocol(arguments.protocol, arguments.set)
-    from distil_ray.evaluation.facts import facts_of
-    from distil_ray.evaluation.standings import check_rows
+    from distil_ray.evaluation.evaluate import check_rows
+    from distil_ray.evaluation.kinds import facts_of
     from distil_ray.evaluation.tasks import Task, chosen_tasks, read_tasks
     from distil_ray.reporting.report import NAME, make_folder, publish
     from distil_ray.runs.console import Console

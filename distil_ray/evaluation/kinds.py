@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError
-from distil_ray.evaluation.tasks import Answers, Rows, Task
+from distil_ray.evaluation.protocol import Finetuning, Metric
+from distil_ray.evaluation.tasks import Answers, Rows, Splits, Task
 from distil_ray.models.loading import load_classifier, load_span_answerer
 
 Array = npt.NDArray[Any]
@@ -331,3 +332,49 @@ def _best_span(offsets: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) 
     sums[(reach > 0) | (reach <= -_MAX_ANSWER_PIECES)] = -np.inf
     start, end = np.unravel_index(int(sums.argmax()), sums.shape)
     return float(sums[start, end]), (int(offsets[start, 0]), int(offsets[end, 1]))
+
+
+def adapter_of(task: Task) -> Adapter:
+    """What is particular to a task's kind."""
+    return Spans(task) if task.kind == "span" else Labelling(task)
+
+
+class TaskFacts(NamedTuple):
+    """What the scores on a task are of.
+
+    Attributes:
+        metrics: whose mean the score is.
+        num_train_rows: used, of ``num_rows_there``.
+        constant_score: in percent, what one answer to all rows scores: the commonest class or the mean of the training
+            rows, or "no answer".
+    """
+
+    kind: str
+    metrics: tuple[Metric, ...]
+    num_train_rows: int
+    num_rows_there: int
+    num_validation_rows: int
+    num_epochs: int
+    learning_rate: float
+    batch_size: int
+    max_seq_length: int
+    constant_score: float
+
+
+def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
+    """What is to be known of a task as models are fine-tuned on it."""
+    train, adapter = splits["train"], adapter_of(task)
+    validation = [rows for split, rows in splits.items() if split != "train"]
+    scores = [score for rows in validation for score in adapter.constant_score(train, rows).values()]
+    return TaskFacts(
+        kind=task.kind,
+        metrics=task.metrics,
+        num_train_rows=len(train.texts),
+        num_rows_there=train.drawn_from or len(train.texts),
+        num_validation_rows=sum(len(rows.texts) for rows in validation),
+        num_epochs=finetuning.num_epochs,
+        learning_rate=finetuning.learning_rate,
+        batch_size=finetuning.batch_size,
+        max_seq_length=finetuning.max_seq_length,
+        constant_score=float(np.mean(scores)),
+    )

@@ -7,16 +7,13 @@ from typing import Any
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.deployment import TOLERANCE, Deployed
-from distil_ray.evaluation.facts import TaskFacts
 from distil_ray.evaluation.intrinsic import Intrinsic
-from distil_ray.evaluation.kinds import Summary, macro
+from distil_ray.evaluation.kinds import Summary, TaskFacts, macro
+from distil_ray.evaluation.results import SECOND_STEP
 from distil_ray.evaluation.speed import Speed, Timing
 from distil_ray.reporting.plots import scatter_chart
 from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table, writing
 from distil_ray.runs.storage import replace_file
-
-SECOND_STEP = " (D)"
-"""Ends the name of a student that was distilled during fine-tuning, too, as in the paper's table 2."""
 
 _NOT_LEARNED = " †"  # marks a task on which the teacher is not above one answer for all rows
 CONSTANT = "one answer for all rows"

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,12 +20,12 @@ from distil_ray.config import (
     with_settings,
 )
 from distil_ray.errors import InputError, RunError
-from distil_ray.evaluation.facts import TaskFacts
-from distil_ray.evaluation.kinds import Summary, macro, summarise
+from distil_ray.evaluation.evaluate import fine_tune
+from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, summarise
+from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import Cell, Results
+from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.scoreboard import CONSTANT, FACTS_NOTE, facts_table
-from distil_ray.evaluation.standings import fine_tune
 from distil_ray.evaluation.tasks import Splits, Task
 from distil_ray.models.origin import resolve
 from distil_ray.reporting.plots import line_chart
@@ -201,20 +201,15 @@ def with_scores(
         RunError: fine-tunings failed; what succeeded is kept.
     """
     results = Results(folder, protocol, tasks, data)
-    cells = {
-        (number, task.name): Cell(one.variant, resolve(one.history.export_path, None), task.name, one.seed)
-        for number, one in enumerate(outcomes)
+    students = [Model(one.variant, resolve(one.history.export_path, None)) for one in outcomes]
+    jobs = {
+        (number, task.name): FinetuneJob(student, task.name, outcomes[number].seed)
+        for number, student in enumerate(students)
         for task in tasks
     }
-    fine_tune(list(cells.values()), tasks, data, protocol, results, console)
+    fine_tune(list(jobs.values()), tasks, data, protocol, results, console)
     return [
-        Outcome(
-            one.variant,
-            one.seed,
-            one.figures,
-            one.history,
-            {task.name: results.score(cells[number, task.name]) for task in tasks},
-        )
+        replace(one, tasks={task.name: results.score(jobs[number, task.name]) for task in tasks})
         for number, one in enumerate(outcomes)
     ]
 

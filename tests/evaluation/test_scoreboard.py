@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from distil_ray.evaluation.deployment import Deployed, Figures
-from distil_ray.evaluation.facts import TaskFacts
 from distil_ray.evaluation.intrinsic import Intrinsic
-from distil_ray.evaluation.kinds import Summary
+from distil_ray.evaluation.kinds import Summary, TaskFacts
 from distil_ray.evaluation.scoreboard import (
     ModelResult,
     Scoreboard,

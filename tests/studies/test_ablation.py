@@ -11,7 +11,7 @@ from runs import changed
 
 from distil_ray import ablate
 from distil_ray.errors import InputError
-from distil_ray.evaluation.facts import TaskFacts
+from distil_ray.evaluation.kinds import TaskFacts
 from distil_ray.studies.ablation import (
     Comparison,
     Outcome,
