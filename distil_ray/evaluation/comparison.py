@@ -1,9 +1,9 @@
 """Runs -> a report: their students and teachers evaluated on this machine, side by side, and what the figures say."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -94,16 +94,11 @@ def compare(histories: list[History]) -> Report:
         footer=made_by(),
         data={
             "remarks": remarks,
-            "models": [_data(row) for row in rows],
+            "models": rows,
             "masked_words": [{"before": one.before, "word": one.word, "after": one.after} for one in masked],
             "differences": dict(differences),
         },
     )
-
-
-def _data(row: ModelRow) -> dict[str, Any]:
-    cost = row.cost and row.cost._asdict()
-    return asdict(row) | {"cost": cost, "guesses": [found._asdict() for found in row.guesses]}
 
 
 # ---------------------------------------------------------------------------------------------------- sections
@@ -231,7 +226,6 @@ def _against_teacher(student: ModelRow, teacher: ModelRow) -> list[str]:
 
 
 def _teachers(histories: list[History]) -> dict[str, Pin]:
-    """The runs' teachers, each once, by the name of their row."""
     pins = [history.models["teacher"] for history in histories if "teacher" in history.models]
     teachers = list({_content(pin): pin for pin in reversed(pins)}.values())[::-1]
     return {"teacher" if len(teachers) == 1 else f"teacher {i + 1}": teacher for i, teacher in enumerate(teachers)}
@@ -243,7 +237,6 @@ def _content(teacher: Pin) -> Hashable:
 
 
 def _load_models(histories: list[History], teachers: dict[str, Pin]) -> Iterator[tuple[str, PreTrainedModel]]:
-    """Yield the teachers and the students that are finished, by the name of their row."""
     for name, teacher in teachers.items():
         yield name, load_masked_lm(*teacher.origin)
     for history in histories:

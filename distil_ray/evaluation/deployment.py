@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError, RunError, reason_of
 from distil_ray.evaluation.finetuning import finetuner_of
-from distil_ray.evaluation.kinds import Labelling, encode_rows
+from distil_ray.evaluation.kinds import Labeling, encode_rows
 from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json
@@ -77,7 +77,7 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = _ERRORS_ONLY
-        # Idle threads would go on spinning in the turn of the model that is timed next.
+        # Idle threads would keep spinning while the next model is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._inputs = [node.name for node in self._session.get_inputs()]
@@ -109,7 +109,7 @@ def export_and_check(
         RunError: see `check`.
     """
     path = export_onnx(model, tokenizer, folder)
-    smaller = quantise(folder)
+    smaller = quantize(folder)
     reference = logits_of(as_function(model, torch.device("cpu")), tokenizer, rows, max_seq_length)
     logits, rounded = (logits_of(OnnxModel(file, 1), tokenizer, rows, max_seq_length) for file in (path, smaller))
     return check(path, reference, logits, TOLERANCE), check(smaller, reference, rounded)
@@ -164,10 +164,10 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     return folder / MODEL_FILE
 
 
-def quantise(folder: Path) -> Path:
-    """Write ``model-int8.onnx`` from the folder's ``model.onnx``: dynamic quantisation, which needs no data.
+def quantize(folder: Path) -> Path:
+    """Write ``model-int8.onnx`` from the folder's ``model.onnx``: dynamic quantization, which needs no data.
 
-    Embeddings get 8 bits a weight with one scale a table; matrices 7 bits with a scale a column, as a sum of two
+    Embeddings get 8 bits per weight and one scale per table; matrices 7 bits and a scale per column, as a sum of two
     products of 8 bits overflows on x86 without VNNI. Activations get 8 bits, with a scale for each batch.
 
     Raises:
@@ -222,7 +222,7 @@ def check(path: Path, reference: Array, logits: Array, tolerance: float | None =
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's and the quantiser's warnings and log lines, which speak of their own insides."""
+    """Silence the exporter's and the quantizer's warnings and log lines, which speak of their own insides."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -321,7 +321,7 @@ def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) ->
     finetuner = finetuner_of(job, task, protocol)
     finetuner.train(splits)
     model, tokenizer = finetuner.model, finetuner.tokenizer
-    adapter, rows, length = Labelling(task), first_validation(splits), protocol.finetuning_on(task.name).max_seq_length
+    adapter, rows, length = Labeling(task), first_validation(splits), protocol.finetuning_on(task.name).max_seq_length
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         original = as_function(model.cpu(), torch.device("cpu"))
@@ -337,7 +337,7 @@ def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) ->
     return files | {_FIGURES_FILE: json.dumps(figures).encode()}
 
 
-def _score(adapter: Labelling, rows: Rows, logits: Any) -> float:
+def _score(adapter: Labeling, rows: Rows, logits: Any) -> float:
     scores = adapter.scores(rows, list(logits)).values()
     return sum(scores) / len(scores)
 
@@ -358,7 +358,6 @@ def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]
 def _latency(
     jobs: Sequence[FinetuneJob], task: Task, folder: Path, rows: Rows, protocol: Protocol
 ) -> dict[tuple[str, str], Timing]:
-    """Of each model in each format."""
     contenders: dict[tuple[str, str], Contender] = {}
     for job in jobs:
         own = folder / job.row
@@ -370,10 +369,9 @@ def _latency(
 
 
 def _run(folder: Path, file: str, task: Task) -> Run:
-    """A file as a function; without its name, the original."""
     if file:
         return OnnxModel(folder / file, num_threads=1)
-    return as_function(Labelling(task).load(str(folder), seed=0), torch.device("cpu"))
+    return as_function(Labeling(task).load(str(folder), seed=0), torch.device("cpu"))
 
 
 def _deployed(job: FinetuneJob, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:

@@ -15,7 +15,7 @@ from distil_ray.errors import InputError
 from distil_ray.evaluation.deployment import Deployed, check_on_device, deploy_all, stale_files
 from distil_ray.evaluation.finetuning import fine_tune_all
 from distil_ray.evaluation.intrinsic import Intrinsic, measure_intrinsic, text_digest
-from distil_ray.evaluation.kinds import Summary, adapter_of, facts_of, summarise
+from distil_ray.evaluation.kinds import Summary, adapter_of, facts_of, summarize
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.protocol import Protocol
@@ -95,7 +95,7 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
     jobs = request.jobs
     results.done(jobs)
     results.check(stale_files(request.device_jobs, results, device_folder))
-    intrinsic = _read_text(request, protocol, results, console) if request.text else {}
+    figures = _read_text(request, protocol, results, console) if request.text else {}
     fine_tune(jobs, tasks, data, protocol, results, console)
     on_device: dict[str, list[Deployed]] = {}
     for task in tasks:
@@ -116,7 +116,7 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
                 revision=model.origin.revision,
                 tasks=_summaries([job for job in jobs if job.row == row], results),
                 speeds=speeds.get(model.name, []),
-                intrinsic=intrinsic.get(row),
+                text=figures.get(row),
                 on_device=on_device.get(row, []),
             )
             for row, model in rows.items()
@@ -199,11 +199,10 @@ def fine_tune(
 
 
 def _summaries(jobs: Sequence[FinetuneJob], results: Results) -> dict[str, Summary]:
-    """The scores of a row's jobs, by task."""
     scores: dict[str, list[float]] = {}
     for job in jobs:
         scores.setdefault(job.task, []).append(results.score(job))
-    return {task: summarise(values) for task, values in scores.items()}
+    return {task: summarize(values) for task, values in scores.items()}
 
 
 def _check_model(model: Model, request: Request, protocol: Protocol) -> None:

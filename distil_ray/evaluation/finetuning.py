@@ -1,4 +1,4 @@
-"""A model and a task's rows -> a fine-tuned model, its outputs, its scores on the validation rows. Plain torch: no Ray.
+"""A model and a task's rows -> a fine-tuned model, its outputs, its scores on the validation rows; each a Ray task.
 
 Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
 """
@@ -91,7 +91,6 @@ class Finetuner:
         best.restore()
 
     def logits(self, rows: Rows) -> Logits:
-        """The outputs [C] for each feature of rows."""
         return self._outputs(self._encode(rows))
 
     def score(self, splits: Splits) -> dict[str, float]:
@@ -278,7 +277,6 @@ def finetuner_of(job: FinetuneJob, task: Task, protocol: Protocol) -> Finetuner:
 
 
 def _fine_tune(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol, teacher: Tuned | None) -> Tuned:
-    """Fine-tune a job. Runs on a node of the cluster."""
     began = time.monotonic()
     finetuner = finetuner_of(job, task, protocol)
     targets = teacher.soft_targets if teacher else None

@@ -1,4 +1,4 @@
-"""Models on held-out text, by masked language modelling: one Ray Data pipeline from files to sums.
+"""Models on held-out text, by masked language modeling: one Ray Data pipeline from files to sums.
 
 Shapes: B rows, T tokens a row, K masked positions a row, P ordinary pieces of a row, M models.
 """

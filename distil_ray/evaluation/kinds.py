@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -88,8 +88,8 @@ class Summary(NamedTuple):
     num_seeds: int
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Summarise at least one value."""
+def summarize(values: Sequence[float]) -> Summary:
+    """Summarize at least one value."""
     return Summary(statistics.median(values), min(values), max(values), len(values))
 
 
@@ -126,33 +126,10 @@ class Features(NamedTuple):
 
     @property
     def lengths(self) -> list[int]:
-        """Pieces of each feature."""
         return [len(one["input_ids"]) for one in self.inputs]
 
 
-class Adapter(Protocol):
-    """What differs between kinds of tasks."""
-
-    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
-        """Load an encoder with a new head whose weights are drawn from ``seed``."""
-
-    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
-        """Raise InputError if features cannot be made of the rows; quicker than making them."""
-
-    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
-        """Make features of rows."""
-
-    def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
-        """The outputs that the loss is about, in fp32, with classes or positions last."""
-
-    def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
-        """The official metrics in percent."""
-
-    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
-        """The same metrics of one answer to all rows: the commonest class or the mean of ``train``, or no answer."""
-
-
-class Labelling:
+class Labeling:
     """How the fine-tuning of a classification or regression task differs from others."""
 
     def __init__(self, task: Task) -> None:
@@ -170,7 +147,7 @@ class Labelling:
         """Whatever is too long is cut."""
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
-        """One feature a row; of a pair that is too long the longer text is cut first."""
+        """One feature per row; of a pair that is too long the longer text is cut first."""
         dtype = torch.float32 if self._task.kind == "regression" else torch.int64
         return Features(encode_rows(tokenizer, rows, max_seq_length), torch.as_tensor(rows.labels, dtype=dtype))
 
@@ -180,7 +157,6 @@ class Labelling:
         return logits.float()
 
     def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
-        """The task's metrics, in percent."""
         return self.scores(rows, logits)
 
     def scores(self, rows: Rows, logits: Logits) -> dict[str, float]:
@@ -311,7 +287,6 @@ class Spans:
 
 
 def _position(window: Window, answers: Answers) -> tuple[int, int]:
-    """Positions of the pieces in which the first answer begins and ends."""
     if not answers.texts:
         return 0, 0
     start, stop = answers.starts[0], answers.starts[0] + len(answers.texts[0])
@@ -334,9 +309,12 @@ def _best_span(offsets: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) 
     return float(sums[start, end]), (int(offsets[start, 0]), int(offsets[end, 1]))
 
 
+Adapter = Labeling | Spans
+"""What differs between the kinds of tasks, with the same methods."""
+
+
 def adapter_of(task: Task) -> Adapter:
-    """What is particular to a task's kind."""
-    return Spans(task) if task.kind == "span" else Labelling(task)
+    return Spans(task) if task.kind == "span" else Labeling(task)
 
 
 class TaskFacts(NamedTuple):

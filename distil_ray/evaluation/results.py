@@ -82,7 +82,6 @@ class Results:
         return [job for job, _ in found]
 
     def check(self, stale: Sequence[Stale]) -> None:
-        """Raise InputError if there is a stale file."""
         if not stale:
             return
         reasons = list(dict.fromkeys(reason for one in stale for reason in one.reasons))
@@ -100,7 +99,6 @@ class Results:
         return sum("schema" not in content["made_with"] for job in jobs if (content := self._read(job)))
 
     def score(self, job: FinetuneJob) -> float:
-        """The score of a job that is done."""
         content = self._read(job)
         assert content is not None, f"{job} is not done"
         score: float = content["scores"]["score"]
@@ -122,7 +120,6 @@ class Results:
             replace_file(file, content.getvalue())
 
     def soft_targets(self, job: FinetuneJob) -> Logits:
-        """A teacher's logits for each training feature."""
         with np.load(self._soft_target_file(job)) as arrays:
             return np.split(arrays["logits"], np.cumsum(arrays["lengths"])[:-1], axis=-1)
 

@@ -35,7 +35,7 @@ class ModelResult:
     num_bytes: int
     tasks: dict[str, Summary] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
-    intrinsic: Intrinsic | None = None
+    text: Intrinsic | None = None
     on_device: list[Deployed] = field(default_factory=list)
     dtype: str = ""
     revision: str | None = None
@@ -62,7 +62,6 @@ class Scoreboard:
         return self.results[0]
 
     def of(self, names: Collection[str]) -> "Scoreboard":
-        """The rows of these names alone."""
         return replace(self, results=[result for result in self.results if result.name in names])
 
 
@@ -177,14 +176,16 @@ def _distinct(board: Scoreboard) -> list[ModelResult]:
 
 def report_on(board: Scoreboard) -> Report:
     """The findings, all tables and, for other programs, every figure."""
-    tasks = {name: facts._asdict() for name, facts in board.facts.items()}
-    models = [_data(board, result) for result in board.results]
+    models = [
+        vars(result) | {"score": result.score, "retained_percent": retained_percent(board, result)}
+        for result in board.results
+    ]
     return Report(
         title="Evaluation",
         findings=findings(board),
         sections=list(_sections(board)),
         footer=board.footer,
-        data={"models": models, "tasks": tasks, "protocol": board.protocol},
+        data={"models": models, "tasks": board.facts, "protocol": board.protocol},
     )
 
 
@@ -194,8 +195,8 @@ def _sections(board: Scoreboard) -> Iterator[ReportSection]:
         yield ReportSection("Scores", [Table(score_table(board)), _note(board), *charts])
         if board.facts:
             yield ReportSection("Tasks", [Table(facts_table(board.facts)), FACTS_NOTE])
-    if board.teacher.intrinsic is not None:
-        yield ReportSection("Held-out text", [Table(text_table(board)), _text_note(board.teacher.intrinsic)])
+    if board.teacher.text is not None:
+        yield ReportSection("Held-out text", [Table(text_table(board)), _text_note(board.teacher.text)])
     yield ReportSection("Cost", [Table(cost_table(board)), _cost_note(board)])
     if board.device_task is not None:
         note = f"Fine-tuned for {board.device_task} with seed 1; ONNX logits are within {TOLERANCE:g} of PyTorch's."
@@ -215,38 +216,11 @@ def _charts(board: Scoreboard) -> list[tuple[str, str]]:
     ]
 
 
-def _data(board: Scoreboard, result: ModelResult) -> dict[str, Any]:
-    return {
-        "name": result.name,
-        "path": result.path,
-        "revision": result.revision,
-        "num_parameters": result.num_parameters,
-        "num_bytes": result.num_bytes,
-        "dtype": result.dtype,
-        "score": result.score,
-        "retained_percent": retained_percent(board, result),
-        "tasks": {task: summary._asdict() for task, summary in result.tasks.items()},
-        "speeds": [
-            {
-                "where": speed.where,
-                "latency_ms": speed.latency_ms._asdict(),
-                "rows_per_second": speed.rows_per_second._asdict(),
-            }
-            for speed in result.speeds
-        ],
-        "text": result.intrinsic and result.intrinsic._asdict(),
-        "on_device": [
-            one._asdict() | {"latency_ms": one.latency_ms._asdict(), "figures": one.figures._asdict()}
-            for one in result.on_device
-        ],
-    }
-
-
 def text_table(board: Scoreboard) -> list[list[str]]:
-    """Masked language modelling on text that no model has seen."""
+    """Masked language modeling on text that no model has seen."""
     table = [["model", "MLM loss", "accuracy", "pseudo-perplexity", "KL to teacher", "agrees with teacher"]]
     for result in board.results:
-        if (found := result.intrinsic) is None:
+        if (found := result.text) is None:
             continue
         alone, kl, agreement = found.pseudo_perplexity, found.kl_to_teacher, found.teacher_agreement
         table.append(

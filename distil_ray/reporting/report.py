@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
@@ -38,7 +38,6 @@ class Table:
 
     @property
     def cells(self) -> list[list[Cell]]:
-        """All rows as cells."""
         return [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in self.rows]
 
 
@@ -80,7 +79,8 @@ class Report:
 
     Attributes:
         findings: sentences that come first.
-        data: what the JSON file has beside title and findings, for other programs.
+        data: what the JSON file has beside title and findings, for other programs; named tuples and dataclasses
+            become mappings.
     """
 
     title: str
@@ -107,7 +107,7 @@ class Report:
     def to_json(self) -> str:
         """The data, for other programs."""
         content = {"title": self.title, "findings": self.findings, **self.data, "made_by": self.footer}
-        return json.dumps(content, indent=2) + "\n"
+        return json.dumps(_to_plain(content), indent=2) + "\n"
 
     def to_text(self) -> str:
         """Findings and the brief sections' tables and remarks, for a terminal."""
@@ -123,6 +123,17 @@ class Report:
     def files(self) -> dict[str, str]:
         """The contents of the report's files by suffix."""
         return {".json": self.to_json(), ".html": self.to_html(), ".md": self.to_markdown()}
+
+
+def _to_plain(value: Any) -> Any:
+    """The value with mappings in the place of named tuples and dataclasses."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    elif is_dataclass(value):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: _to_plain(one) for key, one in value.items()}
+    return [_to_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _kind_of(block: Block) -> str:

@@ -21,7 +21,7 @@ from distil_ray.config import (
 )
 from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.evaluate import fine_tune
-from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, summarise
+from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, summarize
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import FinetuneJob, Results
@@ -77,7 +77,6 @@ class Plan:
 
     @property
     def folder(self) -> str:
-        """Where runs and report lie."""
         return f"{self.config.run.storage_path}/{self.config.run.name}"
 
 
@@ -238,7 +237,6 @@ class Comparison:
         self.figures = [name for name in _NAMES if _value_of(name)(outcomes[0]) is not None]
 
     def values(self, variant: str, figure: str) -> dict[int, float]:
-        """A figure by seed."""
         value = _value_of(figure)
         found = {one.seed: value(one) for one in self.outcomes if one.variant == variant}
         return {seed: number for seed, number in found.items() if number is not None}
@@ -247,7 +245,7 @@ class Comparison:
         """How much a figure differs from the reference's with the same seed: the median, and the range over seeds."""
         own, reference = self.values(variant, figure), self.values(self.reference, figure)
         differences = [own[seed] - reference[seed] for seed in own if seed in reference]
-        return summarise(differences) if differences else None
+        return summarize(differences) if differences else None
 
     @property
     def main_figure(self) -> str:
@@ -364,11 +362,11 @@ def report_on(comparison: Comparison) -> Report:
                 | {"tasks": one.tasks}
                 for one in comparison.outcomes
             ],
-            "tasks": {name: one._asdict() for name, one in facts.items()},
+            "tasks": facts,
         },
     )
 
 
-def _changes(comparison: Comparison, variant: str) -> dict[str, dict[str, float]]:
+def _changes(comparison: Comparison, variant: str) -> dict[str, Summary]:
     changes = {figure: comparison.change(variant, figure) for figure in comparison.figures}
-    return {figure: change._asdict() for figure, change in changes.items() if change}
+    return {figure: change for figure, change in changes.items() if change}

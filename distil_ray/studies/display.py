@@ -30,7 +30,6 @@ class TrialConsole(Console):
         """Print nothing: the search has printed it."""
 
     def show(self, kind: str, content: Any) -> None:
-        """Send an event."""
         self._events.send(kind, (self._name, content))
 
     @contextmanager
@@ -65,7 +64,6 @@ class SearchDisplay(Console):
             self._running[name] = detail
 
     def started(self, trial: Trial) -> None:
-        """Report a trial that starts or resumes."""
         self._running[trial.name] = {}
         verb = "resumes" if trial.scores else "starts"
         described = describe(self._plan, trial.settings)
@@ -74,13 +72,11 @@ class SearchDisplay(Console):
         self.line(f"{trial.name}  {verb}: {described}")
 
     def scored(self, trial: Trial, score: Score) -> None:
-        """Report an evaluation."""
         if self._live is None:
             metric = self._plan.search.metric
             self.line(f"{trial.name}  step {score.step:,}  {score.progress:.0%}  {metric} {score.value:.4f}")
 
     def settled(self, trial: Trial) -> None:
-        """Report how a trial ended."""
         self._running.pop(trial.name, None)
         if trial.status == "failed":
             self.line(f"{trial.name}  failed: {trial.message}")
@@ -141,10 +137,8 @@ def describe(plan: Plan, settings: Mapping[str, Any]) -> str:
 
 
 def short(key: str) -> str:
-    """A setting's name without its section."""
     return key.rpartition(".")[2]
 
 
 def brief(value: Any) -> str:
-    """A setting's value, short."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,6 @@
 """Trials -> a report: the best setting, every trial, and how much each setting mattered."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from distil_ray.config import parse_mapping
 from distil_ray.errors import InputError
@@ -37,12 +36,10 @@ def read_search(path: str) -> tuple[Plan, Trials]:
 
 
 def is_search(path: str) -> bool:
-    """Whether a folder is a search's."""
     return RunFolder.at(path).exists(TRIALS_FILE)
 
 
 def report_on(plan: Plan, trials: Trials) -> Report:
-    """The report of a search, finished or not."""
     listed = list(trials)
     step = common_step(listed)
     shares = importances(plan, listed, step)
@@ -63,11 +60,7 @@ def report_on(plan: Plan, trials: Trials) -> Report:
         footer=made_by(),
         data={
             "metric": plan.search.metric,
-            "trials": [
-                asdict(trial)
-                | {"values": plan.values(trial.settings), "scores": [score._asdict() for score in trial.scores]}
-                for trial in listed
-            ],
+            "trials": [vars(trial) | {"values": plan.values(trial.settings)} for trial in listed],
             "importances": shares,
         },
     )
@@ -135,7 +128,6 @@ def _count(plan: Plan, trials: list[Trial]) -> str:
 
 
 def remarks(plan: Plan, trials: Trials) -> list[str]:
-    """What to bear in mind."""
     caution = (
         "The best was chosen by these held-out rows, so its figure flatters it a little: before relying on a small "
         "difference, train it and the settings as they stand again with another run.seed."

@@ -43,7 +43,6 @@ def suggest(space: Space, search: Search, direction: Direction, trials: Iterable
 
 
 def new_study(direction: Direction, sampler: BaseSampler | None = None) -> optuna.Study:
-    """An empty study in memory."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it logs each trial
     return optuna.create_study(direction=_DIRECTIONS[direction], sampler=sampler)
 

@@ -63,7 +63,6 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        """The newest objective."""
         return self.scores[-1].value if self.scores else None
 
     def loss(self, direction: Direction) -> float:
@@ -96,11 +95,9 @@ class Trials:
         return self._trials[name]
 
     def run_folder(self, name: str) -> RunFolder:
-        """The folder of a trial's run."""
         return RunFolder(self._runs, name)
 
     def add(self, settings: Settings, point: Point | None) -> Trial:
-        """Note a new trial."""
         trial = Trial(_NAME.format(len(self)), settings, point)
         self._trials[trial.name] = trial
         self._write()
@@ -128,7 +125,6 @@ class Trials:
         self._write()
 
     def _caught_up(self, trial: Trial) -> Trial:
-        """The trial with what its run's folder says of it."""
         run = self.run_folder(trial.name)
         trial = replace(trial, scores=tuple(scores_of(read_records(run), self._metric)))
         if trial.status != "open":
@@ -172,7 +168,6 @@ def common_step(trials: Trials | list[Trial]) -> int | None:
 
 
 def value_at(trial: Trial, step: int | None) -> float | None:
-    """The objective at a step."""
     return next((score.value for score in trial.scores if score.step == step), None)
 
 

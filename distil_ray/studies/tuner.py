@@ -236,7 +236,6 @@ class _Suggestions(Searcher):
         return {"trial": trial.name, "settings": json.dumps(trial.settings)}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Note an evaluation."""
         if self.metric in result:
             name = self._names[trial_id]
             score = Score(result["step"], result[_PROGRESS], result[self.metric], time.time())
@@ -256,15 +255,15 @@ class _Suggestions(Searcher):
         self._display.settled(trial)
         write_results(self._plan, self._trials)
 
+    # Tune keeps no notes of these: the trials are in the search's folder.
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing for Tune's own notes, as below."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trials are in the search's folder."""
+        pass
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        pass
 
 
 def new_trial(plan: Plan, trials: Trials) -> Trial:

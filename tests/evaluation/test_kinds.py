@@ -9,7 +9,7 @@ from training_parts import save_model
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.finetuning import Finetuner, SoftTargets
-from distil_ray.evaluation.kinds import Spans, facts_of, macro, score, squad_scores, summarise
+from distil_ray.evaluation.kinds import Spans, facts_of, macro, score, squad_scores, summarize
 from distil_ray.evaluation.protocol import Finetuning, OwnTask, SecondStep, load_protocol
 from distil_ray.evaluation.tasks import TASKS, Answers, Rows, chosen_tasks, own_task, read_tasks
 from distil_ray.models.loading import load_tokenizer
@@ -46,7 +46,7 @@ def test_constant_predictions_score_nothing(metric):
 
 
 def test_medians_and_the_macro_score():
-    assert summarise([3.0, 1.0, 10.0]) == (3.0, 1.0, 10.0, 3)
+    assert summarize([3.0, 1.0, 10.0]) == (3.0, 1.0, 10.0, 3)
     assert macro([50.0, 70.0]) == 60.0
 
 

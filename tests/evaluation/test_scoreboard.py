@@ -77,8 +77,8 @@ def test_markdown_json_and_page_agree(board):
 
 
 def test_held_out_text(board):
-    teacher = replace(board.teacher, intrinsic=Intrinsic(100, 1900, 2.9, 0.468, 31.2, None, None))
-    student = replace(board.results[1], intrinsic=Intrinsic(100, 1900, 3.1, 0.437, None, 0.27, 0.693))
+    teacher = replace(board.teacher, text=Intrinsic(100, 1900, 2.9, 0.468, 31.2, None, None))
+    student = replace(board.results[1], text=Intrinsic(100, 1900, 3.1, 0.437, None, 0.27, 0.693))
     both = replace(board, results=[teacher, student])
     assert text_table(both) == [
         ["model", "MLM loss", "accuracy", "pseudo-perplexity", "KL to teacher", "agrees with teacher"],
