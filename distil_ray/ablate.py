@@ -39,6 +39,7 @@ def _ablate(argv: list[str] | None) -> None:
     protocol = load_protocol(arguments.protocol, arguments.set)
     from distil_ray.evaluation.evaluate import check_rows
     from distil_ray.evaluation.kinds import facts_of
+    from distil_ray.evaluation.results import Results
     from distil_ray.evaluation.tasks import Task, chosen_tasks, read_tasks
     from distil_ray.reporting.report import NAME, make_folder, publish
     from distil_ray.runs.console import Console
@@ -69,7 +70,7 @@ def _ablate(argv: list[str] | None) -> None:
     with holding(RunFolder.at(str(output)), "distil_ray.ablate", console.line):
         outcomes = run_all(plan, console)
         if tasks:
-            outcomes = with_scores(outcomes, tasks, data, output, protocol, console)
+            outcomes = with_scores(outcomes, Results(output, protocol, tasks, data), console)
         facts = {task.name: facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks}
         publish(report_on(Comparison(outcomes, facts)), output / NAME)
 

@@ -262,19 +262,15 @@ def check_on_device(task: Task) -> None:
 
 
 def deploy_all(
-    jobs: Sequence[FinetuneJob],
-    task: Task,
-    splits: Splits,
-    protocol: Protocol,
-    results: Results,
-    folder: Path,
-    tell: Callable[[str], None],
+    jobs: Sequence[FinetuneJob], results: Results, folder: Path, tell: Callable[[str], None]
 ) -> dict[str, list[Deployed]]:
-    """Fine-tune and export models, or what is left of them, to ``folder/<model>``, and time them here, in turns.
+    """Fine-tune and export models for one task, or what is left of them, to ``folder/<model>``, and time them in turns.
 
     Raises:
         RunError: exports that failed, with why; the others are kept.
     """
+    protocol = results.protocol
+    task, splits = results.tasks[jobs[0].task], results.data[jobs[0].task]
     open_jobs = [job for job in jobs if _figures(folder, job) is None]
     if open_jobs:
         tell(join([job.model for job in open_jobs], protocol.resources))

@@ -13,7 +13,7 @@ from distil_ray import __version__
 from distil_ray.config import Source
 from distil_ray.errors import InputError
 from distil_ray.evaluation.deployment import Deployed, check_on_device, deploy_all, stale_files
-from distil_ray.evaluation.finetuning import fine_tune_all
+from distil_ray.evaluation.finetuning import fine_tune
 from distil_ray.evaluation.intrinsic import Intrinsic, measure_intrinsic, text_digest
 from distil_ray.evaluation.kinds import Summary, adapter_of, facts_of, summarize
 from distil_ray.evaluation.models import Model
@@ -96,13 +96,10 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
     results.done(jobs)
     results.check(stale_files(request.device_jobs, results, device_folder))
     figures = _read_text(request, protocol, results, console) if request.text else {}
-    fine_tune(jobs, tasks, data, protocol, results, console)
+    fine_tune(jobs, results, console)
     on_device: dict[str, list[Deployed]] = {}
-    for task in tasks:
-        if task.name == request.device_task:
-            on_device = deploy_all(
-                request.device_jobs, task, data[task.name], protocol, results, device_folder, console.line
-            )
+    if request.device_jobs:
+        on_device = deploy_all(request.device_jobs, results, device_folder, console.line)
     speeds = _measure_speed(request.models, data, protocol, console) if data else {}
     rows = {job.row: job.model for job in jobs} or {model.name: model for model in request.models}
     return Scoreboard(
@@ -164,38 +161,6 @@ def _read_text(request: Request, protocol: Protocol, results: Results, console: 
         known = {name: figures._asdict() for name, figures in found.items()}
         results.put_text(models, digest, known)
     return {name: Intrinsic(**figures) for name, figures in known.items()}
-
-
-def fine_tune(
-    jobs: Sequence[FinetuneJob],
-    tasks: Sequence[Task],
-    data: Mapping[str, Splits],
-    protocol: Protocol,
-    results: Results,
-    console: Console,
-) -> None:
-    """Fine-tune what is not done yet; without joining a cluster if that is nothing.
-
-    Raises:
-        InputError: earlier results were made with something else.
-        RunError: fine-tunings failed; what succeeded is kept.
-    """
-    if not jobs:
-        return
-    num_seeds, num_models = len({job.seed for job in jobs}), len({job.row for job in jobs})
-    console.line(f"{len(jobs)} fine-tunings: {num_models} models, {len(tasks)} tasks, {num_seeds} seeds")
-    done = set(results.done(jobs))
-    open_jobs = [job for job in jobs if job not in done]
-    if done:
-        console.line(f"{len(done)} of {len(jobs)} fine-tunings are done already")
-    if num_unverified := results.num_unverified(done):
-        console.line(
-            f"{num_unverified} of them were done by an earlier version, which did not note the tasks' rows: they count "
-            "as made with those of today"
-        )
-    if open_jobs:
-        console.line(join([job.model for job in open_jobs], protocol.resources))
-        fine_tune_all(open_jobs, {task.name: task for task in tasks}, data, protocol, results, console.line)
 
 
 def _summaries(jobs: Sequence[FinetuneJob], results: Results) -> dict[str, Summary]:

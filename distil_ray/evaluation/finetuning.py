@@ -5,7 +5,7 @@ Shapes: B features of a batch, T pieces of its longest, C outputs of a model for
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_sc
 from distil_ray.distillation.losses import soft_target_loss
 from distil_ray.errors import InputError, RunError, reason_of
 from distil_ray.evaluation.kinds import Features, Logits, adapter_of
+from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
 from distil_ray.models.loading import load_tokenizer_of
 from distil_ray.runs.cluster import assigned_device
-from distil_ray.runs.console import format_seconds
+from distil_ray.runs.console import Console, format_seconds
 
 _MAX_GRAD_NORM = 1.0
 _BATCHES_PER_POOL = 32  # whose rows are put in order of length, so that little is padded
@@ -207,28 +208,39 @@ class Tuned(NamedTuple):
     soft_targets: Logits | None
 
 
-def fine_tune_all(
-    jobs: Sequence[FinetuneJob],
-    tasks: Mapping[str, Task],
-    data: Mapping[str, Splits],
-    protocol: Protocol,
-    results: Results,
-    tell: Callable[[str], None],
-) -> None:
-    """Fine-tune jobs, at least one, as many at a time as the cluster holds.
+def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -> None:
+    """Do the jobs that are not done yet, as many at a time as the cluster holds; none joins no cluster.
 
     Raises:
+        InputError: earlier results were made with something else.
         RunError: jobs that failed, with why, the others are done and kept; or scores that cannot be written.
     """
-    waiting = dict(_start(jobs, tasks, data, protocol, results))
+    if not jobs:
+        return
+    num_models, num_tasks = len({job.row for job in jobs}), len({job.task for job in jobs})
+    num_seeds = len({job.seed for job in jobs})
+    console.line(f"{len(jobs)} fine-tunings: {num_models} models, {num_tasks} tasks, {num_seeds} seeds")
+    done = set(results.done(jobs))
+    open_jobs = [job for job in jobs if job not in done]
+    if done:
+        console.line(f"{len(done)} of {len(jobs)} fine-tunings are done already")
+    if num_unverified := results.num_unverified(done):
+        console.line(
+            f"{num_unverified} of them were done by an earlier version, which did not note the tasks' rows: they count "
+            "as made with those of today"
+        )
+    if not open_jobs:
+        return
+    console.line(join([job.model for job in open_jobs], results.protocol.resources))
+    waiting = dict(_start(open_jobs, results))
     failures = []
     began, num_done = time.monotonic(), 0
     while waiting:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        job = waiting.pop(done)
+        (reference,), _ = ray.wait(list(waiting), num_returns=1)
+        job = waiting.pop(reference)
         num_done += 1
         try:
-            tuned: Tuned = ray.get(done)
+            tuned: Tuned = ray.get(reference)
         except ray.exceptions.RayError as error:
             failures.append(f"{job.row} on {job.task}, seed {job.seed}: {reason_of(error)}")
             continue
@@ -236,20 +248,15 @@ def fine_tune_all(
             results.put_soft_targets(job, tuned.soft_targets)
         results.put(job, tuned.scores, tuned.seconds)
         left = (time.monotonic() - began) / num_done * len(waiting)
-        ending = f"  {num_done} of {len(jobs)}, {format_seconds(left)} left" if waiting else ""
-        tell(f"{job.task:5} {job.row}, seed {job.seed}: {tuned.scores['score']:.1f}{ending}")
+        ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if waiting else ""
+        console.line(f"{job.task:5} {job.row}, seed {job.seed}: {tuned.scores['score']:.1f}{ending}")
     if failures:
-        raise RunError(f"{len(failures)} of {len(jobs)} fine-tunings failed:\n  " + "\n  ".join(failures))
+        raise RunError(f"{len(failures)} of {len(open_jobs)} fine-tunings failed:\n  " + "\n  ".join(failures))
 
 
-def _start(
-    jobs: Sequence[FinetuneJob],
-    tasks: Mapping[str, Task],
-    data: Mapping[str, Splits],
-    protocol: Protocol,
-    results: Results,
-) -> Iterator[tuple[Any, FinetuneJob]]:
+def _start(jobs: Sequence[FinetuneJob], results: Results) -> Iterator[tuple[Any, FinetuneJob]]:
     """Start all jobs, teachers before those that learn from them; yield what Ray will answer with for each."""
+    protocol = results.protocol
     function: Any = _fine_tune
     remote: Any = ray.remote(function).options(
         num_cpus=protocol.resources.cpus,
@@ -257,13 +264,13 @@ def _start(
         max_retries=protocol.resources.max_retries,
         name="fine_tune",
     )
-    splits = {name: ray.put(rows) for name, rows in data.items()}
+    splits = {task: ray.put(results.data[task]) for task in {job.task for job in jobs}}
     tuned: dict[FinetuneJob, Any] = {}
     for job in sorted(jobs, key=lambda job: job.teacher is not None):
         if job.teacher is not None and job.teacher not in tuned:
             tuned[job.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(job.teacher)))
         teacher = None if job.teacher is None else tuned[job.teacher]
-        tuned[job] = remote.remote(job, tasks[job.task], splits[job.task], protocol, teacher)
+        tuned[job] = remote.remote(job, results.tasks[job.task], splits[job.task], protocol, teacher)
         yield tuned[job], job
 
 

@@ -58,17 +58,13 @@ class Stale(NamedTuple):
 
 
 class Results:
-    """The scores of a comparison below a folder.
-
-    Args:
-        tasks, data: those of the comparison, complete with their classes, and their rows by name.
-    """
+    """A comparison's protocol, its tasks complete with their classes, their rows, and the scores below a folder."""
 
     def __init__(self, folder: Path, protocol: Protocol, tasks: Sequence[Task], data: Mapping[str, Splits]) -> None:
         self._folder = folder / "results"
-        self._protocol = protocol
-        self._tasks = {task.name: task for task in tasks}
-        self._data = data
+        self.protocol = protocol
+        self.tasks = {task.name: task for task in tasks}
+        self.data = data
         self._rows: dict[str, dict[str, str]] = {}
 
     def done(self, jobs: Sequence[FinetuneJob]) -> list[FinetuneJob]:
@@ -140,16 +136,16 @@ class Results:
 
     def made_with(self, job: FinetuneJob) -> dict[str, Any]:
         """What a job's outcome depends on."""
-        task = self._tasks[job.task]
+        task = self.tasks[job.task]
         made_with = {
             "schema": SCHEMA,
-            "protocol": self._protocol.finetuning_on(job.task).model_dump(mode="json"),
+            "protocol": self.protocol.finetuning_on(job.task).model_dump(mode="json"),
             **job.model.digests,
             "task": {"kind": task.kind, "metrics": list(task.metrics), "num_outputs": task.num_outputs},
             "rows": self._row_digests(job.task),
         }
         if job.teacher is not None:
-            made_with["second_step"] = self._protocol.second_step.model_dump(mode="json")
+            made_with["second_step"] = self.protocol.second_step.model_dump(mode="json")
             made_with["teacher"] = job.teacher.model.digests["model"]
         return made_with
 
@@ -184,16 +180,16 @@ class Results:
         if job.teacher is not None and not job.teacher.model.may_be(old["teacher"]):
             yield f"{job.teacher.row}: the model in {job.teacher.model.path} is another one"
         if "task" in old:
-            spec = self._protocol.tasks[job.task].model_dump(mode="json")
+            spec = self.protocol.tasks[job.task].model_dump(mode="json")
             yield from _changes(f"tasks.{job.task}", old["task"], {key: spec.get(key) for key in old["task"]})
-        task = self._tasks[job.task]
+        task = self.tasks[job.task]
         if task.kind == "span" and set(task.metrics) != set(METRICS_OF["span"]):
             yield f"{job.task}: at the time, the score of spans was the mean of all metrics, not of tasks.metrics"
-        if self._data[job.task]["train"].drawn_from is not None:
+        if self.data[job.task]["train"].drawn_from is not None:
             yield f"{job.task}: finetuning.max_train_rows has since come to draw other rows"
 
     def _differences_of_protocol(self, old: Mapping[str, Any], job: FinetuneJob) -> Iterator[str]:
-        protocol = self._protocol
+        protocol = self.protocol
         where = f"finetuning_of.{job.task}" if job.task in protocol.finetuning_of else "finetuning"
         yield from _differences_of(where, old["protocol"], protocol.finetuning_on(job.task), Finetuning())
         if job.teacher is not None:
@@ -201,7 +197,7 @@ class Results:
 
     def _row_digests(self, task: str) -> dict[str, str]:
         if task not in self._rows:
-            self._rows[task] = {split: rows.digest() for split, rows in self._data[task].items()}
+            self._rows[task] = {split: rows.digest() for split, rows in self.data[task].items()}
         return self._rows[task]
 
     # -------------------------------------------------------------------------------------------------------- text
@@ -218,7 +214,7 @@ class Results:
         if found is None or not {"figures", "made_with"} <= found.keys():
             return None, []
         old = found["made_with"]
-        reasons = list(_differences_of("text", old["protocol"], self._protocol.text, HeldOutText()))
+        reasons = list(_differences_of("text", old["protocol"], self.protocol.text, HeldOutText()))
         if "schema" in old:
             new = self._text_made_with(models, digest)
             reasons += [] if old["text"] == digest else ["--text: another text"]
@@ -241,7 +237,7 @@ class Results:
             "schema": SCHEMA,
             "models": {model.name: model.digests for model in models},
             "text": digest,
-            "protocol": self._protocol.text.model_dump(mode="json"),
+            "protocol": self.protocol.text.model_dump(mode="json"),
         }
 
     @property

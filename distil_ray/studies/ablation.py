@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, Strict, ValidationError
@@ -20,13 +19,11 @@ from distil_ray.config import (
     with_settings,
 )
 from distil_ray.errors import InputError, RunError
-from distil_ray.evaluation.evaluate import fine_tune
+from distil_ray.evaluation.finetuning import fine_tune
 from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, summarize
 from distil_ray.evaluation.models import Model
-from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.scoreboard import CONSTANT, FACTS_NOTE, facts_table
-from distil_ray.evaluation.tasks import Splits, Task
 from distil_ray.models.origin import resolve
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import NOTHING, Charts, Report, ReportSection, Table, made_by
@@ -185,30 +182,22 @@ def check_heldout(plan: Plan) -> None:
         )
 
 
-def with_scores(
-    outcomes: Sequence[Outcome],
-    tasks: Sequence[Task],
-    data: Mapping[str, Splits],
-    folder: Path,
-    protocol: Protocol,
-    console: Console,
-) -> list[Outcome]:
+def with_scores(outcomes: Sequence[Outcome], results: Results, console: Console) -> list[Outcome]:
     """Fine-tune the student of each run on each task, with the run's own seed.
 
     Raises:
         InputError: scores of another protocol, of other rows or other students are there.
         RunError: fine-tunings failed; what succeeded is kept.
     """
-    results = Results(folder, protocol, tasks, data)
     students = [Model(one.variant, resolve(one.history.export_path, None)) for one in outcomes]
     jobs = {
-        (number, task.name): FinetuneJob(student, task.name, outcomes[number].seed)
+        (number, task): FinetuneJob(student, task, outcomes[number].seed)
         for number, student in enumerate(students)
-        for task in tasks
+        for task in results.tasks
     }
-    fine_tune(list(jobs.values()), tasks, data, protocol, results, console)
+    fine_tune(list(jobs.values()), results, console)
     return [
-        replace(one, tasks={task.name: results.score(jobs[number, task.name]) for task in tasks})
+        replace(one, tasks={task: results.score(jobs[number, task]) for task in results.tasks})
         for number, one in enumerate(outcomes)
     ]
 

@@ -25,20 +25,20 @@ def test_a_failed_export_leaves_the_others(ray_cluster, tmp_path):
     jobs = [FinetuneJob(Model(name, Origin(path)), "sst2", 1) for name, path in places.items()]
     lines: list[str] = []
     with pytest.raises(RunError, match=r"^1 of 2 exports for a device failed:\n  gone: .*/no/such/model"):
-        deploy_all(jobs, tasks[0], data["sst2"], protocol, results, folder, lines.append)
+        deploy_all(jobs, results, folder, lines.append)
 
     assert f"half: sst2 for a device, in {folder}/half" in lines
     config = json.loads((folder / "half/config.json").read_text())
     assert config["id2label"] == {"0": "negative", "1": "positive"}
     assert config["label2id"] == {"negative": 0, "positive": 1}
-    found = deploy_all(jobs[1:], tasks[0], data["sst2"], protocol, results, folder, lines.append)
+    found = deploy_all(jobs[1:], results, folder, lines.append)
     assert [one.format for one in found["half"]] == ["PyTorch", "ONNX", "ONNX int8"]
 
     assert stale_files(jobs, results, folder) == []
     figures = (folder / "half/figures.json").read_text()
     (folder / "half/figures.json").write_text("")  # as after a power cut
     assert stale_files(jobs, results, folder) == []
-    assert deploy_all(jobs[1:], tasks[0], data["sst2"], protocol, results, folder, lines.append).keys() == {"half"}
+    assert deploy_all(jobs[1:], results, folder, lines.append).keys() == {"half"}
     assert json.loads((folder / "half/figures.json").read_text())["made_with"] == json.loads(figures)["made_with"]
 
     save_model(tmp_path / "model", small_model("bert", num_hidden_layers=1, seed=4))

@@ -80,7 +80,7 @@ def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, t
 
     with monkeypatch.context() as patch:  # when all is done, no cluster is joined or started for it
         patch.setattr("distil_ray.evaluation.finetuning.ray", None)
-        patch.setattr("distil_ray.evaluation.evaluate.join", None)
+        patch.setattr("distil_ray.evaluation.finetuning.join", None)
         assert evaluate.main(arguments(folders, tmp_path, tasks=("sst2", "stsb"))) == 0
     assert "8 of 8 fine-tunings are done already" in capsys.readouterr().out
 
