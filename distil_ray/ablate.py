@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from distil_ray.cli import main_of, parser_of
 from distil_ray.config import describe_keys, output_path
@@ -38,14 +37,15 @@ def _ablate(argv: list[str] | None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     plan = load_ablation(arguments.config, arguments.settings)
     protocol = load_protocol(arguments.protocol, arguments.set)
-    from distil_ray.evaluation.facts import facts_of
-    from distil_ray.evaluation.standings import check_rows
+    from distil_ray.evaluation.evaluate import check_rows
+    from distil_ray.evaluation.kinds import facts_of
+    from distil_ray.evaluation.results import Results
     from distil_ray.evaluation.tasks import Task, chosen_tasks, read_tasks
-    from distil_ray.reporting.text import make_folder
+    from distil_ray.reporting.report import NAME, make_folder, publish
     from distil_ray.runs.console import Console
     from distil_ray.runs.lease import holding
     from distil_ray.runs.storage import RunFolder
-    from distil_ray.studies.ablation import check_heldout, check_tasks, run_all, with_scores
+    from distil_ray.studies.ablation import Comparison, check_heldout, check_tasks, report_on, run_all, with_scores
     from distil_ray.training.assembly import build_tokenizer
 
     chosen: list[Task] = []
@@ -70,20 +70,9 @@ def _ablate(argv: list[str] | None) -> None:
     with holding(RunFolder.at(str(output)), "distil_ray.ablate", console.line):
         outcomes = run_all(plan, console)
         if tasks:
-            outcomes = with_scores(outcomes, tasks, data, output, protocol, console)
+            outcomes = with_scores(outcomes, Results(output, protocol, tasks, data), console)
         facts = {task.name: facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks}
-        _write(outcomes, facts, output)
-
-
-def _write(outcomes: list[Any], facts: dict[str, Any], output: Path) -> None:
-    from distil_ray.reporting.html import made_by
-    from distil_ray.reporting.text import show_report, write_report
-    from distil_ray.studies.ablation import Comparison, to_html, to_json, to_markdown
-
-    comparison, footer = Comparison(outcomes, facts), made_by()
-    json, html, markdown = (make(comparison, footer) for make in (to_json, to_html, to_markdown))
-    write_report(output, json=json, html=html, markdown=markdown)
-    show_report(output, markdown)
+        publish(report_on(Comparison(outcomes, facts)), output / NAME)
 
 
 if __name__ == "__main__":

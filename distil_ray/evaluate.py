@@ -32,10 +32,11 @@ def _evaluate(argv: list[str] | None) -> None:
     if arguments.seeds < 1:
         raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
     from distil_ray.config import output_path, parse_sources
-    from distil_ray.evaluation.scoreboard import add_to_card, check_card, to_html, to_json, to_markdown
-    from distil_ray.evaluation.standings import Question, answer
+    from distil_ray.evaluation.evaluate import Request, evaluate
+    from distil_ray.evaluation.models import Model
+    from distil_ray.evaluation.scoreboard import add_to_card, check_card, report_on
     from distil_ray.models.origin import resolve
-    from distil_ray.reporting.text import show_report, write_report
+    from distil_ray.reporting.report import NAME, publish
     from distil_ray.runs.console import Console
     from distil_ray.runs.lease import holding
     from distil_ray.runs.storage import RunFolder
@@ -43,11 +44,11 @@ def _evaluate(argv: list[str] | None) -> None:
     output = Path(output_path(arguments.output, "--output"))
     tasks, text = _tasks(arguments, protocol), parse_sources(arguments.text) if arguments.text else ()
     # Once, here: workers have other working folders, and a branch of the Hub may move meanwhile.
-    models = {name: resolve(path, None) for name, path in given.items()}
-    students = {name: model.path for name, model in models.items() if name != _TEACHER and arguments.card}
-    for name, path in students.items():
-        check_card(name, path)
-    question = Question(
+    models = [Model(name, resolve(path, None)) for name, path in given.items()]
+    with_card = models[1:] if arguments.card else []
+    for model in with_card:
+        check_card(model.name, model.path)
+    request = Request(
         models,
         tasks,
         arguments.seeds,
@@ -59,12 +60,10 @@ def _evaluate(argv: list[str] | None) -> None:
     console = Console()
     held = holding(RunFolder.at(str(output)), "distil_ray.evaluate", console.line)
     with ExitStack() as stack:
-        board = answer(question, protocol, console, hold=lambda: stack.enter_context(held))
-        markdown = to_markdown(board)
-        write_report(output, json=to_json(board), html=to_html(board), markdown=markdown)
-        for path in students.values():
-            add_to_card(path, board)
-    show_report(output, markdown)
+        board = evaluate(request, protocol, console, hold=lambda: stack.enter_context(held))
+        publish(report_on(board), output / NAME)
+        for model in with_card:
+            add_to_card(model.path, board)
 
 
 def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":

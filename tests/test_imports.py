@@ -129,7 +129,7 @@ def test_modules_are_found():
         ("train", "from ray.train.torch import TorchTrainer"),
         ("evaluation.guesses", "from distil_ray.tune import main"),
         ("evaluation.speed", "from distil_ray.studies.trials import best"),
-        ("reporting.html", "from distil_ray.data import corpus"),
+        ("reporting.report", "from distil_ray.data import corpus"),
         ("tune", "from ray.tune import Tuner"),
         ("config", "from distil_ray.data.corpus import Source"),
         ("errors", "from distil_ray.data.hashing import mix"),

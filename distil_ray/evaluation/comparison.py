@@ -1,6 +1,6 @@
-"""Runs -> a page: their students and teachers evaluated on this machine, side by side, and what the figures say."""
+"""Runs -> a report: their students and teachers evaluated on this machine, side by side, and what the figures say."""
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
@@ -11,171 +11,207 @@ from distil_ray.data.corpus import read_unit
 from distil_ray.data.tally import counts_of, describe_skipped, text_warnings
 from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
-from distil_ray.evaluation.guesses import Gap, Guess, fill_gaps, make_gaps
+from distil_ray.evaluation.guesses import Guess, MaskedWord, guess_words, mask_words
 from distil_ray.evaluation.speed import NUM_TOKENS, Cost, measure
 from distil_ray.models.loading import load_masked_lm, max_tokens
-from distil_ray.reporting.html import Chart, made_by, render
 from distil_ray.reporting.plots import line_chart
-from distil_ray.reporting.text import aligned
+from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Code, Gap, Report, ReportSection, Table, made_by
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.history import History
 from distil_ray.training.identity import WHERE_MODELS_LIE, Pin
 
-_NOTHING = "–"
+Kind = Literal["teacher", "distilled", "teacher's layers, MLM only", "random weights, MLM only", "MLM only"]
+
+NUM_MASKED_WORDS = 8
+_NUM_LOOKED_AT = 16
+
+_CHARTS = (
+    ("Held-out MLM loss", "eval/mlm_loss", "nats per masked token"),
+    ("Held-out accuracy", "eval/mlm_accuracy", "share guessed right"),
+    ("Agreement with the teacher", "eval/teacher_agreement", "share guessed like the teacher"),
+    ("MLM loss in training", "train/loss_mlm", "nats per masked token"),
+)
+
+# Runs that differ in these differ in more than the ways of training that the findings are about.
+_SHAPE = ("teacher", "student.layers", "student.architecture", "student.path", "student.config", "optim.")
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One model's figures; None stands for what is not known.
 
     Attributes:
-        mlm_loss: held-out masked-language-modelling loss, nats a masked token.
+        kind: of a student: how it was trained.
+        mlm_loss: held-out masked-language-modeling loss, nats per masked token.
         mlm_accuracy, agreement: fractions of the masked tokens: guessed right, and guessed like the teacher.
-        guesses: one a gap.
+        guesses: one for each masked word.
     """
 
     name: str
     role: str
-    mlm_loss: float | None
-    mlm_accuracy: float | None
-    agreement: float | None
-    cost: Cost | None
+    kind: Kind
+    mlm_loss: float | None = None
+    mlm_accuracy: float | None = None
+    agreement: float | None = None
+    cost: Cost | None = None
     guesses: list[Guess] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Page:
-    """What a report says.
+def compare(histories: list[History]) -> Report:
+    """Measure the runs' models, which takes seconds, and report on them.
 
-    Attributes:
-        findings, remarks: sentences: what the comparison shows, and what to bear in mind.
-        differences: of the runs' settings: the key, then its value in each run.
-        charts: title and SVG element.
-        students: name and folder of each exported student.
+    Raises:
+        InputError: a model cannot be loaded.
     """
+    teachers = _teachers(histories)
+    models = dict(_load_models(histories, teachers))
+    costs = measure(models) if models else {}
+    masked, guesses, remarks = _guess(histories[0], models)
+    teacher_rows = [_teacher_row(name, teacher, histories, costs, guesses) for name, teacher in teachers.items()]
+    students = [_student_row(history, costs, guesses) for history in histories]
+    obstacle = _obstacle(histories)
+    remarks = [
+        *([obstacle] if obstacle else _same_batches(histories)),
+        *_unfinished(histories),
+        *_of_the_text(histories),
+        *remarks,
+    ]
+    rows = [*teacher_rows, *students]
+    charts = list(_charts(histories, teacher_rows))
+    differences = _differences(histories)
+    sections = [
+        ReportSection("Figures", [figures_table(rows), _FIGURES_NOTE, *remarks]),
+        *([ReportSection("Curves", [Charts(charts)])] if charts else []),
+        *([ReportSection("What each model puts in the gap", _gaps(masked, rows), is_brief=False)] if masked else []),
+        *([ReportSection("What differs between the runs", [_differences_table(histories)])] if differences else []),
+        *_students(histories),
+    ]
+    return Report(
+        title=f"Report on {', '.join(history.name for history in histories)}",
+        findings=[] if obstacle else findings(teacher_rows[0] if teacher_rows else None, students),
+        sections=sections,
+        footer=made_by(),
+        data={
+            "remarks": remarks,
+            "models": rows,
+            "masked_words": [{"before": one.before, "word": one.word, "after": one.after} for one in masked],
+            "differences": dict(differences),
+        },
+    )
 
-    title: str
-    rows: list[Row]
-    run_names: list[str] = field(default_factory=list)
-    findings: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    differences: list[tuple[str, list[str]]] = field(default_factory=list)
-    gaps: list[Gap] = field(default_factory=list)
-    charts: list[Chart] = field(default_factory=list)
-    students: list[tuple[str, str]] = field(default_factory=list)
-    footer: str = ""
 
+# ---------------------------------------------------------------------------------------------------- sections
 
-HEADER = (
+_FIGURES_NOTE = (
+    "Loss in nats per masked token, at temperature 1, on held-out rows with fixed masks. CPU: the encoder's median "
+    "time for one row on this machine."
+)
+_HEADER = (
     "model",
     "held-out MLM loss",
     "accuracy",
     "agrees with teacher",
     "parameters",
     "MB (fp32)",
-    "CPU ms a row",
+    "CPU ms per row",
 )
 
 
-def cells(row: Row) -> list[str]:
-    """The row's figures as text, in the order of `HEADER`."""
-    cost = row.cost
-    return [
-        row.name,
-        _number(row.mlm_loss, ".3f"),
-        _number(row.mlm_accuracy, ".1%"),
-        _number(row.agreement, ".1%"),
-        _number(cost and cost.num_parameters, ",d"),
-        _number(cost and cost.megabytes, ".1f"),
-        _number(cost and cost.latency_ms, ".2f"),
-    ]
+def figures_table(rows: list[ModelRow]) -> Table:
+    """One row per model."""
+    table: list[list[str | Cell]] = [list(_HEADER)]
+    for row in rows:
+        cost = row.cost
+        table.append(
+            [
+                Cell(row.name, note=row.role),
+                _number(row.mlm_loss, ".3f"),
+                _number(row.mlm_accuracy, ".1%"),
+                _number(row.agreement, ".1%"),
+                _number(cost and cost.num_parameters, ",d"),
+                _number(cost and cost.megabytes, ".1f"),
+                _number(cost and cost.latency_ms, ".2f"),
+            ]
+        )
+    return Table(table)
 
 
 def _number(value: float | None, form: str) -> str:
-    return _NOTHING if value is None else format(value, form)
+    return NOTHING if value is None else format(value, form)
 
 
-def to_text(page: Page) -> str:
-    """The table and the findings as lines of text."""
-    table = [list(HEADER), *(cells(row) for row in page.rows)]
-    return "\n".join([*aligned(table), *page.findings, *page.remarks])
-
-
-def to_html(page: Page) -> str:
-    """The whole page, which loads nothing from elsewhere."""
-    return render(
-        "comparison.html.j2",
-        title=page.title,
-        findings=page.findings,
-        footer=page.footer,
-        charts=page.charts,
-        page=page,
-        header=HEADER,
-        cells=cells,
+def _gaps(masked: list[MaskedWord], rows: list[ModelRow]) -> list[Block]:
+    blocks: list[Block] = []
+    rows = [row for row in rows if row.guesses]
+    for index, one in enumerate(masked):
+        guesses = [row.guesses[index] for row in rows]
+        cells = [Cell(found.word, f"{found.probability:.0%}", is_right=found.is_right) for found in guesses]
+        blocks += [Gap(one.before, one.word, one.after), Table([[row.name for row in rows], cells], is_text=True)]
+    note = (
+        "Held-out sentences. The underlined word is what stood there; every model sees [MASK]. Right guesses are green."
     )
+    return [*blocks, note]
 
 
-Kind = Literal["distilled", "teacher's layers, MLM only", "random weights, MLM only", "MLM only"]
+def _differences_table(histories: list[History]) -> Table:
+    header = ["setting", *(history.name for history in histories)]
+    return Table([header, *([key, *values] for key, values in _differences(histories))], is_text=True)
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A student's figures, and by which of the ways to train it came about."""
+def _students(histories: list[History]) -> Iterator[ReportSection]:
+    folders = [(history.name, history.export_path) for history in histories if history.is_finished]
+    if folders:
+        path = folders[0][1]
+        code = (
+            "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
+            f'model = AutoModelForMaskedLM.from_pretrained("{path}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
+        )
+        yield ReportSection("The students", [Table([("run", "student"), *folders], is_text=True), Code(code)])
 
-    row: Row
-    kind: Kind
+
+# ---------------------------------------------------------------------------------------------------- findings
 
 
-def findings(teacher: Row | None, contenders: list[Contender]) -> list[str]:
+def findings(teacher: ModelRow | None, students: list[ModelRow]) -> list[str]:
     """Say what the comparison shows, also where it is not what one hopes for.
 
-    The contenders must be comparable: students of one shape, trained on the same batches and evaluated on the same
-    held-out rows.
+    The students must be comparable: of one shape, trained on the same batches and evaluated on the same held-out rows.
     """
-    distilled = _best(contenders, "distilled")
-    same_start = _best(contenders, "teacher's layers, MLM only")
-    random_start = _best(contenders, "random weights, MLM only")
+    distilled = _best(students, "distilled")
+    same_start = _best(students, "teacher's layers, MLM only")
+    random_start = _best(students, "random weights, MLM only")
     sentences = []
     if distilled and teacher:
         sentences += _against_teacher(distilled, teacher)
     if distilled and same_start:
-        sentences.append(
-            _compare(
-                "The teacher's losses",
-                "the same start without them",
-                distilled.mlm_loss,
-                same_start.mlm_loss,
-            )
-        )
+        sentences.append(_compare("The teacher's losses", "the same start without them", distilled, same_start))
     if same_start and random_start:
-        sentences.append(
-            _compare("The teacher's layers as a start", "random weights", same_start.mlm_loss, random_start.mlm_loss)
-        )
+        sentences.append(_compare("The teacher's layers as a start", "random weights", same_start, random_start))
     elif distilled and random_start:
         sentences.append(
-            _compare(
-                "Losses and layers of the teacher together", "random weights", distilled.mlm_loss, random_start.mlm_loss
-            )
+            _compare("Losses and layers of the teacher together", "random weights", distilled, random_start)
         )
     return sentences
 
 
-def _best(contenders: list[Contender], kind: Kind) -> Row | None:
-    rows = [contender.row for contender in contenders if contender.kind == kind and contender.row.mlm_loss is not None]
+def _best(students: list[ModelRow], kind: Kind) -> ModelRow | None:
+    rows = [row for row in students if row.kind == kind and row.mlm_loss is not None]
     return min(rows, key=lambda row: row.mlm_loss or 0.0, default=None)
 
 
-def _compare(what: str, instead_of: str, loss: float | None, other: float | None) -> str:
-    assert loss is not None
-    assert other is not None
-    verb = "lower" if loss < other else "do not lower"
+def _compare(what: str, instead_of: str, row: ModelRow, other: ModelRow) -> str:
+    assert row.mlm_loss is not None
+    assert other.mlm_loss is not None
+    verb = "lower" if row.mlm_loss < other.mlm_loss else "do not lower"
     return (
-        f"{what} {verb} the held-out MLM loss: {loss:.3f} against {other:.3f} for {instead_of} ({loss - other:+.3f})."
+        f"{what} {verb} the held-out MLM loss: {row.mlm_loss:.3f} against {other.mlm_loss:.3f} for {instead_of} "
+        f"({row.mlm_loss - other.mlm_loss:+.3f})."
     )
 
 
-def _against_teacher(student: Row, teacher: Row) -> list[str]:
+def _against_teacher(student: ModelRow, teacher: ModelRow) -> list[str]:
     parts = []
     if student.cost and teacher.cost:
         fewer = 1 - student.cost.num_parameters / teacher.cost.num_parameters
@@ -186,57 +222,10 @@ def _against_teacher(student: Row, teacher: Row) -> list[str]:
     return [f"{student.name} against its teacher: {', '.join(parts)}."] if parts else []
 
 
-NUM_GAPS = 8
-_NUM_LOOKED_AT = 16
-
-_CHARTS = (
-    ("Held-out MLM loss", "eval/mlm_loss", "nats a masked token"),
-    ("Held-out accuracy", "eval/mlm_accuracy", "share guessed right"),
-    ("Agreement with the teacher", "eval/teacher_agreement", "share guessed like the teacher"),
-    ("MLM loss in training", "train/loss_mlm", "nats a masked token"),
-)
-
-# Runs that differ in these differ in more than the ways of training that the findings are about.
-_SHAPE = ("teacher", "student.layers", "student.architecture", "student.path", "student.config", "optim.")
-
-
-def compare(histories: list[History]) -> Page:
-    """Put the page of some runs together, which measures their models and takes seconds.
-
-    Raises:
-        InputError: a model cannot be loaded.
-    """
-    teachers = _teachers(histories)
-    models = dict(_load_models(histories, teachers))
-    costs = measure(models) if models else {}
-    gaps, guesses, remarks = _guess(histories[0], models)
-    teacher_rows = [_teacher_row(name, teacher, histories, costs, guesses) for name, teacher in teachers.items()]
-    contenders = [_contender(history, costs, guesses) for history in histories]
-    obstacle = _obstacle(histories)
-    return Page(
-        title=f"Report on {', '.join(history.name for history in histories)}",
-        run_names=[history.name for history in histories],
-        rows=[*teacher_rows, *(contender.row for contender in contenders)],
-        findings=[] if obstacle else findings(teacher_rows[0] if teacher_rows else None, contenders),
-        remarks=[
-            *([obstacle] if obstacle else _same_batches(histories)),
-            *_unfinished(histories),
-            *_of_the_text(histories),
-            *remarks,
-        ],
-        differences=_differences(histories),
-        gaps=gaps,
-        charts=list(_charts(histories, teacher_rows)),
-        students=[(history.name, history.export_path) for history in histories if history.is_finished],
-        footer=made_by(),
-    )
-
-
 # ------------------------------------------------------------------------------------------------- models
 
 
 def _teachers(histories: list[History]) -> dict[str, Pin]:
-    """The runs' teachers, each once, by the name of their row."""
     pins = [history.models["teacher"] for history in histories if "teacher" in history.models]
     teachers = list({_content(pin): pin for pin in reversed(pins)}.values())[::-1]
     return {"teacher" if len(teachers) == 1 else f"teacher {i + 1}": teacher for i, teacher in enumerate(teachers)}
@@ -248,7 +237,6 @@ def _content(teacher: Pin) -> Hashable:
 
 
 def _load_models(histories: list[History], teachers: dict[str, Pin]) -> Iterator[tuple[str, PreTrainedModel]]:
-    """Yield the teachers and the students that are finished, by the name of their row."""
     for name, teacher in teachers.items():
         yield name, load_masked_lm(*teacher.origin)
     for history in histories:
@@ -257,21 +245,23 @@ def _load_models(histories: list[History], teachers: dict[str, Pin]) -> Iterator
                 yield history.name, load_masked_lm(str(folder))
 
 
-def _guess(history: History, models: dict[str, PreTrainedModel]) -> tuple[list[Gap], dict[str, list[Guess]], list[str]]:
-    """Masked sentences of the run's held-out text, each model's guesses, and a remark if the text is not at hand."""
+def _guess(
+    history: History, models: dict[str, PreTrainedModel]
+) -> tuple[list[MaskedWord], dict[str, list[Guess]], list[str]]:
+    """Masked words of the run's held-out text, each model's guesses, and a remark if the text is not at hand."""
     try:
         tokenizer = build_tokenizer(history.config, history.models)
-        gaps = make_gaps(
+        masked = mask_words(
             tokenizer,
             _heldout_documents(history, tokenizer),
-            num_gaps=NUM_GAPS,
+            num_words=NUM_MASKED_WORDS,
             max_tokens=min([NUM_TOKENS, *map(max_tokens, models.values())]),
             seed=history.config.run.seed,
         )
     except InputError as error:
         return [], {}, [f"No sentences are shown: {error}"]
     fitting = {name: model for name, model in models.items() if model.config.vocab_size >= id_space(tokenizer)}
-    return gaps, {name: fill_gaps(model, tokenizer, gaps) for name, model in fitting.items()}, []
+    return masked, {name: guess_words(model, tokenizer, masked) for name, model in fitting.items()}, []
 
 
 def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> Iterable[str]:
@@ -287,38 +277,38 @@ def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _teacher_row(
-    name: str, teacher: Pin, histories: list[History], costs: dict[str, Cost], guesses: dict[str, list[Guess]]
-) -> Row:
+    name: str, teacher: Pin, histories: list[History], costs: Mapping[str, Cost], guesses: Mapping[str, list[Guess]]
+) -> ModelRow:
     history = next(
         history
         for history in histories
         if "teacher" in history.models and _content(history.models["teacher"]) == _content(teacher)
     )
-    return Row(
+    return ModelRow(
         name=name,
         role=teacher.path,
+        kind="teacher",
         mlm_loss=history.last("eval/teacher_mlm_loss"),
         mlm_accuracy=history.last("eval/teacher_mlm_accuracy"),
-        agreement=None,
         cost=costs.get(name),
         guesses=guesses.get(name, []),
     )
 
 
-def _contender(history: History, costs: dict[str, Cost], guesses: dict[str, list[Guess]]) -> Contender:
+def _student_row(history: History, costs: Mapping[str, Cost], guesses: Mapping[str, list[Guess]]) -> ModelRow:
     kind = _kind(history)
     shares = history.config.distill.shares
     weights = ", ".join(f"{name} {share:.3g}" for name, share in shares.items() if share > 0)
-    row = Row(
+    return ModelRow(
         name=history.name,
         role=f"{kind}; loss weights: {weights}",
+        kind=kind,
         mlm_loss=history.last("eval/mlm_loss"),
         mlm_accuracy=history.last("eval/mlm_accuracy"),
         agreement=history.last("eval/teacher_agreement"),
         cost=costs.get(history.name),
         guesses=guesses.get(history.name, []),
     )
-    return Contender(row, kind)
 
 
 def _kind(history: History) -> Kind:
@@ -375,18 +365,17 @@ def _differences(histories: list[History]) -> list[tuple[str, list[str]]]:
     are_same_models = len(digests) == 1 and all(digest for _, digest in next(iter(digests)))
     ignored = WHERE_MODELS_LIE if are_same_models else ()
     keys = dict.fromkeys(key for history in histories for key in history.learned if key not in ignored)
-    shown = [(key, [str(history.learned.get(key, "–")) for history in histories]) for key in keys]
+    shown = [(key, [str(history.learned.get(key, NOTHING)) for history in histories]) for key in keys]
     return [(key, values) for key, values in shown if len(set(values)) > 1]
 
 
-def _charts(histories: list[History], teacher_rows: list[Row]) -> Iterator[tuple[str, str]]:
+def _charts(histories: list[History], teachers: list[ModelRow]) -> Iterator[tuple[str, str]]:
+    levels_of = {
+        "eval/mlm_loss": {row.name: row.mlm_loss for row in teachers if row.mlm_loss is not None},
+        "eval/mlm_accuracy": {row.name: row.mlm_accuracy for row in teachers if row.mlm_accuracy is not None},
+    }
     for title, metric, label in _CHARTS:
         curves = {history.name: curve for history in histories if (curve := history.curve(metric))}
-        levels = {
-            row.name: level
-            for row in teacher_rows
-            for level in ({"eval/mlm_loss": row.mlm_loss, "eval/mlm_accuracy": row.mlm_accuracy}.get(metric),)
-            if level is not None
-        }
         if curves:
+            levels = levels_of.get(metric, {})
             yield title, line_chart(curves, x_label="tokens trained on", y_label=label, levels=levels)

@@ -26,15 +26,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError, RunError, reason_of
 from distil_ray.evaluation.finetuning import finetuner_of
-from distil_ray.evaluation.kinds import Labelling, encode_rows
+from distil_ray.evaluation.kinds import Labeling, encode_rows
 from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import Cell, Results, Stale, read_json
+from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json
 from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_function, measure_latency, using_threads
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
 from distil_ray.models.loading import load_tokenizer, max_tokens
 from distil_ray.models.tokenizer import save_tokenizer
-from distil_ray.reporting.text import writing
+from distil_ray.reporting.report import writing
 
 MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -77,7 +77,7 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = _ERRORS_ONLY
-        # Idle threads would go on spinning in the turn of the model that is timed next.
+        # Idle threads would keep spinning while the next model is timed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._inputs = [node.name for node in self._session.get_inputs()]
@@ -109,7 +109,7 @@ def export_and_check(
         RunError: see `check`.
     """
     path = export_onnx(model, tokenizer, folder)
-    smaller = quantise(folder)
+    smaller = quantize(folder)
     reference = logits_of(as_function(model, torch.device("cpu")), tokenizer, rows, max_seq_length)
     logits, rounded = (logits_of(OnnxModel(file, 1), tokenizer, rows, max_seq_length) for file in (path, smaller))
     return check(path, reference, logits, TOLERANCE), check(smaller, reference, rounded)
@@ -164,10 +164,10 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     return folder / MODEL_FILE
 
 
-def quantise(folder: Path) -> Path:
-    """Write ``model-int8.onnx`` from the folder's ``model.onnx``: dynamic quantisation, which needs no data.
+def quantize(folder: Path) -> Path:
+    """Write ``model-int8.onnx`` from the folder's ``model.onnx``: dynamic quantization, which needs no data.
 
-    Embeddings get 8 bits a weight with one scale a table; matrices 7 bits with a scale a column, as a sum of two
+    Embeddings get 8 bits per weight and one scale per table; matrices 7 bits and a scale per column, as a sum of two
     products of 8 bits overflows on x86 without VNNI. Activations get 8 bits, with a scale for each batch.
 
     Raises:
@@ -222,7 +222,7 @@ def check(path: Path, reference: Array, logits: Array, tolerance: float | None =
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's and the quantiser's warnings and log lines, which speak of their own insides."""
+    """Silence the exporter's and the quantizer's warnings and log lines, which speak of their own insides."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -262,40 +262,36 @@ def check_on_device(task: Task) -> None:
 
 
 def deploy_all(
-    cells: Sequence[Cell],
-    task: Task,
-    splits: Splits,
-    protocol: Protocol,
-    results: Results,
-    folder: Path,
-    tell: Callable[[str], None],
+    jobs: Sequence[FinetuneJob], results: Results, folder: Path, tell: Callable[[str], None]
 ) -> dict[str, list[Deployed]]:
-    """Fine-tune and export models, or what is left of them, to ``folder/<model>``, and time them here, in turns.
+    """Fine-tune and export models for one task, or what is left of them, to ``folder/<model>``, and time them in turns.
 
     Raises:
         RunError: exports that failed, with why; the others are kept.
     """
-    open_cells = [cell for cell in cells if _figures(folder, cell) is None]
-    if open_cells:
-        tell(join({cell.model: cell.origin for cell in open_cells}, protocol.resources))
+    protocol = results.protocol
+    task, splits = results.tasks[jobs[0].task], results.data[jobs[0].task]
+    open_jobs = [job for job in jobs if _figures(folder, job) is None]
+    if open_jobs:
+        tell(join([job.model for job in open_jobs], protocol.resources))
     function: Any = _export
     remote: Any = ray.remote(function).options(num_cpus=protocol.resources.cpus, num_gpus=protocol.resources.gpus)
-    waiting = [(cell, remote.remote(cell, task, splits, protocol)) for cell in open_cells]
+    waiting = [(job, remote.remote(job, task, splits, protocol)) for job in open_jobs]
     failures = []
-    for cell, reference in waiting:
+    for job, reference in waiting:
         try:
             files = ray.get(reference)
         except ray.exceptions.RayError as error:
-            failures.append(f"{cell.model}: {reason_of(error)}")
+            failures.append(f"{job.row}: {reason_of(error)}")
             continue
-        with writing(folder / cell.model):
-            _keep(folder / cell.model, files, results.made_with(cell))
-        tell(f"{cell.model}: {task.name} for a device, in {folder / cell.model}")
+        with writing(folder / job.row):
+            _keep(folder / job.row, files, results.made_with(job))
+        tell(f"{job.row}: {task.name} for a device, in {folder / job.row}")
     if failures:
-        raise RunError(f"{len(failures)} of {len(open_cells)} exports for a device failed:\n  " + "\n  ".join(failures))
+        raise RunError(f"{len(failures)} of {len(open_jobs)} exports for a device failed:\n  " + "\n  ".join(failures))
     rows = first_validation(splits)
-    latency = _latency(cells, task, folder, rows, protocol)
-    found = {cell.model: _deployed(cell, folder, latency) for cell in cells}
+    latency = _latency(jobs, task, folder, rows, protocol)
+    found = {job.row: _deployed(job, folder, latency) for job in jobs}
     for model, files in found.items():
         for one in files:
             if one.figures.agreement < LOW_AGREEMENT:
@@ -303,25 +299,25 @@ def deploy_all(
     return found
 
 
-def stale_files(cells: Sequence[Cell], results: Results, folder: Path) -> list[Stale]:
+def stale_files(jobs: Sequence[FinetuneJob], results: Results, folder: Path) -> list[Stale]:
     """Files of an earlier comparison that were made with something else than they would be made with now."""
-    found = [(cell, figures) for cell in cells if (figures := _figures(folder, cell)) is not None]
-    stale = [results.stale(folder / cell.model / _FIGURES_FILE, figures, cell) for cell, figures in found]
+    found = [(job, figures) for job in jobs if (figures := _figures(folder, job)) is not None]
+    stale = [results.stale(folder / job.row / _FIGURES_FILE, figures, job) for job, figures in found]
     return [one for one in stale if one is not None]
 
 
-def _figures(folder: Path, cell: Cell) -> dict[str, Any] | None:
+def _figures(folder: Path, job: FinetuneJob) -> dict[str, Any] | None:
     """What is noted of a model's files; None without them, or if it is damaged."""
-    found = read_json(folder / cell.model / _FIGURES_FILE)
+    found = read_json(folder / job.row / _FIGURES_FILE)
     return found if found is not None and {"formats", "made_with"} <= found.keys() else None
 
 
-def _export(cell: Cell, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
+def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
     """The files of a fine-tuned model, by name. Runs on a node of the cluster."""
-    finetuner = finetuner_of(cell, task, protocol)
+    finetuner = finetuner_of(job, task, protocol)
     finetuner.train(splits)
     model, tokenizer = finetuner.model, finetuner.tokenizer
-    adapter, rows, length = Labelling(task), first_validation(splits), protocol.finetuning_on(task.name).max_seq_length
+    adapter, rows, length = Labeling(task), first_validation(splits), protocol.finetuning_on(task.name).max_seq_length
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         original = as_function(model.cpu(), torch.device("cpu"))
@@ -337,7 +333,7 @@ def _export(cell: Cell, task: Task, splits: Splits, protocol: Protocol) -> dict[
     return files | {_FIGURES_FILE: json.dumps(figures).encode()}
 
 
-def _score(adapter: Labelling, rows: Rows, logits: Any) -> float:
+def _score(adapter: Labeling, rows: Rows, logits: Any) -> float:
     scores = adapter.scores(rows, list(logits)).values()
     return sum(scores) / len(scores)
 
@@ -356,34 +352,32 @@ def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]
 
 
 def _latency(
-    cells: Sequence[Cell], task: Task, folder: Path, rows: Rows, protocol: Protocol
+    jobs: Sequence[FinetuneJob], task: Task, folder: Path, rows: Rows, protocol: Protocol
 ) -> dict[tuple[str, str], Timing]:
-    """Of each model in each format."""
     contenders: dict[tuple[str, str], Contender] = {}
-    for cell in cells:
-        own = folder / cell.model
+    for job in jobs:
+        own = folder / job.row
         tokenizer = load_tokenizer(str(own))
         for kind, file in FORMATS.items():
-            contenders[cell.model, kind] = Contender(_run(own, file, task), tokenizer)
+            contenders[job.row, kind] = Contender(_run(own, file, task), tokenizer)
     with using_threads(1):
         return measure_latency(contenders, rows, protocol.finetuning_on(task.name).max_seq_length)
 
 
 def _run(folder: Path, file: str, task: Task) -> Run:
-    """A file as a function; without its name, the original."""
     if file:
         return OnnxModel(folder / file, num_threads=1)
-    return as_function(Labelling(task).load(str(folder), seed=0), torch.device("cpu"))
+    return as_function(Labeling(task).load(str(folder), seed=0), torch.device("cpu"))
 
 
-def _deployed(cell: Cell, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:
-    own, figures = folder / cell.model, _figures(folder, cell)
-    assert figures is not None, f"{cell} is not done"
+def _deployed(job: FinetuneJob, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:
+    own, figures = folder / job.row, _figures(folder, job)
+    assert figures is not None, f"{job} is not done"
     return [
         Deployed(
             kind,
             (own / (file or "model.safetensors")).stat().st_size,
-            latency[cell.model, kind],
+            latency[job.row, kind],
             Figures(**figures["formats"][kind]),
         )
         for kind, file in FORMATS.items()

@@ -1,11 +1,11 @@
-"""A model and a task's rows -> a fine-tuned model, its outputs and its scores; each a Ray task.
+"""A model and a task's rows -> a fine-tuned model, its outputs, its scores on the validation rows; each a Ray task.
 
 Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,20 +13,21 @@ import numpy.typing as npt
 import ray
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from distil_ray.distillation.losses import soft_target_loss
 from distil_ray.errors import InputError, RunError, reason_of
-from distil_ray.evaluation.kinds import Adapter, Features, Labelling, Logits, Spans
+from distil_ray.evaluation.kinds import Features, Logits, adapter_of
+from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
-from distil_ray.evaluation.results import Cell, Results
+from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
 from distil_ray.models.loading import load_tokenizer_of
 from distil_ray.runs.cluster import assigned_device
+from distil_ray.runs.console import Console, format_seconds
 
 _MAX_GRAD_NORM = 1.0
-_BATCHES_A_POOL = 32  # whose rows are put in order of length, so that little is padded
+_BATCHES_PER_POOL = 32  # whose rows are put in order of length, so that little is padded
 _EVALUATION_ROWS = 64
 
 
@@ -35,11 +36,6 @@ class SoftTargets(NamedTuple):
 
     logits: Logits
     step: SecondStep
-
-
-def adapter_of(task: Task) -> Adapter:
-    """What is particular about a task's kind."""
-    return Spans(task) if task.kind == "span" else Labelling(task)
 
 
 class Finetuner:
@@ -96,7 +92,6 @@ class Finetuner:
         best.restore()
 
     def logits(self, rows: Rows) -> Logits:
-        """The outputs [C] for each feature of rows."""
         return self._outputs(self._encode(rows))
 
     def score(self, splits: Splits) -> dict[str, float]:
@@ -177,7 +172,7 @@ def task_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def batches(lengths: list[int], batch_size: int, generator: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the indices of all rows once, in batches of rows of like length, in an order drawn by ``generator``."""
     order = generator.permutation(len(lengths))
-    pool = batch_size * _BATCHES_A_POOL
+    pool = batch_size * _BATCHES_PER_POOL
     for start in range(0, len(order), pool):
         part = order[start : start + pool]
         part = part[np.argsort([lengths[i] for i in part], kind="stable")]
@@ -206,52 +201,62 @@ def _stack(teacher_logits: Sequence[npt.NDArray[np.float32]], like: Tensor) -> T
 
 
 class Tuned(NamedTuple):
-    """What a fine-tuning came to: scores, how long it took, and the soft targets of a cell that teaches."""
+    """What a fine-tuning came to: scores, how long it took, and the soft targets of a job that teaches."""
 
     scores: dict[str, float]
     seconds: float
     soft_targets: Logits | None
 
 
-def fine_tune_all(
-    cells: Sequence[Cell],
-    tasks: Mapping[str, Task],
-    data: Mapping[str, Splits],
-    protocol: Protocol,
-    results: Results,
-    tell: Callable[[str], None],
-) -> None:
-    """Fine-tune cells, at least one, as many at a time as the cluster holds.
+def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -> None:
+    """Do the jobs that are not done yet, as many at a time as the cluster holds; none joins no cluster.
 
     Raises:
-        RunError: cells that failed, with why, the others are done and kept; or scores that cannot be written.
+        InputError: earlier results were made with something else.
+        RunError: jobs that failed, with why, the others are done and kept; or scores that cannot be written.
     """
-    waiting = dict(_start(cells, tasks, data, protocol, results))
+    if not jobs:
+        return
+    num_models, num_tasks = len({job.row for job in jobs}), len({job.task for job in jobs})
+    num_seeds = len({job.seed for job in jobs})
+    console.line(f"{len(jobs)} fine-tunings: {num_models} models, {num_tasks} tasks, {num_seeds} seeds")
+    done = set(results.done(jobs))
+    open_jobs = [job for job in jobs if job not in done]
+    if done:
+        console.line(f"{len(done)} of {len(jobs)} fine-tunings are done already")
+    if num_unverified := results.num_unverified(done):
+        console.line(
+            f"{num_unverified} of them were done by an earlier version, which did not note the tasks' rows: they count "
+            "as made with those of today"
+        )
+    if not open_jobs:
+        return
+    console.line(join([job.model for job in open_jobs], results.protocol.resources))
+    waiting = dict(_start(open_jobs, results))
     failures = []
     began, num_done = time.monotonic(), 0
     while waiting:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        cell = waiting.pop(done)
+        (reference,), _ = ray.wait(list(waiting), num_returns=1)
+        job = waiting.pop(reference)
         num_done += 1
         try:
-            tuned: Tuned = ray.get(done)
+            tuned: Tuned = ray.get(reference)
         except ray.exceptions.RayError as error:
-            failures.append(f"{cell.model} on {cell.task}, seed {cell.seed}: {reason_of(error)}")
+            failures.append(f"{job.row} on {job.task}, seed {job.seed}: {reason_of(error)}")
             continue
         if tuned.soft_targets is not None:
-            results.put_soft_targets(cell, tuned.soft_targets)
-        results.put(cell, tuned.scores, tuned.seconds)
+            results.put_soft_targets(job, tuned.soft_targets)
+        results.put(job, tuned.scores, tuned.seconds)
         left = (time.monotonic() - began) / num_done * len(waiting)
-        ending = f"  {num_done} of {len(cells)}, {tqdm.format_interval(left)} left" if waiting else ""
-        tell(f"{cell.task:5} {cell.model}, seed {cell.seed}: {tuned.scores['score']:.1f}{ending}")
+        ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if waiting else ""
+        console.line(f"{job.task:5} {job.row}, seed {job.seed}: {tuned.scores['score']:.1f}{ending}")
     if failures:
-        raise RunError(f"{len(failures)} of {len(cells)} fine-tunings failed:\n  " + "\n  ".join(failures))
+        raise RunError(f"{len(failures)} of {len(open_jobs)} fine-tunings failed:\n  " + "\n  ".join(failures))
 
 
-def _start(
-    cells: Sequence[Cell], tasks: Mapping[str, Task], data: Mapping[str, Splits], protocol: Protocol, results: Results
-) -> Iterator[tuple[Any, Cell]]:
-    """Start all cells, teachers before those that learn from them; yield what Ray will answer with for each."""
+def _start(jobs: Sequence[FinetuneJob], results: Results) -> Iterator[tuple[Any, FinetuneJob]]:
+    """Start all jobs, teachers before those that learn from them; yield what Ray will answer with for each."""
+    protocol = results.protocol
     function: Any = _fine_tune
     remote: Any = ray.remote(function).options(
         num_cpus=protocol.resources.cpus,
@@ -259,31 +264,30 @@ def _start(
         max_retries=protocol.resources.max_retries,
         name="fine_tune",
     )
-    splits = {name: ray.put(rows) for name, rows in data.items()}
-    tuned: dict[Cell, Any] = {}
-    for cell in sorted(cells, key=lambda cell: cell.teacher is not None):
-        if cell.teacher is not None and cell.teacher not in tuned:
-            tuned[cell.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(cell.teacher)))
-        teacher = None if cell.teacher is None else tuned[cell.teacher]
-        tuned[cell] = remote.remote(cell, tasks[cell.task], splits[cell.task], protocol, teacher)
-        yield tuned[cell], cell
+    splits = {task: ray.put(results.data[task]) for task in {job.task for job in jobs}}
+    tuned: dict[FinetuneJob, Any] = {}
+    for job in sorted(jobs, key=lambda job: job.teacher is not None):
+        if job.teacher is not None and job.teacher not in tuned:
+            tuned[job.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(job.teacher)))
+        teacher = None if job.teacher is None else tuned[job.teacher]
+        tuned[job] = remote.remote(job, results.tasks[job.task], splits[job.task], protocol, teacher)
+        yield tuned[job], job
 
 
-def finetuner_of(cell: Cell, task: Task, protocol: Protocol) -> Finetuner:
-    """A cell's model on the device and the threads that a Ray task of the protocol has."""
+def finetuner_of(job: FinetuneJob, task: Task, protocol: Protocol) -> Finetuner:
+    """A job's model on the device and the threads that a Ray task of the protocol has."""
     torch.set_num_threads(protocol.resources.cpus)
-    path, revision = cell.origin
-    model = adapter_of(task).load(path, cell.seed, revision)
-    tokenizer, finetuning = load_tokenizer_of(model, path, revision), protocol.finetuning_on(task.name)
-    return Finetuner(model, tokenizer, task, finetuning, seed=cell.seed, device=assigned_device())
+    path, revision = job.model.origin
+    model = adapter_of(task).load(path, job.seed, revision)
+    tokenizer = load_tokenizer_of(model, path, revision)
+    return Finetuner(model, tokenizer, task, protocol.finetuning_on(task.name), seed=job.seed, device=assigned_device())
 
 
-def _fine_tune(cell: Cell, task: Task, splits: Splits, protocol: Protocol, teacher: Tuned | None) -> Tuned:
-    """Fine-tune a cell. Runs on a node of the cluster."""
+def _fine_tune(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol, teacher: Tuned | None) -> Tuned:
     began = time.monotonic()
-    finetuner = finetuner_of(cell, task, protocol)
+    finetuner = finetuner_of(job, task, protocol)
     targets = teacher.soft_targets if teacher else None
     finetuner.train(splits, None if targets is None else SoftTargets(targets, protocol.second_step))
     scores = finetuner.score(splits)
-    soft_targets = [np.array(one) for one in finetuner.logits(splits["train"])] if cell.teaches else None
+    soft_targets = [np.array(one) for one in finetuner.logits(splits["train"])] if job.teaches else None
     return Tuned(scores, time.monotonic() - began, soft_targets)

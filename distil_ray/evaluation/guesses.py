@@ -1,4 +1,4 @@
-"""Masked sentences, and what models put in the gaps: the figures made visible.
+"""Sentences with one word masked, and what models guess: the figures made visible.
 
 Shapes: B sentences, T pieces, V vocabulary.
 """
@@ -21,9 +21,9 @@ _SENTENCE = re.compile(r"[A-Z][^.!?\n]+(?:\n[^.!?\n]+)*[.!?](?=\s|$)")
 _PROSE = re.compile(r"[A-Za-z ,;'-]+[.!?]")
 
 
-class Gap(NamedTuple):
-    """A document with one word masked: its pieces ``input_ids`` [T], where the gap is, what stood there, and the
-    sentence ``before`` and ``after`` it.
+class MaskedWord(NamedTuple):
+    """A document with one word masked: its pieces ``input_ids`` [T], the ``position`` of the mask, the word that stood
+    there, and the sentence ``before`` and ``after`` it.
     """
 
     input_ids: list[int]
@@ -34,34 +34,34 @@ class Gap(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """A model's best guess for a gap, the probability that it gives to it, and whether it is right."""
+    """A model's best guess, the probability that it gives to it, and whether it is right."""
 
     word: str
     probability: float
     is_right: bool
 
 
-def make_gaps(
-    tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], *, num_gaps: int, max_tokens: int, seed: int
-) -> list[Gap]:
-    """Mask one word in a plain sentence of a document, until there are ``num_gaps``.
+def mask_words(
+    tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], *, num_words: int, max_tokens: int, seed: int
+) -> list[MaskedWord]:
+    """Mask one word in a plain sentence of a document, until there are ``num_words``.
 
     Sentence and word are drawn by a hash of the seed, the word from those of three letters or more that are one piece:
     any model with this vocabulary can guess them. Models see the whole document, cut at ``max_tokens`` pieces.
     """
-    gaps: list[Gap] = []
+    masked: list[MaskedWord] = []
     for number, document in enumerate(documents):
         candidates = list(_candidates(tokenizer, document, max_tokens))
         if candidates:
             draw = int(draws(stream_key(seed, "gap"), np.array([number], dtype=np.uint64))[0])
-            gaps.append(candidates[draw % len(candidates)])
-        if len(gaps) == num_gaps:
+            masked.append(candidates[draw % len(candidates)])
+        if len(masked) == num_words:
             break
-    return gaps
+    return masked
 
 
-def _candidates(tokenizer: PreTrainedTokenizerBase, document: str, max_tokens: int) -> Iterator[Gap]:
-    """Every gap that could be made in the document."""
+def _candidates(tokenizer: PreTrainedTokenizerBase, document: str, max_tokens: int) -> Iterator[MaskedWord]:
+    """Every word of the document that could be masked."""
     sentences = [match.span() for match in _SENTENCE.finditer(document) if _is_plain(match[0])]
     if not sentences:
         return
@@ -75,8 +75,8 @@ def _candidates(tokenizer: PreTrainedTokenizerBase, document: str, max_tokens: i
         around = next(((first, last) for first, last in sentences if first <= start and stop <= last), None)
         is_whole = words[position] is not None and num_pieces[words[position]] == 1
         if around and is_whole and word.isalpha() and len(word) >= _MIN_LETTERS:
-            masked = [*input_ids[:position], tokenizer.mask_token_id, *input_ids[position + 1 :]]
-            yield Gap(masked, position, word, document[around[0] : start], document[stop : around[1]])
+            with_mask = [*input_ids[:position], tokenizer.mask_token_id, *input_ids[position + 1 :]]
+            yield MaskedWord(with_mask, position, word, document[around[0] : start], document[stop : around[1]])
 
 
 def _is_plain(sentence: str) -> bool:
@@ -86,14 +86,16 @@ def _is_plain(sentence: str) -> bool:
 
 
 @torch.inference_mode()
-def fill_gaps(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gaps: Iterable[Gap]) -> list[Guess]:
-    """Return the model's best guess for each gap, at temperature 1."""
+def guess_words(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, masked: Iterable[MaskedWord]
+) -> list[Guess]:
+    """Return the model's best guess for each masked word, at temperature 1."""
     model.train(False)
     guesses = []
-    for gap in gaps:
-        hidden = encode(model, torch.tensor([gap.input_ids]))
-        probabilities = predict(model, hidden[0, gap.position : gap.position + 1]).float().softmax(-1)[0]
+    for one in masked:
+        hidden = encode(model, torch.tensor([one.input_ids]))
+        probabilities = predict(model, hidden[0, one.position : one.position + 1]).float().softmax(-1)[0]
         best = int(probabilities.argmax())
         word = str(tokenizer.decode([best])).strip()
-        guesses.append(Guess(word, float(probabilities[best]), word.lower() == gap.word.lower()))
+        guesses.append(Guess(word, float(probabilities[best]), word.lower() == one.word.lower()))
     return guesses

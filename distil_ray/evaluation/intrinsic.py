@@ -1,4 +1,4 @@
-"""Models on held-out text, by masked language modelling: one Ray Data pipeline from files to sums.
+"""Models on held-out text, by masked language modeling: one Ray Data pipeline from files to sums.
 
 Shapes: B rows, T tokens a row, K masked positions a row, P ordinary pieces of a row, M models.
 """
@@ -15,7 +15,6 @@ import numpy.typing as npt
 import ray
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from distil_ray.config import Source
@@ -27,6 +26,7 @@ from distil_ray.data.plan import IN_SAMPLE, TextPlan, plan_text
 from distil_ray.data.rows import RowSettings
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
+from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import HeldOutText, Resources
 from distil_ray.models.loading import (
     check_vocabulary,
@@ -35,8 +35,8 @@ from distil_ray.models.loading import (
     load_tokenizer,
     max_tokens,
 )
-from distil_ray.models.origin import Origin
 from distil_ray.runs.cluster import assigned_device, has_autoscaler
+from distil_ray.runs.console import format_seconds
 from distil_ray.training.heldout import NUM_FIGURES, figure_sums
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -69,7 +69,7 @@ class Intrinsic(NamedTuple):
 
 
 def measure_intrinsic(
-    models: Mapping[str, Origin],
+    models: Sequence[Model],
     sources: Sequence[Source],
     text: HeldOutText,
     resources: Resources,
@@ -81,7 +81,7 @@ def measure_intrinsic(
     neither they nor what is added up depends on the cluster.
 
     Args:
-        models: by the name of their row, the teacher first.
+        models: the teacher first.
         sources: the text.
         text: which rows and masks.
         resources: of each of the processes that evaluate. Each holds all models.
@@ -98,7 +98,7 @@ def measure_intrinsic(
     max_blocks = None if text.num_rows is None else -(-text.num_rows // block_rows)
     room = room_on(nodes, resources, max_blocks, can_grow=has_autoscaler())
     tell(_describe(plan, text, room))
-    arguments = (list(models.values()), vocabulary.mask_id, vocabulary.special_ids, text.batch_size, resources.cpus)
+    arguments = (models, vocabulary.mask_id, vocabulary.special_ids, text.batch_size, resources.cpus)
     totals = Totals.zero(len(models))
     began = told = time.monotonic()
     for part in evaluated_blocks(plan, Evaluator, arguments, block_rows=block_rows, room=room):
@@ -106,9 +106,9 @@ def measure_intrinsic(
         now = time.monotonic()
         if now - told > SECONDS_BETWEEN_LINES:
             told, share = now, plan.share_completed(*map(int, part["place"][-1]))
-            left = tqdm.format_interval((now - began) / share * (1 - share))
+            left = format_seconds((now - began) / share * (1 - share))
             tell(f"text: {totals.num_rows:,} rows, {share:.0%}, {left} left")
-    return figures_of(totals, list(models), sources, text)
+    return figures_of(totals, [model.name for model in models], sources, text)
 
 
 def text_plan(sources: Sequence[Source], vocabulary: Vocabulary, text: HeldOutText) -> TextPlan:
@@ -193,14 +193,14 @@ def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:
     )
 
 
-def text_digest(sources: Sequence[Source], models: Mapping[str, Origin], text: HeldOutText) -> str:
+def text_digest(sources: Sequence[Source], models: Sequence[Model], text: HeldOutText) -> str:
     """SHA-256 of the documents that `measure_intrinsic` would read, wherever they lie.
 
     Raises:
         InputError: a source or the teacher's tokenizer is unusable.
     """
-    teacher = next(iter(models.values()))
-    plan = text_plan(sources, Vocabulary.from_pretrained(load_tokenizer(*teacher)), text)
+    vocabulary = Vocabulary.from_pretrained(load_tokenizer(*models[0].origin))
+    plan = text_plan(sources, vocabulary, text)
     digest = hashlib.sha256()
     for unit, num_rows in zip(plan.units, plan.num_rows, strict=True):
         digest.update(f"unit of which {num_rows} rows\n".encode())
@@ -209,27 +209,27 @@ def text_digest(sources: Sequence[Source], models: Mapping[str, Origin], text: H
     return digest.hexdigest()
 
 
-def _check_models(models: Mapping[str, Origin], max_seq_length: int) -> Vocabulary:
+def _check_models(models: Sequence[Model], max_seq_length: int) -> Vocabulary:
     """Load each model once, to see whether all can be compared on such rows; return the teacher's vocabulary."""
-    tokenizer = load_tokenizer(*next(iter(models.values())))
+    tokenizer = load_tokenizer(*models[0].origin)
     vocab_size = None
-    for name, (path, revision) in models.items():
-        model = load_masked_lm(path, revision)
+    for one in models:
+        where = f"{one.name}, {one.path}"
+        model = load_masked_lm(*one.origin)
         vocab_size = vocab_size or model.config.vocab_size
         try:
-            check_vocabulary(tokenizer, load_tokenizer(path, revision))
+            check_vocabulary(tokenizer, load_tokenizer(*one.origin))
             check_vocabulary_fits(model, tokenizer)
         except InputError as error:
-            raise InputError(f"{name}, {path}: {error}") from error
+            raise InputError(f"{where}: {error}") from error
         if model.config.vocab_size != vocab_size:
             raise InputError(
-                f"{name}, {path}: its vocab_size is {model.config.vocab_size}, the teacher's {vocab_size}; expected "
+                f"{where}: its vocab_size is {model.config.vocab_size}, the teacher's {vocab_size}; expected "
                 "the same, since it is compared with the teacher piece by piece"
             )
         if max_seq_length > max_tokens(model):
             raise InputError(
-                f"text.max_seq_length: given {max_seq_length}, but {name}, {path}, takes {max_tokens(model)} tokens "
-                "at most"
+                f"text.max_seq_length: given {max_seq_length}, but {where}, takes {max_tokens(model)} tokens at most"
             )
     return Vocabulary.from_pretrained(tokenizer)
 
@@ -254,7 +254,6 @@ class Totals(NamedTuple):
 
     @classmethod
     def zero(cls, num_models: int) -> Self:
-        """Of no block."""
         return cls(0, 0, 0, np.zeros((num_models, NUM_FIGURES)), np.zeros(num_models))
 
     def plus(self, part: Arrays) -> Self:
@@ -286,17 +285,16 @@ class Evaluator:
     """All models in a process of the cluster, on its GPU if it has one."""
 
     def __init__(
-        self, models: Sequence[Origin], mask_id: int, special_ids: Sequence[int], batch_size: int, num_threads: int
+        self, models: Sequence[Model], mask_id: int, special_ids: Sequence[int], batch_size: int, num_threads: int
     ) -> None:
         torch.set_num_threads(num_threads)
         self._device = assigned_device()
-        self._models = [load_masked_lm(path, revision).eval() for path, revision in models]
+        self._models = [load_masked_lm(*model.origin).eval() for model in models]
         for model in self._models:
             nn.Module.to(model, self._device)
         self._mask_id, self._special_ids, self._batch_size = mask_id, special_ids, batch_size
 
     def __call__(self, rows: Arrays) -> Arrays:
-        """The sums of a block."""
         return measure(
             self._models,
             rows,

@@ -3,11 +3,14 @@
 Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
 """
 
+import re
 import statistics
+import string
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +18,11 @@ import torch
 from scipy import stats
 from sklearn import metrics
 from torch import Tensor
-from torchmetrics.functional.text import squad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError
-from distil_ray.evaluation.tasks import Answers, Rows, Task
+from distil_ray.evaluation.protocol import Finetuning, Metric
+from distil_ray.evaluation.tasks import Answers, Rows, Splits, Task
 from distil_ray.models.loading import load_classifier, load_span_answerer
 
 Array = npt.NDArray[Any]
@@ -48,6 +51,34 @@ def score(names: Sequence[str], labels: Array, predictions: Array, num_classes: 
     return {name: 100 * value if np.isfinite(value) else 0.0 for name, value in found.items()}
 
 
+def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
+    """SQuAD's official exact match and F1, in percent: of each prediction, against the answer that it fits best.
+
+    Args:
+        answers: the right ones to each question; none = it has no answer, to which an empty prediction is right.
+    """
+    exact, f1 = [], []
+    for prediction, texts in zip(predictions, answers, strict=True):
+        given = _normalized(prediction)
+        targets = [_normalized(text) for text in texts or [""]]
+        exact.append(max(float(given == target) for target in targets))
+        f1.append(max(_word_f1(given.split(), target.split()) for target in targets))
+    return {"exact_match": 100 * statistics.fmean(exact), "f1": 100 * statistics.fmean(f1)}
+
+
+def _normalized(text: str) -> str:
+    """As in SQuAD's evaluation script: lower case without punctuation, articles and runs of blanks."""
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _word_f1(given: list[str], target: list[str]) -> float:
+    if not given or not target:
+        return float(given == target)
+    common = sum((Counter(given) & Counter(target)).values())
+    return 2 * common / (len(given) + len(target))
+
+
 class Summary(NamedTuple):
     """Scores over ``num_seeds`` seeds: the median, and the lowest and the highest of them."""
 
@@ -57,8 +88,8 @@ class Summary(NamedTuple):
     num_seeds: int
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Summarise at least one value."""
+def summarize(values: Sequence[float]) -> Summary:
+    """Summarize at least one value."""
     return Summary(statistics.median(values), min(values), max(values), len(values))
 
 
@@ -95,33 +126,10 @@ class Features(NamedTuple):
 
     @property
     def lengths(self) -> list[int]:
-        """Pieces of each feature."""
         return [len(one["input_ids"]) for one in self.inputs]
 
 
-class Adapter(Protocol):
-    """What differs between kinds of tasks."""
-
-    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
-        """Load an encoder with a new head whose weights are drawn from ``seed``."""
-
-    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
-        """Raise InputError if features cannot be made of the rows; quicker than making them."""
-
-    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
-        """Make features of rows."""
-
-    def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
-        """The outputs that the loss is about, in fp32, with classes or positions last."""
-
-    def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
-        """The official metrics in percent."""
-
-    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
-        """The same metrics of one answer to all rows: the commonest class or the mean of ``train``, or no answer."""
-
-
-class Labelling:
+class Labeling:
     """How the fine-tuning of a classification or regression task differs from others."""
 
     def __init__(self, task: Task) -> None:
@@ -139,7 +147,7 @@ class Labelling:
         """Whatever is too long is cut."""
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
-        """One feature a row; of a pair that is too long the longer text is cut first."""
+        """One feature per row; of a pair that is too long the longer text is cut first."""
         dtype = torch.float32 if self._task.kind == "regression" else torch.int64
         return Features(encode_rows(tokenizer, rows, max_seq_length), torch.as_tensor(rows.labels, dtype=dtype))
 
@@ -149,7 +157,6 @@ class Labelling:
         return logits.float()
 
     def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
-        """The task's metrics, in percent."""
         return self.scores(rows, logits)
 
     def scores(self, rows: Rows, logits: Logits) -> dict[str, float]:
@@ -258,16 +265,8 @@ class Spans:
         return self._score(rows, [""] * len(rows.texts))
 
     def _score(self, rows: Rows, found: list[str]) -> dict[str, float]:
-        predictions: list[Any] = [{"id": str(index), "prediction_text": text} for index, text in enumerate(found)]
-        targets: list[Any] = [
-            {
-                "id": str(index),
-                "answers": {"text": list(answers.texts) or [""], "answer_start": list(answers.starts) or [0]},
-            }
-            for index, answers in enumerate(rows.labels)
-        ]
-        scores = squad(predictions, targets)
-        return {name: float(scores[name]) for name in self._task.metrics}
+        scores = squad_scores(found, [answers.texts for answers in rows.labels])
+        return {name: scores[name] for name in self._task.metrics}
 
     def predictions(self, rows: Rows, features: Features, logits: Logits) -> list[str]:
         """The text of the likeliest span of each row; empty where, in a task with questions that have no answer, "no
@@ -288,7 +287,6 @@ class Spans:
 
 
 def _position(window: Window, answers: Answers) -> tuple[int, int]:
-    """Positions of the pieces in which the first answer begins and ends."""
     if not answers.texts:
         return 0, 0
     start, stop = answers.starts[0], answers.starts[0] + len(answers.texts[0])
@@ -309,3 +307,52 @@ def _best_span(offsets: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) 
     sums[(reach > 0) | (reach <= -_MAX_ANSWER_PIECES)] = -np.inf
     start, end = np.unravel_index(int(sums.argmax()), sums.shape)
     return float(sums[start, end]), (int(offsets[start, 0]), int(offsets[end, 1]))
+
+
+Adapter = Labeling | Spans
+"""What differs between the kinds of tasks, with the same methods."""
+
+
+def adapter_of(task: Task) -> Adapter:
+    return Spans(task) if task.kind == "span" else Labeling(task)
+
+
+class TaskFacts(NamedTuple):
+    """What the scores on a task are of.
+
+    Attributes:
+        metrics: whose mean the score is.
+        num_train_rows: used, of ``num_rows_there``.
+        constant_score: in percent, what one answer to all rows scores: the commonest class or the mean of the training
+            rows, or "no answer".
+    """
+
+    kind: str
+    metrics: tuple[Metric, ...]
+    num_train_rows: int
+    num_rows_there: int
+    num_validation_rows: int
+    num_epochs: int
+    learning_rate: float
+    batch_size: int
+    max_seq_length: int
+    constant_score: float
+
+
+def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
+    """What is to be known of a task as models are fine-tuned on it."""
+    train, adapter = splits["train"], adapter_of(task)
+    validation = [rows for split, rows in splits.items() if split != "train"]
+    scores = [score for rows in validation for score in adapter.constant_score(train, rows).values()]
+    return TaskFacts(
+        kind=task.kind,
+        metrics=task.metrics,
+        num_train_rows=len(train.texts),
+        num_rows_there=train.drawn_from or len(train.texts),
+        num_validation_rows=sum(len(rows.texts) for rows in validation),
+        num_epochs=finetuning.num_epochs,
+        learning_rate=finetuning.learning_rate,
+        batch_size=finetuning.batch_size,
+        max_seq_length=finetuning.max_seq_length,
+        constant_score=float(np.mean(scores)),
+    )

@@ -1,6 +1,6 @@
 """The cluster that models are evaluated on: joined, and each node asked whether it can reach the models."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distil_ray.errors import InputError, reason_of
+from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.loading import load_tokenizer
 from distil_ray.models.origin import Origin
@@ -19,8 +20,8 @@ _PARTS = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configu
 _MAX_SECONDS = 300.0  # to begin a process on a busy node and to import torch
 
 
-def join(models: Mapping[str, Origin], resources: Resources) -> str:
-    """Connect to Ray (see `connect`) for work on ``models``, by the name of their row; a line that says to which.
+def join(models: Iterable[Model], resources: Resources) -> str:
+    """Connect to Ray (see `connect`) for work on ``models``; return a line that says to which.
 
     Raises:
         InputError: there is no cluster, or a node of it cannot reach a model.
@@ -28,7 +29,7 @@ def join(models: Mapping[str, Origin], resources: Resources) -> str:
     line = connect(resources.cpus)
     own = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and _has_room(node, resources)]
-    check_reachable({name: (origin, listing_of(origin.path)) for name, origin in models.items()}, others)
+    check_reachable({model: listing_of(model.path) for model in dict.fromkeys(models)}, others)
     return line
 
 
@@ -37,11 +38,11 @@ def _has_room(node: Mapping[str, Any], resources: Resources) -> bool:
     return bool(there.get("CPU", 0.0) >= resources.cpus and there.get("GPU", 0.0) >= min(resources.gpus, 1.0))
 
 
-def check_reachable(models: Mapping[str, tuple[Origin, Listing]], nodes: Sequence[Mapping[str, Any]]) -> None:
+def check_reachable(models: Mapping[Model, Listing], nodes: Sequence[Mapping[str, Any]]) -> None:
     """Ask nodes for models.
 
     Args:
-        models: by the name of their row, each with the files that its folder has here, none for a model of the Hub.
+        models: each with the files that its folder has here, none for a model of the Hub.
         nodes: as `ray.nodes` describes them.
 
     Raises:
@@ -74,9 +75,10 @@ def listing_of(path: str) -> Listing:
     return {file.name: file.stat().st_size for file in files if file.suffix in _PARTS}
 
 
-def _problems(expected: Mapping[str, tuple[Origin, Listing]]) -> list[str]:
+def _problems(expected: Mapping[Model, Listing]) -> list[str]:
     """What keeps this node from loading the models. Runs on the node."""
-    return [f"{name}: {problem}" for name, wanted in expected.items() if (problem := _problem(*wanted))]
+    problems = {model.name: _problem(model.origin, listing) for model, listing in expected.items()}
+    return [f"{name}: {problem}" for name, problem in problems.items() if problem]
 
 
 def _problem(origin: Origin, listing: Listing) -> str | None:

@@ -84,7 +84,7 @@ class OwnTask(Section):
 
 
 class HeldOutText(Section):
-    """Evaluation on text that no model was trained on, by masked language modelling, without fine-tuning."""
+    """Evaluation on text that no model was trained on, by masked language modeling, without fine-tuning."""
 
     max_seq_length: Annotated[int, Field(ge=8, le=2**15 - 1)] = 128
     """Pieces in a row, the two special ones at its ends included."""
@@ -101,7 +101,7 @@ class HeldOutText(Section):
 
     @property
     def num_masked(self) -> int:
-        """K, masked positions a row."""
+        """K, masked positions per row."""
         return num_masked_positions(self.max_seq_length, self.mlm_probability)
 
     @model_validator(mode="after")

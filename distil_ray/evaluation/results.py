@@ -4,7 +4,6 @@ A file counts only for what made it: the protocol, the weights and the tokenizer
 Where those lie does not matter. Files of schema 1, which did not note tokenizers and rows, count for what they noted.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,36 +17,37 @@ from pydantic import BaseModel
 from distil_ray.config import Source
 from distil_ray.errors import InputError
 from distil_ray.evaluation.kinds import Logits
+from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import METRICS_OF, Finetuning, HeldOutText, Protocol, SecondStep
 from distil_ray.evaluation.tasks import Splits, Task
-from distil_ray.models.loading import load_tokenizer
-from distil_ray.models.origin import Origin, content_digest
-from distil_ray.reporting.text import writing
+from distil_ray.reporting.report import writing
 from distil_ray.runs.storage import replace_file
 
 SCHEMA = 2
 _MAX_REASONS = 10
-# Has what tokenizers treat differently: case, accents, numbers, marks, scripts, runs of blanks; and two texts.
-_PROBE = "Ein Café in ZÜRICH, e-mail: a.b@c.org;  1,234.5 don't\t東京 한국어 हिन्दी مرحبا 😀 naïve-looking_words"
-
-_NUM_PROBED_PIECES = 200
+SECOND_STEP = " (D)"
+"""Ends the name of a student that was distilled during fine-tuning, too, as in the paper's table 2."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One fine-tuning: a model (by the name of its row and where it lies) on a task with a seed.
+class FinetuneJob:
+    """One fine-tuning: a model on a task with a seed.
 
     Attributes:
         teacher: fine-tuned on the same task, whose soft targets are learned from, too.
         teaches: whether its own soft targets are asked for.
     """
 
-    model: str
-    origin: Origin
+    model: Model
     task: str
     seed: int
-    teacher: "Cell | None" = None
+    teacher: "FinetuneJob | None" = None
     teaches: bool = False
+
+    @property
+    def row(self) -> str:
+        """The name of the row that its score is for."""
+        return f"{self.model.name}{SECOND_STEP}" if self.teacher else self.model.name
 
 
 class Stale(NamedTuple):
@@ -58,32 +58,26 @@ class Stale(NamedTuple):
 
 
 class Results:
-    """The scores of a comparison below a folder.
-
-    Args:
-        tasks, data: those of the comparison, complete with their classes, and their rows by name.
-    """
+    """A comparison's protocol, its tasks complete with their classes, their rows, and the scores below a folder."""
 
     def __init__(self, folder: Path, protocol: Protocol, tasks: Sequence[Task], data: Mapping[str, Splits]) -> None:
         self._folder = folder / "results"
-        self._protocol = protocol
-        self._tasks = {task.name: task for task in tasks}
-        self._data = data
+        self.protocol = protocol
+        self.tasks = {task.name: task for task in tasks}
+        self.data = data
         self._rows: dict[str, dict[str, str]] = {}
-        self._models: dict[Origin, dict[str, str]] = {}
 
-    def done(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Those of the cells that have scores.
+    def done(self, jobs: Sequence[FinetuneJob]) -> list[FinetuneJob]:
+        """Those of the jobs that have scores.
 
         Raises:
             InputError: scores were made by another protocol, model, tokenizer or rows; says what changed.
         """
-        found = [(cell, content) for cell in cells if (content := self._read(cell)) is not None]
-        self.check([stale for cell, content in found if (stale := self.stale(self._file(cell), content, cell))])
-        return [cell for cell, _ in found]
+        found = [(job, content) for job in jobs if (content := self._read(job)) is not None]
+        self.check([stale for job, content in found if (stale := self.stale(self._file(job), content, job))])
+        return [job for job, _ in found]
 
     def check(self, stale: Sequence[Stale]) -> None:
-        """Raise InputError if there is a stale file."""
         if not stale:
             return
         reasons = list(dict.fromkeys(reason for one in stale for reason in one.reasons))
@@ -96,128 +90,120 @@ class Results:
             + "\ngive another --output, or remove those files to have them made again"
         )
 
-    def num_unverified(self, cells: Iterable[Cell]) -> int:
-        """How many of the cells, all of them done, do not note of which rows they are."""
-        return sum("schema" not in content["made_with"] for cell in cells if (content := self._read(cell)))
+    def num_unverified(self, jobs: Iterable[FinetuneJob]) -> int:
+        """How many of the jobs, all of them done, do not note of which rows they are."""
+        return sum("schema" not in content["made_with"] for job in jobs if (content := self._read(job)))
 
-    def score(self, cell: Cell) -> float:
-        """The score of a cell that is done."""
-        content = self._read(cell)
-        assert content is not None, f"{cell} is not done"
+    def score(self, job: FinetuneJob) -> float:
+        content = self._read(job)
+        assert content is not None, f"{job} is not done"
         score: float = content["scores"]["score"]
         return score
 
-    def put(self, cell: Cell, scores: Mapping[str, float], seconds: float) -> None:
-        """Note the scores of a cell; a file is whole or not there."""
-        content = {"scores": dict(scores), "seconds": round(seconds, 1), "made_with": self.made_with(cell)}
-        _write(self._file(cell), content)
+    def put(self, job: FinetuneJob, scores: Mapping[str, float], seconds: float) -> None:
+        """Note the scores of a job; a file is whole or not there."""
+        content = {"scores": dict(scores), "seconds": round(seconds, 1), "made_with": self.made_with(job)}
+        _write(self._file(job), content)
 
-    def put_soft_targets(self, cell: Cell, logits: Logits) -> None:
+    def put_soft_targets(self, job: FinetuneJob, logits: Logits) -> None:
         """Keep a teacher's logits, to be put before its scores are."""
         content = io.BytesIO()
         lengths = [one.shape[-1] for one in logits]
         np.savez_compressed(content, logits=np.concatenate(logits, axis=-1), lengths=lengths)
-        file = self._soft_target_file(cell)
+        file = self._soft_target_file(job)
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, content.getvalue())
 
-    def soft_targets(self, cell: Cell) -> Logits:
-        """A teacher's logits for each training feature."""
-        with np.load(self._soft_target_file(cell)) as arrays:
+    def soft_targets(self, job: FinetuneJob) -> Logits:
+        with np.load(self._soft_target_file(job)) as arrays:
             return np.split(arrays["logits"], np.cumsum(arrays["lengths"])[:-1], axis=-1)
 
-    def _read(self, cell: Cell) -> dict[str, Any] | None:
-        """What a cell's file holds; None without one, or if it is damaged."""
-        if cell.teaches and not self._soft_target_file(cell).exists():
+    def _read(self, job: FinetuneJob) -> dict[str, Any] | None:
+        """What a job's file holds; None without one, or if it is damaged."""
+        if job.teaches and not self._soft_target_file(job).exists():
             return None
-        content = read_json(self._file(cell))
+        content = read_json(self._file(job))
         return content if content is not None and {"scores", "made_with"} <= content.keys() else None
 
-    def _file(self, cell: Cell) -> Path:
-        return self._folder / cell.model / cell.task / f"seed-{cell.seed}.json"
+    def _file(self, job: FinetuneJob) -> Path:
+        return self._folder / job.row / job.task / f"seed-{job.seed}.json"
 
-    def _soft_target_file(self, cell: Cell) -> Path:
-        return self._file(cell).with_suffix(".soft-targets.npz")
+    def _soft_target_file(self, job: FinetuneJob) -> Path:
+        return self._file(job).with_suffix(".soft-targets.npz")
 
     # ------------------------------------------------------------------------------------- what was made with what
 
-    def made_with(self, cell: Cell) -> dict[str, Any]:
-        """What a cell's outcome depends on."""
-        task = self._tasks[cell.task]
+    def made_with(self, job: FinetuneJob) -> dict[str, Any]:
+        """What a job's outcome depends on."""
+        task = self.tasks[job.task]
         made_with = {
             "schema": SCHEMA,
-            "protocol": self._protocol.finetuning_on(cell.task).model_dump(mode="json"),
-            **self._content(cell.origin),
+            "protocol": self.protocol.finetuning_on(job.task).model_dump(mode="json"),
+            **job.model.digests,
             "task": {"kind": task.kind, "metrics": list(task.metrics), "num_outputs": task.num_outputs},
-            "rows": self._row_digests(cell.task),
+            "rows": self._row_digests(job.task),
         }
-        if cell.teacher is not None:
-            made_with["second_step"] = self._protocol.second_step.model_dump(mode="json")
-            made_with["teacher"] = self._content(cell.teacher.origin)["model"]
+        if job.teacher is not None:
+            made_with["second_step"] = self.protocol.second_step.model_dump(mode="json")
+            made_with["teacher"] = job.teacher.model.digests["model"]
         return made_with
 
-    def stale(self, file: Path, content: Mapping[str, Any], cell: Cell) -> Stale | None:
-        """What a file was made with that the cell would not be made with now."""
+    def stale(self, file: Path, content: Mapping[str, Any], job: FinetuneJob) -> Stale | None:
+        """What a file was made with that the job would not be made with now."""
         old = content["made_with"]
         if old.get("schema", 1) > SCHEMA:
             return Stale(file, ["a later version of distil_ray has made it"])
-        differences = self._differences(old, cell) if "schema" in old else self._differences_of_schema_1(old, cell)
+        differences = self._differences(old, job) if "schema" in old else self._differences_of_schema_1(old, job)
         reasons = list(differences)
         return Stale(file, reasons) if reasons else None
 
-    def _differences(self, old: Mapping[str, Any], cell: Cell) -> Iterator[str]:
-        new = self.made_with(cell)
-        yield from self._differences_of_protocol(old, cell)
+    def _differences(self, old: Mapping[str, Any], job: FinetuneJob) -> Iterator[str]:
+        new = self.made_with(job)
+        yield from self._differences_of_protocol(old, job)
         if old["model"] != new["model"]:
-            yield f"{cell.model}: the model in {cell.origin.path} has other weights or another configuration"
+            yield f"{job.row}: the model in {job.model.path} has other weights or another configuration"
         if old["tokenizer"] != new["tokenizer"]:
-            yield f"{cell.model}: the tokenizer in {cell.origin.path} cuts texts in another way"
-        if cell.teacher is not None and old["teacher"] != new["teacher"]:
-            yield f"{cell.teacher.model}: the model in {cell.teacher.origin.path} is another one"
+            yield f"{job.row}: the tokenizer in {job.model.path} cuts texts in another way"
+        if job.teacher is not None and old["teacher"] != new["teacher"]:
+            yield f"{job.teacher.row}: the model in {job.teacher.model.path} is another one"
         if splits := [split for split in old["rows"] | new["rows"] if old["rows"].get(split) != new["rows"].get(split)]:
-            yield f"{cell.task}: other rows ({', '.join(splits)})"
+            yield f"{job.task}: other rows ({', '.join(splits)})"
         for key, value in new["task"].items():
             if old["task"].get(key) != value:
-                yield f"{cell.task}: its {key} was {old['task'].get(key)}, is {value}"
+                yield f"{job.task}: its {key} was {old['task'].get(key)}, is {value}"
 
-    def _differences_of_schema_1(self, old: Mapping[str, Any], cell: Cell) -> Iterator[str]:
-        yield from self._differences_of_protocol(old, cell)
-        if not _is_model_of_schema_1(old["model"], cell.origin):
-            yield f"{cell.model}: the model in {cell.origin.path} is another one"
-        if cell.teacher is not None and not _is_model_of_schema_1(old["teacher"], cell.teacher.origin):
-            yield f"{cell.teacher.model}: the model in {cell.teacher.origin.path} is another one"
+    def _differences_of_schema_1(self, old: Mapping[str, Any], job: FinetuneJob) -> Iterator[str]:
+        yield from self._differences_of_protocol(old, job)
+        if not job.model.may_be(old["model"]):
+            yield f"{job.row}: the model in {job.model.path} is another one"
+        if job.teacher is not None and not job.teacher.model.may_be(old["teacher"]):
+            yield f"{job.teacher.row}: the model in {job.teacher.model.path} is another one"
         if "task" in old:
-            spec = self._protocol.tasks[cell.task].model_dump(mode="json")
-            yield from _changes(f"tasks.{cell.task}", old["task"], {key: spec.get(key) for key in old["task"]})
-        task = self._tasks[cell.task]
+            spec = self.protocol.tasks[job.task].model_dump(mode="json")
+            yield from _changes(f"tasks.{job.task}", old["task"], {key: spec.get(key) for key in old["task"]})
+        task = self.tasks[job.task]
         if task.kind == "span" and set(task.metrics) != set(METRICS_OF["span"]):
-            yield f"{cell.task}: at the time, the score of spans was the mean of all metrics, not of tasks.metrics"
-        if self._data[cell.task]["train"].drawn_from is not None:
-            yield f"{cell.task}: finetuning.max_train_rows has since come to draw other rows"
+            yield f"{job.task}: at the time, the score of spans was the mean of all metrics, not of tasks.metrics"
+        if self.data[job.task]["train"].drawn_from is not None:
+            yield f"{job.task}: finetuning.max_train_rows has since come to draw other rows"
 
-    def _differences_of_protocol(self, old: Mapping[str, Any], cell: Cell) -> Iterator[str]:
-        protocol = self._protocol
-        where = f"finetuning_of.{cell.task}" if cell.task in protocol.finetuning_of else "finetuning"
-        yield from _differences_of(where, old["protocol"], protocol.finetuning_on(cell.task), Finetuning())
-        if cell.teacher is not None:
+    def _differences_of_protocol(self, old: Mapping[str, Any], job: FinetuneJob) -> Iterator[str]:
+        protocol = self.protocol
+        where = f"finetuning_of.{job.task}" if job.task in protocol.finetuning_of else "finetuning"
+        yield from _differences_of(where, old["protocol"], protocol.finetuning_on(job.task), Finetuning())
+        if job.teacher is not None:
             yield from _differences_of("second_step", old["second_step"], protocol.second_step, SecondStep())
 
     def _row_digests(self, task: str) -> dict[str, str]:
         if task not in self._rows:
-            self._rows[task] = {split: rows.digest() for split, rows in self._data[task].items()}
+            self._rows[task] = {split: rows.digest() for split, rows in self.data[task].items()}
         return self._rows[task]
-
-    def _content(self, origin: Origin) -> dict[str, str]:
-        """Digests of a model and its tokenizer."""
-        if origin not in self._models:
-            self._models[origin] = {"model": content_digest(origin), "tokenizer": _tokenizer_digest(origin)}
-        return self._models[origin]
 
     # -------------------------------------------------------------------------------------------------------- text
 
     def get_text(
-        self, models: Mapping[str, Origin], sources: Sequence[Source], digest: str
+        self, models: Sequence[Model], sources: Sequence[Source], digest: str
     ) -> tuple[dict[str, Any] | None, list[str]]:
         """What is known of models on a text, by the name of their row; or None, and what changed since it was found.
 
@@ -228,33 +214,30 @@ class Results:
         if found is None or not {"figures", "made_with"} <= found.keys():
             return None, []
         old = found["made_with"]
-        reasons = list(_differences_of("text", old["protocol"], self._protocol.text, HeldOutText()))
+        reasons = list(_differences_of("text", old["protocol"], self.protocol.text, HeldOutText()))
         if "schema" in old:
             new = self._text_made_with(models, digest)
             reasons += [] if old["text"] == digest else ["--text: another text"]
-            changed = [name for name in new["models"] if old["models"].get(name) != new["models"][name]]
+            changed = [name for name, digests in new["models"].items() if old["models"].get(name) != digests]
         else:
             given = [source.model_dump(mode="json") for source in sources]
             reasons += [] if _same_sources(old["sources"], given) else ["--text: another text"]
-            changed = [
-                name
-                for name, origin in models.items()
-                if name not in old["models"] or not _is_model_of_schema_1(old["models"][name], origin)
-            ]
+            noted = old["models"]
+            changed = [model.name for model in models if model.name not in noted or not model.may_be(noted[model.name])]
         reasons += [f"{name}: another model or tokenizer" for name in changed]
         figures: dict[str, Any] = found["figures"]
         return (None, reasons) if reasons else (figures, [])
 
-    def put_text(self, models: Mapping[str, Origin], digest: str, figures: Mapping[str, Any]) -> None:
+    def put_text(self, models: Sequence[Model], digest: str, figures: Mapping[str, Any]) -> None:
         """Note what was found on a text; that of another text is replaced, as finding it again takes little."""
         _write(self._text_file, {"figures": figures, "made_with": self._text_made_with(models, digest)})
 
-    def _text_made_with(self, models: Mapping[str, Origin], digest: str) -> dict[str, Any]:
+    def _text_made_with(self, models: Sequence[Model], digest: str) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
-            "models": {name: self._content(origin) for name, origin in models.items()},
+            "models": {model.name: model.digests for model in models},
             "text": digest,
-            "protocol": self._protocol.text.model_dump(mode="json"),
+            "protocol": self.protocol.text.model_dump(mode="json"),
         }
 
     @property
@@ -292,27 +275,3 @@ def _same_sources(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, A
     """Whether schema 1's sources are these ones; a key that was not there yet counts as its default."""
     defaults = {name: field.default for name, field in Source.model_fields.items()}
     return [{**defaults, **one} for one in old] == list(new)
-
-
-def _tokenizer_digest(origin: Origin) -> str:
-    """SHA-256 of a tokenizer's pieces and of what it makes of some text, which do not depend on how it is stored."""
-    tokenizer = load_tokenizer(origin.path, origin.revision)
-    vocabulary = tokenizer.get_vocab()
-    some = sorted(vocabulary)[:: max(len(vocabulary) // _NUM_PROBED_PIECES, 1)]
-    texts = [_PROBE, *(change(piece) for piece in some for change in (str, str.upper))]
-    made = {
-        name: list(values) for name, values in tokenizer(texts, [_PROBE.lower()] * len(texts), verbose=False).items()
-    }
-    return hashlib.sha256(json.dumps([vocabulary, made], sort_keys=True).encode()).hexdigest()
-
-
-def _is_model_of_schema_1(noted: str, origin: Origin) -> bool:
-    """Whether what schema 1 noted of a model, a digest of its safetensors or else its path, may be of this one."""
-    files = sorted(Path(origin.path).glob("*.safetensors")) if origin.is_local else []
-    if not files:
-        return noted == origin.path or str(Path(noted).expanduser().absolute()) == origin.path
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return noted == digest.hexdigest()

@@ -1,6 +1,5 @@
-"""Scores and speeds -> the paper's tables, as Markdown, JSON and a page."""
+"""Scores and speeds -> a report with the paper's tables, and into the students' model cards."""
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,25 +7,20 @@ from typing import Any
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.deployment import TOLERANCE, Deployed
-from distil_ray.evaluation.facts import TaskFacts
 from distil_ray.evaluation.intrinsic import Intrinsic
-from distil_ray.evaluation.kinds import Summary, macro
+from distil_ray.evaluation.kinds import Summary, TaskFacts, macro
+from distil_ray.evaluation.results import SECOND_STEP
 from distil_ray.evaluation.speed import Speed, Timing
-from distil_ray.reporting.html import render
 from distil_ray.reporting.plots import scatter_chart
-from distil_ray.reporting.text import to_markdown_table, writing
+from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table, writing
 from distil_ray.runs.storage import replace_file
 
-SECOND_STEP = " (D)"
-"""Ends the name of a student that was distilled during fine-tuning, too, as in the paper's table 2."""
-
-_NOTHING = "–"
 _NOT_LEARNED = " †"  # marks a task on which the teacher is not above one answer for all rows
 CONSTANT = "one answer for all rows"
 
 
 @dataclass(frozen=True)
-class Standing:
+class ModelResult:
     """What is known of a model.
 
     Attributes:
@@ -41,7 +35,7 @@ class Standing:
     num_bytes: int
     tasks: dict[str, Summary] = field(default_factory=dict)
     speeds: list[Speed] = field(default_factory=list)
-    intrinsic: Intrinsic | None = None
+    text: Intrinsic | None = None
     on_device: list[Deployed] = field(default_factory=list)
     dtype: str = ""
     revision: str | None = None
@@ -54,28 +48,27 @@ class Standing:
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """A comparison; the first of ``standings`` is the teacher's, ``facts`` are of each task."""
+    """A comparison; the first of ``results`` is the teacher's, ``facts`` are of each task."""
 
-    standings: Sequence[Standing]
+    results: Sequence[ModelResult]
     protocol: Mapping[str, Any]
     footer: str
     device_task: str | None = None
     facts: Mapping[str, TaskFacts] = field(default_factory=dict)
 
     @property
-    def teacher(self) -> Standing:
+    def teacher(self) -> ModelResult:
         """What the others are compared with."""
-        return self.standings[0]
+        return self.results[0]
 
     def of(self, names: Collection[str]) -> "Scoreboard":
-        """The rows of these names alone."""
-        return replace(self, standings=[standing for standing in self.standings if standing.name in names])
+        return replace(self, results=[result for result in self.results if result.name in names])
 
 
 def findings(board: Scoreboard) -> list[str]:
-    """A sentence a student: smaller, faster, as good; and one on tasks that tell nothing."""
+    """One sentence per student: smaller, faster, as good; and one on tasks that tell nothing."""
     sentences = []
-    for student in board.standings[1:]:
+    for student in board.results[1:]:
         parts = [f"{1 - student.num_parameters / board.teacher.num_parameters:.0%} fewer parameters"]
         if student.speeds:
             ratio = board.teacher.speeds[0].latency_ms.median / student.speeds[0].latency_ms.median
@@ -97,7 +90,7 @@ def not_learned(board: Scoreboard) -> list[str]:
     return [name for name, facts in board.facts.items() if scores[name].median <= facts.constant_score]
 
 
-def retained_percent(board: Scoreboard, student: Standing) -> float | None:
+def retained_percent(board: Scoreboard, student: ModelResult) -> float | None:
     """The student's macro score as a share of the teacher's; None if there is none, or the teacher's is 0 or below."""
     return _share_of_teacher(board, student.score)
 
@@ -116,9 +109,9 @@ def score_table(board: Scoreboard) -> list[list[str]]:
     """
     tasks, weak = list(board.teacher.tasks), not_learned(board)
     table = [["model", "score", "retained", *(f"{task}{_NOT_LEARNED}" if task in weak else task for task in tasks)]]
-    for standing in board.standings:
-        row = [standing.name, _shown(standing.score), _percent(retained_percent(board, standing))]
-        table.append([*row, *(_summary(standing.tasks.get(task)) for task in tasks)])
+    for result in board.results:
+        row = [result.name, _shown(result.score), _percent(retained_percent(board, result))]
+        table.append([*row, *(_summary(result.tasks.get(task)) for task in tasks)])
     if board.facts:
         constant = [board.facts[task].constant_score for task in tasks]
         score = macro(constant)
@@ -128,7 +121,9 @@ def score_table(board: Scoreboard) -> list[list[str]]:
 
 def facts_table(facts: Mapping[str, TaskFacts]) -> list[list[str]]:
     """What the scores are of, and how models were fine-tuned."""
-    table = [["task", "score", "training rows", "validation rows", "epochs", "learning rate", "batch", "pieces a row"]]
+    table = [
+        ["task", "score", "training rows", "validation rows", "epochs", "learning rate", "batch", "pieces per row"]
+    ]
     for name, one in facts.items():
         some = f" of {one.num_rows_there:,}" if one.num_train_rows < one.num_rows_there else ""
         table.append(
@@ -159,124 +154,83 @@ def cost_table(board: Scoreboard) -> list[list[str]]:
     """The paper's table 3: size and speed."""
     header = ["model", "parameters", "MB on disk"]
     for speed in board.teacher.speeds:
-        header += [f"ms a row ({speed.where})", f"rows/s in batches of 32 ({speed.where})"]
+        header += [f"ms per row ({speed.where})", f"rows/s in batches of 32 ({speed.where})"]
     table = [header]
-    for standing in _distinct(board):
-        dtype = f" ({standing.dtype})" if standing.dtype else ""
-        row = [standing.name, f"{standing.num_parameters / 1e6:.1f} M", f"{standing.num_bytes / 1e6:.1f}{dtype}"]
-        for speed in standing.speeds:
+    for result in _distinct(board):
+        dtype = f" ({result.dtype})" if result.dtype else ""
+        row = [result.name, f"{result.num_parameters / 1e6:.1f} M", f"{result.num_bytes / 1e6:.1f}{dtype}"]
+        for speed in result.speeds:
             for timing in (speed.latency_ms, speed.rows_per_second):
                 row.append(_timing(timing))
         table.append(row)
     return table
 
 
-def _distinct(board: Scoreboard) -> list[Standing]:
+def _distinct(board: Scoreboard) -> list[ModelResult]:
     """Each model once: it may stand in several rows, fine-tuned in several ways."""
-    models: dict[tuple[str, str | None], Standing] = {}
-    for standing in board.standings:
-        models.setdefault((standing.path, standing.revision), standing)
+    models: dict[tuple[str, str | None], ModelResult] = {}
+    for result in board.results:
+        models.setdefault((result.path, result.revision), result)
     return list(models.values())
 
 
-def to_markdown(board: Scoreboard) -> str:
-    """The findings and all tables."""
-    return "\n".join(["# Evaluation", "", *tables_in_markdown(board), "", board.footer, ""])
-
-
-def tables_in_markdown(board: Scoreboard) -> list[str]:
-    """Lines: a sentence a student, and the tables, each below its title."""
-    lines = [f"- {sentence}" for sentence in findings(board)]
-    for title, table, note in tables(board):
-        lines += ["", f"### {title}", "", *to_markdown_table(table), "", note]
-    return lines
-
-
-def tables(board: Scoreboard) -> Iterator[tuple[str, list[list[str]], str]]:
-    """Title, rows and a note for each table that there is something to say in."""
-    if board.teacher.tasks:
-        yield "Scores", score_table(board), _note(board)
-        if board.facts:
-            yield "Tasks", facts_table(board.facts), FACTS_NOTE
-    if board.teacher.intrinsic is not None:
-        yield "Held-out text", text_table(board), _text_note(board.teacher.intrinsic)
-    yield "Cost", cost_table(board), _cost_note(board)
-    if board.device_task is not None:
-        note = f"Fine-tuned for {board.device_task} with seed 1; ONNX logits are within {TOLERANCE:g} of PyTorch's."
-        yield "On a device", device_table(board), note
-
-
-def to_json(board: Scoreboard) -> str:
-    """Everything, for other programs."""
+def report_on(board: Scoreboard) -> Report:
+    """The findings, all tables and, for other programs, every figure."""
     models = [
-        {
-            "name": standing.name,
-            "path": standing.path,
-            "revision": standing.revision,
-            "num_parameters": standing.num_parameters,
-            "num_bytes": standing.num_bytes,
-            "dtype": standing.dtype,
-            "score": standing.score,
-            "retained_percent": retained_percent(board, standing),
-            "tasks": {task: summary._asdict() for task, summary in standing.tasks.items()},
-            "speeds": [
-                {
-                    "where": speed.where,
-                    "latency_ms": speed.latency_ms._asdict(),
-                    "rows_per_second": speed.rows_per_second._asdict(),
-                }
-                for speed in standing.speeds
-            ],
-            "text": standing.intrinsic and standing.intrinsic._asdict(),
-            "on_device": [
-                one._asdict() | {"latency_ms": one.latency_ms._asdict(), "figures": one.figures._asdict()}
-                for one in standing.on_device
-            ],
-        }
-        for standing in board.standings
+        vars(result) | {"score": result.score, "retained_percent": retained_percent(board, result)}
+        for result in board.results
     ]
-    tasks = {name: facts._asdict() for name, facts in board.facts.items()}
-    content = {"models": models, "tasks": tasks, "protocol": board.protocol, "made_by": board.footer}
-    return json.dumps(content, indent=2) + "\n"
-
-
-def to_html(board: Scoreboard) -> str:
-    """The page."""
-    charts = []
-    scored = [standing for standing in board.standings if standing.score is not None]
-    if scored and scored[0].speeds:
-        latency = {one.name: [(one.speeds[0].latency_ms.median, one.score or 0.0)] for one in scored}
-        size = {one.name: [(one.num_parameters / 1e6, one.score or 0.0)] for one in scored}
-        for title, points, label in (
-            ("Score against latency", latency, "ms a row, one thread"),
-            ("Score against size", size, "million parameters"),
-        ):
-            charts.append((title, scatter_chart(points, x_label=label, y_label="score", is_logarithmic=False)))
-    return render(
-        "scoreboard.html.j2",
+    return Report(
         title="Evaluation",
         findings=findings(board),
+        sections=list(_sections(board)),
         footer=board.footer,
-        charts=charts,
-        tables=list(tables(board)),
+        data={"models": models, "tasks": board.facts, "protocol": board.protocol},
     )
 
 
+def _sections(board: Scoreboard) -> Iterator[ReportSection]:
+    if board.teacher.tasks:
+        charts: list[Block] = [Charts(_charts(board))] if board.teacher.speeds else []
+        yield ReportSection("Scores", [Table(score_table(board)), _note(board), *charts])
+        if board.facts:
+            yield ReportSection("Tasks", [Table(facts_table(board.facts)), FACTS_NOTE])
+    if board.teacher.text is not None:
+        yield ReportSection("Held-out text", [Table(text_table(board)), _text_note(board.teacher.text)])
+    yield ReportSection("Cost", [Table(cost_table(board)), _cost_note(board)])
+    if board.device_task is not None:
+        note = f"Fine-tuned for {board.device_task} with seed 1; ONNX logits are within {TOLERANCE:g} of PyTorch's."
+        yield ReportSection("On a device", [Table(device_table(board)), note])
+
+
+def _charts(board: Scoreboard) -> list[tuple[str, str]]:
+    scored = [result for result in board.results if result.score is not None]
+    latency = {one.name: [(one.speeds[0].latency_ms.median, one.score or 0.0)] for one in scored}
+    size = {one.name: [(one.num_parameters / 1e6, one.score or 0.0)] for one in scored}
+    return [
+        (title, scatter_chart(points, x_label=label, y_label="score", is_logarithmic=False))
+        for title, points, label in (
+            ("Score against latency", latency, "ms per row, one thread"),
+            ("Score against size", size, "million parameters"),
+        )
+    ]
+
+
 def text_table(board: Scoreboard) -> list[list[str]]:
-    """Masked language modelling on text that no model has seen."""
+    """Masked language modeling on text that no model has seen."""
     table = [["model", "MLM loss", "accuracy", "pseudo-perplexity", "KL to teacher", "agrees with teacher"]]
-    for standing in board.standings:
-        if (found := standing.intrinsic) is None:
+    for result in board.results:
+        if (found := result.text) is None:
             continue
         alone, kl, agreement = found.pseudo_perplexity, found.kl_to_teacher, found.teacher_agreement
         table.append(
             [
-                standing.name,
+                result.name,
                 f"{found.mlm_loss:.3f}",
                 f"{found.mlm_accuracy:.1%}",
-                _NOTHING if alone is None else f"{alone:.1f}",
-                _NOTHING if kl is None else f"{kl:.3f}",
-                _NOTHING if agreement is None else f"{agreement:.1%}",
+                NOTHING if alone is None else f"{alone:.1f}",
+                NOTHING if kl is None else f"{kl:.3f}",
+                NOTHING if agreement is None else f"{agreement:.1%}",
             ]
         )
     return table
@@ -285,13 +239,13 @@ def text_table(board: Scoreboard) -> list[list[str]]:
 def device_table(board: Scoreboard) -> list[list[str]]:
     """Files to run on a device, beside the model that they were made from."""
     table = [
-        ["model", "format", "MB", "ms a row (1 thread)", "score", "agrees with PyTorch", "largest change of a logit"]
+        ["model", "format", "MB", "ms per row (1 thread)", "score", "agrees with PyTorch", "largest change of a logit"]
     ]
-    for standing in board.standings:
-        for one in standing.on_device:
+    for result in board.results:
+        for one in result.on_device:
             table.append(
                 [
-                    standing.name,
+                    result.name,
                     one.format,
                     f"{one.num_bytes / 1e6:.1f}",
                     _timing(one.latency_ms),
@@ -305,7 +259,7 @@ def device_table(board: Scoreboard) -> list[list[str]]:
 
 def _text_note(found: Intrinsic) -> str:
     return (
-        f"{found.num_masked:,} masked pieces of {found.num_rows:,} rows, the same for all models, in nats a piece; "
+        f"{found.num_masked:,} masked pieces of {found.num_rows:,} rows, the same for all models, in nats per piece; "
         "pseudo-perplexity masks each piece alone (arXiv 1910.14659), in fewer rows."
     )
 
@@ -318,7 +272,7 @@ def _note(board: Scoreboard) -> str:
         parts.append(f"{CONSTANT.capitalize()}: the commonest class or the mean of the training rows, or no answer.")
     if not_learned(board):
         parts.append(f"{_NOT_LEARNED.strip()} The teacher is not above that.")
-    if any(standing.name.endswith(SECOND_STEP) for standing in board.standings):
+    if any(result.name.endswith(SECOND_STEP) for result in board.results):
         step = board.protocol.get("second_step", {})
         parts.append(
             f"{SECOND_STEP.strip()}: fine-tuned also with the soft targets of the fine-tuned teacher "
@@ -335,7 +289,7 @@ FACTS_NOTE = (
 
 def _cost_note(board: Scoreboard) -> str:
     note = "Times: median and quartiles of forward passes in fp32 over equal texts, in turns."
-    if len({standing.dtype for standing in board.standings}) > 1:
+    if len({result.dtype for result in board.results}) > 1:
         note += (
             " The files hold weights in different formats: compare parameters; bf16 and fp16 take half of fp32's bytes."
         )
@@ -343,11 +297,11 @@ def _cost_note(board: Scoreboard) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1f}%"
+    return NOTHING if value is None else f"{value:.1f}%"
 
 
 def _shown(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1f}"
+    return NOTHING if value is None else f"{value:.1f}"
 
 
 def _timing(timing: Timing) -> str:
@@ -357,7 +311,7 @@ def _timing(timing: Timing) -> str:
 
 def _summary(summary: Summary | None) -> str:
     if summary is None:
-        return _NOTHING
+        return NOTHING
     spread = f" ({summary.low:.1f}–{summary.high:.1f})" if summary.num_seeds > 1 else ""
     return f"{summary.median:.1f}{spread}"
 
@@ -382,7 +336,7 @@ def add_to_card(path: str, board: Scoreboard) -> None:
     file = Path(path) / CARD
     before, _, rest = file.read_text(encoding="utf-8").partition(_BEGIN)
     after = rest.partition(_END)[2]
-    own = board.of([board.teacher.name, *(standing.name for standing in board.standings if standing.path == path)])
-    lines = [_BEGIN, "## Evaluation", "", *tables_in_markdown(own), "", own.footer, _END]
+    own = board.of([board.teacher.name, *(result.name for result in board.results if result.path == path)])
+    tables = f"{_BEGIN}\n{report_on(own).to_markdown(level=2)}{_END}"
     with writing(file):
-        replace_file(file, (before.rstrip("\n") + "\n\n" + "\n".join(lines) + (after or "\n")).encode())
+        replace_file(file, (before.rstrip("\n") + "\n\n" + tables + (after or "\n")).encode())

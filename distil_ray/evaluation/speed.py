@@ -177,7 +177,7 @@ def measure(models: Mapping[str, PreTrainedModel]) -> dict[str, Cost]:
     then.
 
     The encoder is timed, which is what a model fine-tuned for a task runs; the vocabulary head serves masked language
-    modelling alone.
+    modeling alone.
     """
     num_tokens = min([NUM_TOKENS, *map(max_tokens, models.values())])
     encoders = {name: as_function(model.eval().base_model, torch.device("cpu")) for name, model in models.items()}

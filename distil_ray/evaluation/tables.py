@@ -89,7 +89,7 @@ def _read_csv(delimiter: str) -> Callable[[str], pa.Table]:
     return read
 
 
-# Compressed files are recognised by pyarrow, by the end of their names.
+# Compressed files are recognized by pyarrow, by the end of their names.
 _READERS: dict[str, Callable[[str], pa.Table]] = {
     ".parquet": pq.read_table,
     ".csv": _read_csv(","),

@@ -70,7 +70,7 @@ class Rows:
     """Rows of a split.
 
     Attributes:
-        texts: a tuple of one or two strings a row.
+        texts: a tuple of one or two strings per row.
         labels: ``[rows]`` int64 classes or float64 numbers, or a list of `Answers`.
         drawn_from: how many rows there were, if these are a sample of them.
     """
@@ -114,12 +114,10 @@ Splits = dict[str, Rows]  # "train" and the validation splits
 
 
 def first_validation(splits: Splits) -> Rows:
-    """The rows of the first validation split."""
     return next(rows for split, rows in splits.items() if split != "train")
 
 
 def own_task(name: str, spec: OwnTask) -> Task:
-    """The task that a protocol describes."""
     return Task(
         name,
         spec.kind,
@@ -350,7 +348,6 @@ def _answers(where: str, index: int, given: Any, context: str) -> Answers:
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list, or one value as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

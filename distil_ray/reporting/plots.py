@@ -12,7 +12,7 @@ from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
 Curve = Sequence[tuple[float, float]]
 
-# Told apart by people who see few colours, too (Okabe and Ito 2008).
+# Told apart by people who see few colors, too (Okabe and Ito 2008).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _SIZE_INCHES = (6.4, 3.6)
 # Text stays text, and the same data gives the same bytes.
@@ -27,7 +27,7 @@ def line_chart(
     levels: Mapping[str, float],
     others: Sequence[Curve] = (),
 ) -> str:
-    """Return an SVG element with a line a curve, and a dashed horizontal line for each of ``levels``.
+    """Return an SVG element with a line per curve, and a dashed horizontal line for each of ``levels``.
 
     ``others`` stand in the background, without a name.
     """
@@ -47,7 +47,7 @@ def line_chart(
 
 
 def scatter_chart(groups: Mapping[str, Curve], *, x_label: str, y_label: str, is_logarithmic: bool) -> str:
-    """Return an SVG element with a point for each pair, a colour a group; the first group's are filled."""
+    """Return an SVG element with a point for each pair, a color a group; the first group's are filled."""
     with _chart() as (axes, svg):
         for index, (name, points) in enumerate(groups.items()):
             color = COLORS[index % len(COLORS)]
@@ -65,7 +65,7 @@ def scatter_chart(groups: Mapping[str, Curve], *, x_label: str, y_label: str, is
 def ternary_chart(
     points: Sequence[tuple[float, float, float, float]], *, corners: tuple[str, str, str], label: str
 ) -> str:
-    """Return an SVG element with a triangle and a dot for each (weight of a corner × 3, value), coloured by its value.
+    """Return an SVG element with a triangle and a dot for each (weight of a corner × 3, value), colored by its value.
 
     The weights of a point sum to 1; at a corner, its weight is 1.
     """

@@ -1,24 +1,18 @@
 """An ablation: its variants run one after the other, scored and compared: what each change is worth."""
 
-import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from distil_ray.errors import InputError, RunError
-from distil_ray.evaluation.facts import TaskFacts
-from distil_ray.evaluation.kinds import Summary, macro, summarise
-from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import Cell, Results
+from distil_ray.evaluation.finetuning import fine_tune
+from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, summarize
+from distil_ray.evaluation.models import Model
+from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.scoreboard import CONSTANT, FACTS_NOTE, facts_table
-from distil_ray.evaluation.standings import fine_tune
-from distil_ray.evaluation.tasks import Splits, Task
 from distil_ray.models.origin import resolve
-from distil_ray.reporting.html import render
 from distil_ray.reporting.plots import line_chart
-from distil_ray.reporting.text import to_markdown_table
+from distil_ray.reporting.report import NOTHING, Charts, Report, ReportSection, Table, made_by
 from distil_ray.runs.console import Console
 from distil_ray.studies.variants import Plan
 from distil_ray.training.history import History, read_history
@@ -89,35 +83,22 @@ def check_heldout(plan: Plan) -> None:
         )
 
 
-def with_scores(
-    outcomes: Sequence[Outcome],
-    tasks: Sequence[Task],
-    data: Mapping[str, Splits],
-    folder: Path,
-    protocol: Protocol,
-    console: Console,
-) -> list[Outcome]:
+def with_scores(outcomes: Sequence[Outcome], results: Results, console: Console) -> list[Outcome]:
     """Fine-tune the student of each run on each task, with the run's own seed.
 
     Raises:
         InputError: scores of another protocol, of other rows or other students are there.
         RunError: fine-tunings failed; what succeeded is kept.
     """
-    results = Results(folder, protocol, tasks, data)
-    cells = {
-        (number, task.name): Cell(one.variant, resolve(one.history.export_path, None), task.name, one.seed)
-        for number, one in enumerate(outcomes)
-        for task in tasks
+    students = [Model(one.variant, resolve(one.history.export_path, None)) for one in outcomes]
+    jobs = {
+        (number, task): FinetuneJob(student, task, outcomes[number].seed)
+        for number, student in enumerate(students)
+        for task in results.tasks
     }
-    fine_tune(list(cells.values()), tasks, data, protocol, results, console)
+    fine_tune(list(jobs.values()), results, console)
     return [
-        Outcome(
-            one.variant,
-            one.seed,
-            one.figures,
-            one.history,
-            {task.name: results.score(cells[number, task.name]) for task in tasks},
-        )
+        replace(one, tasks={task: results.score(jobs[number, task]) for task in results.tasks})
         for number, one in enumerate(outcomes)
     ]
 
@@ -146,7 +127,6 @@ class Comparison:
         self.figures = [name for name in _NAMES if _value_of(name)(outcomes[0]) is not None]
 
     def values(self, variant: str, figure: str) -> dict[int, float]:
-        """A figure by seed."""
         value = _value_of(figure)
         found = {one.seed: value(one) for one in self.outcomes if one.variant == variant}
         return {seed: number for seed, number in found.items() if number is not None}
@@ -155,7 +135,7 @@ class Comparison:
         """How much a figure differs from the reference's with the same seed: the median, and the range over seeds."""
         own, reference = self.values(variant, figure), self.values(self.reference, figure)
         differences = [own[seed] - reference[seed] for seed in own if seed in reference]
-        return summarise(differences) if differences else None
+        return summarize(differences) if differences else None
 
     @property
     def main_figure(self) -> str:
@@ -183,9 +163,9 @@ def table(comparison: Comparison) -> list[list[str]]:
         for figure in comparison.figures:
             _, decimals, factor = _NAMES[figure]
             values = comparison.values(variant, figure).values()
-            row.append(f"{factor * statistics.median(values):.{decimals}f}" if values else "–")
+            row.append(f"{factor * statistics.median(values):.{decimals}f}" if values else NOTHING)
             change = comparison.change(variant, figure) if variant != comparison.reference else None
-            row.append(_shown(change, decimals, factor) if change else "–")
+            row.append(_shown(change, decimals, factor) if change else NOTHING)
         rows.append(row)
     return rows
 
@@ -202,15 +182,10 @@ def task_table(comparison: Comparison) -> list[list[str]]:
     rows = [["variant", *tasks], [comparison.reference, *(f"{median:.1f}" for median in medians)]]
     for variant in comparison.variants[1:]:
         changes = [comparison.change(variant, _TASK + task) for task in tasks]
-        rows.append([variant, *(_shown(change, 1, 1.0) if change else "–" for change in changes)])
+        rows.append([variant, *(_shown(change, 1, 1.0) if change else NOTHING for change in changes)])
     if comparison.facts:
         rows.append([CONSTANT, *(f"{comparison.facts[task].constant_score:.1f}" for task in tasks)])
     return rows
-
-
-def _tables(comparison: Comparison) -> list[list[list[str]]]:
-    facts = facts_table(comparison.facts) if comparison.facts else []
-    return [table(comparison), task_table(comparison), facts]
 
 
 def _shown(change: Summary, decimals: int, factor: float) -> str:
@@ -239,75 +214,49 @@ def findings(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def remarks(comparison: Comparison) -> list[str]:
-    """Whether the variants of a seed learned from the same batches, and what the tasks' scores are."""
-    return [*_same_batches(comparison), *([FACTS_NOTE] if comparison.facts else [])]
-
-
-def _same_batches(comparison: Comparison) -> list[str]:
+def same_batches(comparison: Comparison) -> str:
+    """Whether the variants of a seed learned from the same batches."""
     for seed in {one.seed for one in comparison.outcomes}:
         digests = {tuple(one.history.digests) for one in comparison.outcomes if one.seed == seed}
         if len(digests) > 1:
-            return [f"The runs with seed {seed} did not train on the same batches: their digests differ."]
+            return f"The runs with seed {seed} did not train on the same batches: their digests differ."
     num_steps, num_seeds = len(comparison.outcomes[0].history.digests), len({one.seed for one in comparison.outcomes})
-    return [
+    return (
         f"All variants of a seed trained on the same batches in the same order: {num_steps:,} steps of equal digests, "
         f"{num_seeds} seeds. Changes are against {comparison.reference} with the same seed: median (lowest to highest)."
-    ]
-
-
-def to_markdown(comparison: Comparison, footer: str) -> str:
-    """Findings and tables."""
-    lines = ["# Ablation", "", *(f"- {sentence}" for sentence in findings(comparison)), ""]
-    for rows in filter(None, _tables(comparison)):
-        lines += [*to_markdown_table(rows), ""]
-    return "\n".join([*lines, *remarks(comparison), "", footer, ""])
-
-
-def to_json(comparison: Comparison, footer: str) -> str:
-    """Everything, for other programs."""
-    runs: list[Mapping[str, Any]] = [
-        {
-            "variant": one.variant,
-            "seed": one.seed,
-            "student": one.history.export_path,
-            **one.figures,
-            "tasks": one.tasks,
-        }
-        for one in comparison.outcomes
-    ]
-    changes = {
-        variant: {
-            figure: change._asdict() for figure in comparison.figures if (change := comparison.change(variant, figure))
-        }
-        for variant in comparison.variants[1:]
-    }
-    return (
-        json.dumps(
-            {
-                "reference": comparison.reference,
-                "changes": changes,
-                "runs": runs,
-                "tasks": {name: facts._asdict() for name, facts in comparison.facts.items()},
-                "made_by": footer,
-            },
-            indent=2,
-        )
-        + "\n"
     )
 
 
-def to_html(comparison: Comparison, footer: str) -> str:
-    """The page."""
+def report_on(comparison: Comparison) -> Report:
+    """Findings, tables, curves and, for other programs, every figure."""
     first_seed = comparison.outcomes[0].seed
     curves = {one.variant: one.history.curve("eval/mlm_loss") for one in comparison.outcomes if one.seed == first_seed}
     chart = line_chart(curves, x_label="tokens trained on", y_label="held-out MLM loss", levels={})
-    return render(
-        "ablation.html.j2",
+    tasks, facts = task_table(comparison), comparison.facts
+    return Report(
         title="Ablation",
         findings=findings(comparison),
-        footer=footer,
-        charts=[(f"Held-out MLM loss, seed {first_seed}", chart)],
-        tables=_tables(comparison),
-        remarks=remarks(comparison),
+        sections=[
+            ReportSection("Variants", [Table(table(comparison)), same_batches(comparison)]),
+            *([ReportSection("Tasks", [Table(tasks)])] if tasks else []),
+            *([ReportSection("What the scores are of", [Table(facts_table(facts)), FACTS_NOTE])] if facts else []),
+            ReportSection("Curves", [Charts([(f"Held-out MLM loss, seed {first_seed}", chart)])]),
+        ],
+        footer=made_by(),
+        data={
+            "reference": comparison.reference,
+            "changes": {variant: _changes(comparison, variant) for variant in comparison.variants[1:]},
+            "runs": [
+                {"variant": one.variant, "seed": one.seed, "student": one.history.export_path}
+                | one.figures
+                | {"tasks": one.tasks}
+                for one in comparison.outcomes
+            ],
+            "tasks": facts,
+        },
     )
+
+
+def _changes(comparison: Comparison, variant: str) -> dict[str, Summary]:
+    changes = {figure: comparison.change(variant, figure) for figure in comparison.figures}
+    return {figure: change for figure, change in changes.items() if change}

@@ -1,22 +1,19 @@
-"""Trials -> a page: the best setting, every trial, and how much each setting mattered."""
+"""Trials -> a report: the best setting, every trial, and how much each setting mattered."""
 
 from collections.abc import Iterator
 
 from distil_ray.config import parse_mapping
 from distil_ray.errors import InputError
-from distil_ray.reporting.html import Chart, made_by, render
 from distil_ray.reporting.plots import line_chart, scatter_chart, ternary_chart
-from distil_ray.reporting.text import aligned
+from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Report, ReportSection, Table, made_by
 from distil_ray.runs.storage import RunFolder
-from distil_ray.studies.board import brief, short
+from distil_ray.studies.display import brief, short
 from distil_ray.studies.settings import SEARCH_FILE, TRIALS_FOLDER, Plan, plan_of
 from distil_ray.studies.space import Range
 from distil_ray.studies.suggest import MIN_TRIALS, importances
 from distil_ray.studies.trials import TRIALS_FILE, Trial, Trials, best, common_step, value_at
 from distil_ray.training.metrics import DIGESTS_FILE
 
-REPORT_FILE = "report.html"
-_NOTHING = "–"
 _LABELS = {
     "eval/mlm_loss": "held-out MLM loss",
     "eval/kl_to_teacher": "KL divergence from the teacher",
@@ -39,47 +36,66 @@ def read_search(path: str) -> tuple[Plan, Trials]:
 
 
 def is_search(path: str) -> bool:
-    """Whether a folder is a search's."""
     return RunFolder.at(path).exists(TRIALS_FILE)
 
 
-def to_html(plan: Plan, trials: Trials) -> str:
-    """The page of a search, finished or not."""
+def report_on(plan: Plan, trials: Trials) -> Report:
     listed = list(trials)
     step = common_step(listed)
     shares = importances(plan, listed, step)
-    return render(
-        "search.html.j2",
+    charts = list(_charts(plan, listed, step))
+    after = f" after {step} steps, as below" if step else ""
+    note = (
+        "The newest figure of each trial. One that was stopped has had fewer steps than one that finished; they can be "
+        f"compared with each other{after}."
+    )
+    return Report(
         title=f"Search {plan.config.run.name}",
         findings=findings(plan, listed),
-        charts=list(_charts(plan, listed, step)),
+        sections=[
+            ReportSection("Trials", [Table(_highlighted(plan, listed)), note, *remarks(plan, trials)]),
+            *([ReportSection("Charts", [Charts(charts)])] if charts else []),
+            ReportSection("How much each setting mattered", _importance(plan, shares, step)),
+        ],
         footer=made_by(),
-        table=table(plan, listed),
-        remarks=remarks(plan, trials),
-        importances=[(key, f"{share:.0%}", f"{100 * share:.0f}%") for key, share in shares.items()],
-        step=step,
-        min_trials=MIN_TRIALS,
-        label=_LABELS[plan.search.metric],
-        best_name=top.name if (top := best(listed, plan.direction)) else None,
+        data={
+            "metric": plan.search.metric,
+            "trials": [vars(trial) | {"values": plan.values(trial.settings)} for trial in listed],
+            "importances": shares,
+        },
     )
 
 
-def to_text(plan: Plan, trials: Trials) -> str:
-    """The table and the findings as lines of text."""
-    return "\n".join([*aligned(table(plan, list(trials))), *findings(plan, list(trials)), *remarks(plan, trials)])
+def _highlighted(plan: Plan, trials: list[Trial]) -> list[list[str | Cell]]:
+    top = best(trials, plan.direction)
+    return [
+        [Cell(text, is_right=top is not None and row[0] == top.name) for text in row] for row in table(plan, trials)
+    ]
+
+
+def _importance(plan: Plan, shares: dict[str, float], step: int | None) -> list[Block]:
+    if not shares:
+        return [f"Too few trials can be compared to say: at least {MIN_TRIALS} with different figures are needed."]
+    rows = [[Cell(key), Cell(f"{share:.0%}"), Cell("", bar=share)] for key, share in shares.items()]
+    return [
+        Table([["setting", "share", ""], *rows], is_text=True),
+        f"Share of the variance of the {_LABELS[plan.search.metric]} after {step} steps that a forest of trees puts "
+        "down to each setting (fANOVA, Hutter et al. 2014), within the ranges that were tried. With few trials this is "
+        "a hint and no more.",
+    ]
 
 
 def table(plan: Plan, trials: list[Trial]) -> list[list[str]]:
-    """A header and one row a trial: those that finished, the best first, then the others by how far they came."""
+    """A header and one row per trial: those that finished, the best first, then the others by how far they came."""
 
     def rank(trial: Trial) -> tuple[bool, int, float]:
         step = trial.scores[-1].step if trial.scores else 0
-        return trial.status != "finished", -step, trial.badness(plan.direction)
+        return trial.status != "finished", -step, trial.loss(plan.direction)
 
     rows = [["trial", plan.search.metric, "status", "step", *map(short, plan.space.keys)]]
     for trial in sorted(trials, key=rank):
         step = trial.scores[-1].step if trial.scores else 0
-        value = _NOTHING if trial.value is None else f"{trial.value:.4f}"
+        value = NOTHING if trial.value is None else f"{trial.value:.4f}"
         status = "not finished" if trial.status == "open" else trial.status
         rows.append([trial.name, value, status, f"{step:,}", *map(brief, plan.values(trial.settings).values())])
     return rows
@@ -112,7 +128,6 @@ def _count(plan: Plan, trials: list[Trial]) -> str:
 
 
 def remarks(plan: Plan, trials: Trials) -> list[str]:
-    """What to bear in mind."""
     caution = (
         "The best was chosen by these held-out rows, so its figure flatters it a little: before relying on a small "
         "difference, train it and the settings as they stand again with another run.seed."
@@ -124,9 +139,9 @@ def _same_batches(trials: Trials) -> str:
     """Whether all trials did their steps on the same batches, as far as each went."""
     digests = {trial.name: _digests(trials, trial.name) for trial in trials}
     longest = max(digests.values(), key=len, default=[])
-    strays = [name for name, own in digests.items() if own != longest[: len(own)]]
-    if strays:
-        return f"Not all trials trained on the same batches: the digests of {', '.join(strays)} differ."
+    differing = [name for name, own in digests.items() if own != longest[: len(own)]]
+    if differing:
+        return f"Not all trials trained on the same batches: the digests of {', '.join(differing)} differ."
     return f"All trials trained on the same batches in the same order: up to {len(longest):,} steps of equal digests."
 
 
@@ -138,7 +153,7 @@ def _digests(trials: Trials, name: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------- charts
 
 
-def _charts(plan: Plan, trials: list[Trial], step: int | None) -> Iterator[Chart]:
+def _charts(plan: Plan, trials: list[Trial], step: int | None) -> Iterator[tuple[str, str]]:
     label = _LABELS[plan.search.metric]
     title = f"{label[0].upper()}{label[1:]}"
     scored = [trial for trial in trials if trial.scores]

@@ -46,14 +46,12 @@ def _objective(given: Any) -> Any:
     return given
 
 
-_UNFIT_SCHEDULERS = {
-    "pbt": "its trials would have to take over each other's weights, which has no effect when a trial is a training "
-    "run with workers of its own",
-    "pb2": "its trials would have to take over each other's weights, which has no effect when a trial is a training "
-    "run with workers of its own",
-    "hyperband": "it pauses trials, which would keep their workers waiting",
-    "bohb": "it pauses trials, which would keep their workers waiting",
-}
+_EXCHANGES = (
+    "its trials would have to take over each other's weights, which has no effect when a trial is a training run with "
+    "workers of its own"
+)
+_PAUSES = "it pauses trials, which would keep their workers waiting"
+_UNFIT_SCHEDULERS = {"pbt": _EXCHANGES, "pb2": _EXCHANGES, "hyperband": _PAUSES, "bohb": _PAUSES}
 
 
 def _scheduler(given: Any) -> Any:
@@ -82,7 +80,7 @@ class Search(Section):
     grace_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of its steps that every trial does before ASHA may stop it."""
     reduction_factor: Annotated[float, Field(gt=1)] = 2.0
-    """At each of ASHA's looks, one in so many goes on; the steps before each look grow by the same factor."""
+    """At each of ASHA's looks, one in so many is kept; the steps before each look grow by the same factor."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time at most; null takes as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=0)] = 1
@@ -121,13 +119,11 @@ class Plan:
 
     @property
     def num_trials(self) -> int:
-        """Trials in all."""
         combinations = self.space.num_combinations
         return self.search.num_trials or (1 + combinations if combinations > 1 else DEFAULT_NUM_TRIALS)
 
     @property
     def folder(self) -> str:
-        """Where the trials' runs lie."""
         return f"{self.config.run.storage_path}/{self.config.run.name}/{TRIALS_FOLDER}"
 
     def identity(self) -> dict[str, Any]:

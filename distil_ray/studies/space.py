@@ -1,14 +1,16 @@
 """What a search tries: rules by key -> parameters that a sampler draws -> settings of a run.
 
 A *point* maps each parameter's name to its raw value, the form in which Optuna wants it. Grids have no parameters:
-their combinations are gone through in order.
+their combinations are gone through in order. Each rule varies one setting or a group of them, its ``keys``: it has
+``distributions`` of its parameters, the ``settings`` at a point, the ``point`` of settings (None if the rule does not
+allow them), and ``examples`` at the edges (if these are valid, all settings are).
 """
 
 import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -21,26 +23,6 @@ Settings = dict[str, Any]  # by dotted key
 ZERO_BELOW = 0.05
 _SIGNIFICANT_DIGITS = 4
 _WEIGHT_DIGITS = 3
-
-
-class Rule(Protocol):
-    """How one setting, or a group of them, is varied."""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The settings."""
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The parameters, by name."""
-
-    def settings(self, point: Point) -> Settings:
-        """The values at a point."""
-
-    def point(self, settings: Mapping[str, Any]) -> Point | None:
-        """The point that has these values; None if the rule does not allow them."""
-
-    def examples(self) -> Iterator[Settings]:
-        """Values at the edges: if these are valid, all are."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +147,9 @@ class Simplex:
         yield {key: 1 / len(self.members) for key in self.members}
 
 
+Rule = Range | Choice | Simplex
+
+
 @dataclass(frozen=True)
 class Space:
     """All rules of a search."""
@@ -178,7 +163,6 @@ class Space:
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The parameters, by name."""
         return {name: found for rule in self.rules for name, found in rule.distributions().items()}
 
     @property
@@ -203,7 +187,6 @@ class Space:
         return None if None in points else {name: value for point in points if point for name, value in point.items()}
 
     def simplexes(self) -> list[Simplex]:
-        """The groups of weights."""
         return [rule for rule in self.rules if isinstance(rule, Simplex)]
 
 
@@ -239,14 +222,6 @@ def _parse_rule(name: str, content: Any) -> Rule:
     if not isinstance(argument, Sequence) or isinstance(argument, str) or not argument:
         raise ValueError(f"given {kind}: {shown(argument)}, expected a list")
     return _KINDS[kind](name, list(argument))
-
-
-def _choice(key: str, values: list[Any]) -> Choice:
-    return Choice(key, _distinct(values))
-
-
-def _grid(key: str, values: list[Any]) -> Grid:
-    return Grid(key, _distinct(values))
 
 
 def _uniform(key: str, limits: list[Any]) -> Range:
@@ -289,10 +264,10 @@ def _distinct(values: list[Any]) -> tuple[Any, ...]:
 
 
 _KINDS: dict[str, Callable[[str, list[Any]], Rule]] = {
-    "choice": _choice,
+    "choice": lambda key, values: Choice(key, _distinct(values)),
     "uniform": _uniform,
     "loguniform": _loguniform,
     "randint": _randint,
-    "grid": _grid,
+    "grid": lambda key, values: Grid(key, _distinct(values)),
     "simplex": _simplex,
 }

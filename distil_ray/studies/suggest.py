@@ -32,8 +32,8 @@ _DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 def suggest(space: Space, search: Search, direction: Direction, trials: Iterable[Trial], number: int) -> Point:
     """Return the point of trial ``number`` in the light of all trials before it.
 
-    TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018) ranks trials that were stopped early behind all that
-    went further, and takes those under way for bad ones, lest the same point be tried twice at a time.
+    TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018) ranks trials that were stopped early below all that
+    got further, and counts those under way as bad, so that the same point is not tried twice at a time.
     """
     study = new_study(direction, _sampler(search, number))
     for trial in trials:
@@ -43,8 +43,7 @@ def suggest(space: Space, search: Search, direction: Direction, trials: Iterable
 
 
 def new_study(direction: Direction, sampler: BaseSampler | None = None) -> optuna.Study:
-    """An empty study in memory."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it tells of each
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it logs each trial
     return optuna.create_study(direction=_DIRECTIONS[direction], sampler=sampler)
 
 

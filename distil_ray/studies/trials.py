@@ -1,4 +1,4 @@
-"""The trials of a search and what became of them, kept in its folder so that a killed search goes on.
+"""The trials of a search and what became of them, kept in its folder so that a killed search can be resumed.
 
 ``trials.json`` names every trial before it starts, with its settings. What a trial achieved stands in the folder of its
 run alone and is read back from there, so nothing can be lost between the two.
@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from torch.utils.tensorboard import FileWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard import SummaryWriter
 
 from distil_ray.config import Config, shown, to_yaml
 from distil_ray.errors import InputError
@@ -64,11 +63,10 @@ class Trial:
 
     @property
     def value(self) -> float | None:
-        """The newest objective."""
         return self.scores[-1].value if self.scores else None
 
-    def badness(self, direction: Direction) -> float:
-        """The newest objective as a number that is smaller for the better; infinite without one."""
+    def loss(self, direction: Direction) -> float:
+        """The newest objective as a number of which less is better; infinite without one."""
         if self.value is None:
             return math.inf
         return self.value if direction == "min" else -self.value
@@ -97,11 +95,9 @@ class Trials:
         return self._trials[name]
 
     def run_folder(self, name: str) -> RunFolder:
-        """The folder of a trial's run."""
         return RunFolder(self._runs, name)
 
     def add(self, settings: Settings, point: Point | None) -> Trial:
-        """Note a new trial."""
         trial = Trial(_NAME.format(len(self)), settings, point)
         self._trials[trial.name] = trial
         self._write()
@@ -129,7 +125,6 @@ class Trials:
         self._write()
 
     def _caught_up(self, trial: Trial) -> Trial:
-        """The trial with what its run's folder says of it."""
         run = self.run_folder(trial.name)
         trial = replace(trial, scores=tuple(scores_of(read_records(run), self._metric)))
         if trial.status != "open":
@@ -163,7 +158,7 @@ def scores_of(records: list[Record], metric: str) -> Iterator[Score]:
 def best(trials: Trials | list[Trial], direction: Direction) -> Trial | None:
     """The finished trial with the best objective at its end; the earlier one of equals."""
     finished = [trial for trial in trials if trial.status == "finished" and trial.value is not None]
-    return min(finished, key=lambda trial: trial.badness(direction), default=None)
+    return min(finished, key=lambda trial: trial.loss(direction), default=None)
 
 
 def common_step(trials: Trials | list[Trial]) -> int | None:
@@ -173,7 +168,6 @@ def common_step(trials: Trials | list[Trial]) -> int | None:
 
 
 def value_at(trial: Trial, step: int | None) -> float | None:
-    """The objective at a step."""
     return next((score.value for score in trial.scores if score.step == step), None)
 
 
@@ -243,13 +237,12 @@ def best_yaml(plan: Plan, trial: Trial, num_trials: int) -> str:
 def write_hparams(plan: Plan, trial: Trial, run: RunFolder) -> None:
     """Add the trial's settings to the TensorBoard files of its run, where the objective's curve already is."""
     settings = {key: _plain(value) for key, value in plan.values(trial.settings).items()}
-    metrics = {plan.search.metric: trial.value if trial.value is not None else float("nan")}
+    metrics = {} if trial.value is None else {plan.search.metric: trial.value}
+    step = trial.scores[-1].step if trial.scores else 0
     with TemporaryDirectory(prefix="distil_ray_") as temporary:
-        writer = FileWriter(temporary, filename_suffix=".hparams")
-        for summary in hparams(settings, metrics):
-            writer.add_summary(summary)
-        writer.close()
-        run.upload(Path(temporary), TENSORBOARD_FOLDER)
+        with SummaryWriter(temporary) as writer:
+            writer.add_hparams(settings, metrics, run_name=trial.name, global_step=step)
+        run.upload(Path(temporary) / trial.name, TENSORBOARD_FOLDER)
 
 
 def _plain(value: Any) -> bool | int | float | str:

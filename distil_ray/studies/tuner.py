@@ -4,17 +4,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
+from operator import itemgetter
 from typing import Any
 
 import ray.tune
 import torch
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from distil_ray.errors import DivergedError, InputError, RunError, reason_of
+from distil_ray.reporting.report import NAME
 from distil_ray.runs.cluster import (
     DRIVER_CPUS,
     check_fits,
@@ -29,15 +30,15 @@ from distil_ray.runs.console import Console
 from distil_ray.runs.events import EventQueue
 from distil_ray.runs.lease import Claim, holding
 from distil_ray.runs.storage import RunFolder
-from distil_ray.studies.board import Board, Relay, describe
+from distil_ray.studies.asha import Asha
+from distil_ray.studies.display import SearchDisplay, TrialConsole, describe
 from distil_ray.studies.objective import ReportObjective
-from distil_ray.studies.search_report import REPORT_FILE, to_html, to_text
-from distil_ray.studies.settings import SEARCH_FILE, Plan, Search, SearchConfig
+from distil_ray.studies.search_report import report_on
+from distil_ray.studies.settings import SEARCH_FILE, Plan, SearchConfig
 from distil_ray.studies.suggest import suggest
 from distil_ray.studies.trials import (
     BEST_FILE,
     FAILED_FILE,
-    FIRST_TRIAL,
     Score,
     Trial,
     Trials,
@@ -48,7 +49,7 @@ from distil_ray.studies.trials import (
 from distil_ray.training.identity import Identity
 from distil_ray.training.launcher import check_learned_settings, examine, launch
 
-_TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to go on
+_TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to resume
 _RETRIED_FILE = "retried.json"  # in a trial's folder: why it failed the last time
 _PROGRESS = "run/progress"
 _NUM_SHOWN = 6  # trials in a dry run
@@ -69,23 +70,26 @@ def search(plan: Plan, *, retry_failed: bool = False) -> None:
 
 
 def _search(plan: Plan, claim: Claim, *, retry_failed: bool) -> None:
-    trials, board, known = _open(plan)
+    trials, display, known = _open(plan)
     if retry_failed:
         for trial in trials:
             if trial.status == "failed":
                 trials.reopen(trial.name)
     if len(trials) < plan.num_trials or any(trial.status == "open" for trial in trials):
-        _fit(plan, trials, board, known, claim)
+        _fit(plan, trials, display, known, claim)
     write_results(plan, trials)
     if best(trials, plan.direction) is None:
         messages = [f"\n  {trial.name}: {trial.message}" for trial in trials if trial.message]
-        raise RunError(f"none of the {len(trials)} trials came to its end:{''.join(messages)}")
-    trials.folder.write_text(REPORT_FILE, to_html(plan, trials))
-    board.line(f"\n{to_text(plan, trials)}\n")
+        raise RunError(f"none of the {len(trials)} trials finished:{''.join(messages)}")
+    report = report_on(plan, trials)
+    files = report.files()
+    for suffix, text in files.items():
+        trials.folder.write_text(f"{NAME}{suffix}", text)
+    display.line(f"\n{report.to_text()}\n")
     place = f"{plan.config.run.storage_path}/{plan.config.run.name}"
-    board.line(f"report: {place}/{REPORT_FILE}")
-    board.line(f"best configuration: {place}/{BEST_FILE}")
-    board.line(f"to train it again: python -m distil_ray.train --config {place}/{BEST_FILE}")
+    display.line(f"report: {place}/{NAME}{', '.join(files)}")
+    display.line(f"best configuration: {place}/{BEST_FILE}")
+    display.line(f"to train it again: python -m distil_ray.train --config {place}/{BEST_FILE}")
 
 
 def dry_run(plan: Plan) -> None:
@@ -94,45 +98,44 @@ def dry_run(plan: Plan) -> None:
     Raises:
         InputError: whatever a search would refuse.
     """
-    trials, board, known = _open(plan)
-    examine(plan.config, trials.folder, board, known)
-    board.line(connect(_own_cpu_slots(plan)))
+    trials, display, known = _open(plan)
+    examine(plan.config, trials.folder, display, known)
+    display.line(connect(_own_cpu_slots(plan)))
     check_fits(plan.config, DRIVER_CPUS)
-    board.line(f"{plan.num_trials} trials, {_at_once(plan, board)} at a time; the first ones:")
+    display.line(f"{plan.num_trials} trials, {_at_once(plan, display)} at a time; the first ones:")
     num_by_chance = plan.num_trials if plan.search.searcher == "random" else plan.search.startup_trials
-    board.line(f"  the settings as they stand ({describe(plan, {})})")
+    display.line(f"  the settings as they stand ({describe(plan, {})})")
     for number in range(1, min(plan.num_trials, num_by_chance, _NUM_SHOWN)):
         point = suggest(plan.space, plan.search, plan.direction, (), number)
-        board.line(f"  {describe(plan, plan.space.settings(point, number - 1))}")
-    board.line("dry run: nothing was trained")
+        display.line(f"  {describe(plan, plan.space.settings(point, number - 1))}")
+    display.line("dry run: nothing was trained")
 
 
-def _open(plan: Plan) -> tuple[Trials, Board, Identity | None]:
+def _open(plan: Plan) -> tuple[Trials, SearchDisplay, Identity | None]:
     """What there is of the search, and what it was made with, if the folder is not another's."""
     run = plan.config.run
     folder = RunFolder(run.storage_path, run.name)
     known = check_learned_settings(plan.identity(), folder, SearchConfig)
     trials = Trials(folder, plan.folder, plan.search.metric)
-    return trials, Board(plan, trials), known
+    return trials, SearchDisplay(plan, trials), known
 
 
-def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None, claim: Claim) -> None:
+def _fit(plan: Plan, trials: Trials, display: SearchDisplay, known: Identity | None, claim: Claim) -> None:
     """Run every trial that is open or still to be made."""
     config, folder = plan.config, trials.folder
-    identity = replace(examine(config, folder, board, known).identity, learned=plan.identity())
-    board.line(connect(_own_cpu_slots(plan)))
+    identity = replace(examine(config, folder, display, known).identity, learned=plan.identity())
+    display.line(connect(_own_cpu_slots(plan)))
     check_fits(config, DRIVER_CPUS)
-    at_once = _at_once(plan, board)
+    at_once = _at_once(plan, display)
     identity.write(folder)
     folder.write_text(SEARCH_FILE, plan.to_yaml())
     folder.remove(_TUNE_FOLDER)
     num_settled = sum(trial.status != "open" for trial in trials)
-    board.line(
+    display.line(
         f"search {config.run.name} in {folder.path}: {num_settled} of {plan.num_trials} trials are done, "
         f"{at_once} at a time"
     )
-    scheduler = _scheduler(plan.search, plan.direction)
-    _replay(scheduler, trials, board)
+    scheduler = _scheduler(plan, trials, display)
     num_left = max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials)
     if not num_left:  # it was killed when the last trial was to be stopped
         return
@@ -144,11 +147,11 @@ def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None, claim
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command at once; nothing is lost by it
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails early has reported nothing
     }
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said by the board
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is printed by the display
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Suggestions(plan, trials, board),
+            search_alg=_Suggestions(plan, trials, display),
             scheduler=scheduler,
             num_samples=num_left,
             max_concurrent_trials=at_once,
@@ -162,7 +165,7 @@ def _fit(plan: Plan, trials: Trials, board: Board, known: Identity | None, claim
         ),
     )
     try:
-        with board.following(events):
+        with display.following(events):
             tuner.fit()
     finally:
         events.close()
@@ -181,12 +184,12 @@ def _own_cpu_slots(plan: Plan) -> float:
     return at_once * slots_needed(config, workers, DRIVER_CPUS)["CPU"]
 
 
-def _at_once(plan: Plan, board: Board) -> int:
+def _at_once(plan: Plan, display: SearchDisplay) -> int:
     fitting, asked = runs_at_once(plan.config), plan.search.max_concurrent
     if asked is not None and has_autoscaler():  # for which the nodes of further trials are still to come
         return min(asked, plan.num_trials)
     if asked is not None and asked > fitting:
-        board.line(f"search.max_concurrent: given {asked}, but the cluster has room for {fitting}")
+        display.line(f"search.max_concurrent: given {asked}, but the cluster has room for {fitting}")
     return min(fitting, asked or fitting, plan.num_trials)
 
 
@@ -196,13 +199,13 @@ def _at_once(plan: Plan, board: Board) -> int:
 def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: EventQueue, claim: Claim) -> None:
     """A trial, in an actor of its own. What may pass is raised, for Tune to try again, and written down for then."""
     name = spec["trial"]
-    relay = Relay(events, name)
+    console = TrialConsole(events, name)
     folder = RunFolder(plan.folder, name)
     if folder.exists(_RETRIED_FILE):
-        relay.show("line", f"is tried again: {folder.read_json(_RETRIED_FILE)['message']}")
+        console.show("line", f"is tried again: {folder.read_json(_RETRIED_FILE)['message']}")
     try:
         config = plan.trial_config(name, json.loads(spec["settings"]))
-        launch(config, relay, [ReportObjective(plan.search.metric)], basis, claim)
+        launch(config, console, [ReportObjective(plan.search.metric)], basis, claim)
     except (InputError, DivergedError) as error:  # it would fail again
         folder.write_json(FAILED_FILE, {"message": str(error)})
     except Exception as error:
@@ -214,9 +217,9 @@ def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: 
 class _Suggestions(Searcher):
     """Hands Tune the open trials and then new ones, and notes what becomes of each."""
 
-    def __init__(self, plan: Plan, trials: Trials, board: Board) -> None:
+    def __init__(self, plan: Plan, trials: Trials, display: SearchDisplay) -> None:
         super().__init__(metric=plan.search.metric, mode=plan.direction)
-        self._plan, self._trials, self._board = plan, trials, board
+        self._plan, self._trials, self._display = plan, trials, display
         self._open = [trial.name for trial in trials if trial.status == "open"]
         self._names: dict[str, str] = {}  # by Tune's id of the trial
 
@@ -229,16 +232,15 @@ class _Suggestions(Searcher):
         else:
             return Searcher.FINISHED
         self._names[trial_id] = trial.name
-        self._board.started(trial)
+        self._display.started(trial)
         return {"trial": trial.name, "settings": json.dumps(trial.settings)}
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Note an evaluation."""
         if self.metric in result:
             name = self._names[trial_id]
             score = Score(result["step"], result[_PROGRESS], result[self.metric], time.time())
             self._trials.score(name, score)
-            self._board.scored(self._trials[name], score)
+            self._display.scored(self._trials[name], score)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Note the end of a trial; ``error``: it failed too often, or its actor was lost."""
@@ -250,18 +252,18 @@ class _Suggestions(Searcher):
         run.remove(_RETRIED_FILE)
         trial = self._trials.settle(name, is_stopped=True)
         write_hparams(self._plan, trial, run)
-        self._board.settled(trial)
+        self._display.settled(trial)
         write_results(self._plan, self._trials)
 
+    # Tune keeps no notes of these: the trials are in the search's folder.
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing for Tune's own notes, as below."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trials are in the search's folder."""
+        pass
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, likewise."""
+        pass
 
 
 def new_trial(plan: Plan, trials: Trials) -> Trial:
@@ -273,63 +275,32 @@ def new_trial(plan: Plan, trials: Trials) -> Trial:
     return trials.add(plan.space.settings(point, number - 1), point)
 
 
-# ---------------------------------------------------------------------------------------------------- stopping early
+def _scheduler(plan: Plan, trials: Trials, display: SearchDisplay) -> FIFOScheduler:
+    if plan.search.scheduler == "none":
+        return FIFOScheduler()
+    asha = Asha(plan.search, plan.direction)
+    replay(asha, trials, display)
+    return _Scheduler(asha, plan.search.metric)
 
 
-def _scheduler(search: Search, direction: str) -> Any:
-    return FIFOScheduler() if search.scheduler == "none" else _Asha(search, direction)
+class _Scheduler(FIFOScheduler):
+    """Stops trials early. They are known by their names, which last when a search is resumed."""
 
-
-class _Asha(AsyncHyperBandScheduler):
-    """Ray's ASHA, which knows trials by their names, so that it can be told what happened before a restart.
-
-    The first trial, with the settings as they stand, is never stopped: the best one is to be compared with it.
-    """
-
-    def __init__(self, search: Search, direction: str) -> None:
-        times: dict[str, Any] = {  # fractions, for all that Ray says of integers
-            "grace_period": search.grace_fraction,
-            "max_t": 1 - 1e-9,  # no look at the end, where a trial is about to write its student
-        }
-        super().__init__(
-            time_attr=_PROGRESS,
-            metric=search.metric,
-            mode=direction,
-            reduction_factor=search.reduction_factor,
-            stop_last_trials=False,
-            **times,
-        )
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, _by_name(trial))
+    def __init__(self, asha: Asha, metric: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._asha, self._objective = asha, metric
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        named = _by_name(trial)
-        action: str = super().on_trial_result(tune_controller, named, result)
-        return str(TrialScheduler.CONTINUE) if named.trial_id == FIRST_TRIAL else action
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        super().on_trial_complete(tune_controller, _by_name(trial), result)
-
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_remove(tune_controller, _by_name(trial))
+        """Let ASHA look at an evaluation."""
+        if self._objective not in result:
+            return str(TrialScheduler.CONTINUE)
+        is_stopped = self._asha.stops(trial.config["trial"], result[_PROGRESS], result[self._objective])
+        return str(TrialScheduler.STOP if is_stopped else TrialScheduler.CONTINUE)
 
 
-def _by_name(trial: Any) -> Any:
-    return SimpleNamespace(trial_id=trial.config["trial"], config=trial.config)
-
-
-def _replay(scheduler: Any, trials: Trials, board: Board) -> None:
-    """Tell the scheduler of all evaluations so far, in the order in which they were made."""
-    stand_ins = {trial.name: SimpleNamespace(config={"trial": trial.name}) for trial in trials}
-    for stand_in in stand_ins.values():
-        scheduler.on_trial_add(None, stand_in)
-    for name, score in _by_time(trials):
-        result = {_PROGRESS: score.progress, scheduler.metric: score.value}
-        action = scheduler.on_trial_result(None, stand_ins[name], result)
-        if action == TrialScheduler.STOP and trials[name].status == "open":
-            board.settled(trials.settle(name, is_stopped=True))
-
-
-def _by_time(trials: Iterable[Trial]) -> list[tuple[str, Score]]:
-    return sorted(((trial.name, score) for trial in trials for score in trial.scores), key=lambda pair: pair[1].time)
+def replay(asha: Asha, trials: Trials, display: SearchDisplay) -> None:
+    """Let ASHA look at all evaluations so far, in the order in which they were made."""
+    scores = [(score.time, trial.name, score) for trial in trials for score in trial.scores]
+    for _, name, score in sorted(scores, key=itemgetter(0)):
+        if asha.stops(name, score.progress, score.value) and trials[name].status == "open":
+            display.settled(trials.settle(name, is_stopped=True))

@@ -1,4 +1,4 @@
-"""`python -m distil_ray.evaluate` on a real Ray: it compares, it goes on, and it names mistakes before any training."""
+"""`python -m distil_ray.evaluate` on a real Ray: it compares, resumes, and names mistakes before any training."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def fine_tuning():
     return [one for one in psutil.Process().children(recursive=True) if "fine_tune" in " ".join(one.cmdline())]
 
 
-def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_path, monkeypatch, capsys):
+def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, tmp_path, monkeypatch, capsys):
     assert evaluate.main(arguments(folders, tmp_path, seeds=1)) == 0
     first = capsys.readouterr().out
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/*/*/*.json")}
@@ -71,14 +71,16 @@ def test_models_are_compared_and_a_comparison_goes_on(folders, ray_cluster, tmp_
     assert report["tasks"]["sst2"]["num_train_rows"] == 64
     assert report["tasks"]["sst2"]["num_rows_there"] == 96
     assert report["tasks"]["sst2"]["constant_score"] == 50.0
-    assert "| sst2 | accuracy | 64 of 96 | 96 | 4 | 0.003 | 32 | up to 12 |" in out
-    assert "| one answer for all rows | 25.0 | " in out
+    markdown = (tmp_path / "report.md").read_text()
+    assert "| sst2 | accuracy | 64 of 96 | 96 | 4 | 0.003 | 32 | up to 12 |" in markdown
+    assert "| one answer for all rows | 25.0 | " in markdown
+    assert "\none answer for all rows   25.0  " in out
     assert (half["dtype"], half["revision"]) == ("fp32", None)
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json", "report.md", "results"}
 
     with monkeypatch.context() as patch:  # when all is done, no cluster is joined or started for it
         patch.setattr("distil_ray.evaluation.finetuning.ray", None)
-        patch.setattr("distil_ray.evaluation.standings.join", None)
+        patch.setattr("distil_ray.evaluation.finetuning.join", None)
         assert evaluate.main(arguments(folders, tmp_path, tasks=("sst2", "stsb"))) == 0
     assert "8 of 8 fine-tunings are done already" in capsys.readouterr().out
 
@@ -126,7 +128,7 @@ def test_the_second_step_adds_rows_and_learns_from_the_teacher_that_was_fine_tun
     assert json.loads((results / "half (D)/sst2/seed-1.json").read_text())["made_with"]["second_step"]["alpha"] == 0.5
     assert (results / "teacher/sst2/seed-1.soft-targets.npz").exists()
 
-    (results / "half (D)/sst2/seed-1.json").unlink()  # goes on with the soft targets that were kept
+    (results / "half (D)/sst2/seed-1.json").unlink()  # resumes with the soft targets that were kept
     assert evaluate.main([*given, "--second-step"]) == 0
     assert "2 of 3 fine-tunings are done already" in capsys.readouterr().out
     assert evaluate.main([*given, "--second-step", "--set=second_step.alpha=0.4"]) == 2
@@ -198,7 +200,7 @@ def test_files_for_a_device(folders, ray_cluster, tmp_path, capsys):
         assert torch_model["figures"]["score"] == onnx["figures"]["score"] == model["tasks"]["sst2"]["median"]
         assert int8["figures"]["score"] > 60
         assert (tmp_path / "on-device" / model["name"] / "model-int8.onnx").stat().st_size == int8["num_bytes"]
-    assert "### On a device" in capsys.readouterr().out
+    assert "\nOn a device:\n" in capsys.readouterr().out
 
     kept = (tmp_path / "on-device/half/model.onnx").stat().st_mtime_ns
     assert evaluate.main(given) == 0
@@ -215,13 +217,13 @@ def test_text_alone(folders, corpus, tokenizer_folder, ray_cluster, tmp_path, ca
 
     out = capsys.readouterr().out
     assert "fine-tunings" not in out
-    assert "### Held-out text" in out
+    assert "\nHeld-out text:\n" in out
     teacher, student = json.loads((tmp_path / "out/report.json").read_text())["models"]
     assert teacher["text"]["kl_to_teacher"] is None
     assert student["text"]["kl_to_teacher"] > 0
     assert student["text"]["num_rows"] == 32
     with pytest.MonkeyPatch.context() as patch:  # what is known is not measured again
-        patch.setattr("distil_ray.evaluation.standings.join", None)
+        patch.setattr("distil_ray.evaluation.evaluate.join", None)
         assert evaluate.main([*given, "--set=text.pseudo_perplexity_rows=2"]) == 0
 
 

@@ -171,12 +171,13 @@ from distil_ray.models.origin import Origin, resolve
 from distil_ray.evaluation.finetuning import finetuner_of
 from distil_ray.evaluation.tasks import TASKS
 from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import Cell
+from distil_ray.evaluation.models import Model
+from distil_ray.evaluation.results import FinetuneJob
 
 print(resolve("org/bert", None).revision)
 for commit in ("a" * 40, "b" * 40):
-    origin = Origin("org/bert", commit)
-    finetuner = finetuner_of(Cell("half", origin, "sst2", 1), TASKS["sst2"], Protocol())
+    model = Model("half", Origin("org/bert", commit))
+    finetuner = finetuner_of(FinetuneJob(model, "sst2", 1), TASKS["sst2"], Protocol())
     weights = finetuner.model.base_model.embeddings.word_embeddings.weight
     print(weights[0, 0].item(), finetuner.tokenizer.model_max_length)
 """

@@ -8,7 +8,7 @@ from small_models import small_model
 from training_parts import set_weights
 from transformers import BertTokenizer
 
-from distil_ray.evaluation.guesses import fill_gaps, make_gaps
+from distil_ray.evaluation.guesses import guess_words, mask_words
 
 PIECES = re.findall(r"\S+", "this function returns the number of elements in array when called with short list a . ,")
 PROSE = "This function returns the number of elements in the array."
@@ -20,8 +20,8 @@ def tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
 
 
-def gaps_of(tokenizer, documents, num_gaps=1, seed=1, max_tokens=128):
-    return make_gaps(tokenizer, documents, num_gaps=num_gaps, max_tokens=max_tokens, seed=seed)
+def gaps_of(tokenizer, documents, num_words=1, seed=1, max_tokens=128):
+    return mask_words(tokenizer, documents, num_words=num_words, max_tokens=max_tokens, seed=seed)
 
 
 def test_masks_a_whole_word_of_plain_prose(tokenizer):
@@ -32,7 +32,7 @@ def test_masks_a_whole_word_of_plain_prose(tokenizer):
         "",
         "This function returns the number\nof elements in the array when called with the short list.",
     ]
-    gaps = gaps_of(tokenizer, documents, num_gaps=5)
+    gaps = gaps_of(tokenizer, documents, num_words=5)
 
     assert len(gaps) == 2
     assert gaps[0].before + gaps[0].word + gaps[0].after == PROSE
@@ -64,11 +64,11 @@ def test_a_long_document_is_cut_and_the_gap_lies_before_the_cut(tokenizer):
 
 def test_the_guess_is_the_most_probable_piece(tokenizer):
     model = set_weights(small_model("bert", vocab_size=len(tokenizer)), "guesses")
-    gaps = gaps_of(tokenizer, [PROSE] * 3, num_gaps=3, seed=0)
+    gaps = gaps_of(tokenizer, [PROSE] * 3, num_words=3, seed=0)
     answer = tokenizer.convert_tokens_to_ids(gaps[1].word.lower())
     with torch.no_grad():
         model.cls.predictions.bias[answer] = 50.0
-    guesses = fill_gaps(model, tokenizer, gaps)
+    guesses = guess_words(model, tokenizer, gaps)
 
     assert [guess.word for guess in guesses] == [gaps[1].word.lower()] * 3
     assert [guess.is_right for guess in guesses] == [gap.word == gaps[1].word for gap in gaps]

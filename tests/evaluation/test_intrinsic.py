@@ -11,6 +11,7 @@ from intrinsic_parts import (
     VOCABULARY,
     all_rows,
     close,
+    listed,
     nearby,
     plain_figures,
     save_models,
@@ -36,7 +37,6 @@ from distil_ray.evaluation.intrinsic import (
     text_plan,
 )
 from distil_ray.evaluation.protocol import Resources, load_protocol
-from distil_ray.models.origin import Origin
 from distil_ray.training import heldout
 
 
@@ -236,7 +236,7 @@ def paths(tmp_path_factory):
 
 def refused(models, sources, text=TEXT):
     with pytest.raises(InputError) as caught:
-        measure_intrinsic({name: Origin(path) for name, path in models.items()}, sources, text, Resources(), print)
+        measure_intrinsic(listed(models), sources, text, Resources(), print)
     return str(caught.value)
 
 
@@ -251,7 +251,7 @@ def test_a_text_without_a_row(sources):
 
 
 def test_a_digest_is_of_the_text_and_not_of_its_place(paths, tmp_path):
-    models = {name: Origin(path) for name, path in paths.items()}
+    models = listed(paths)
 
     def digest(name, lengths, text=TEXT):
         (tmp_path / name).mkdir(exist_ok=True)

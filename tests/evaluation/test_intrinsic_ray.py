@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from intrinsic_parts import TEXT, VOCABULARY, all_rows, close, save_models, totals_of, write_text
+from intrinsic_parts import TEXT, VOCABULARY, all_rows, close, listed, save_models, totals_of, write_text
 
 from distil_ray.config import Source
 from distil_ray.data.batch import Arrays
@@ -16,7 +16,6 @@ from distil_ray.evaluation import intrinsic
 from distil_ray.evaluation.intrinsic import measure_intrinsic, text_plan
 from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.loading import load_masked_lm
-from distil_ray.models.origin import Origin
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +32,7 @@ def test_figures_are_those_of_one_process(ray_cluster, paths, tmp_path, monkeypa
 
     for cpus, num_processes in ((4, 1), (3, 2)):  # the two leave no slot for the text
         lines: list[str] = []
-        origins = {name: Origin(path) for name, path in paths.items()}
-        found = measure_intrinsic(origins, sources, TEXT, Resources(cpus=cpus), lines.append)
+        found = measure_intrinsic(listed(paths), sources, TEXT, Resources(cpus=cpus), lines.append)
         assert list(found) == ["teacher", "half"]
         for index, figures in enumerate(found.values()):
             assert figures._asdict() == close(expected.of(index)._asdict(), rel=1e-6)

@@ -1,16 +1,17 @@
-"""Metrics agree with values worked out by hand; medians and what is undefined."""
+"""Metrics agree with values worked out by hand; medians, what is undefined, and what scores are of."""
 
 import numpy as np
 import pytest
 import torch
+from glue_rows import write_glue
 from small_models import small_model
 from training_parts import save_model
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.finetuning import Finetuner, SoftTargets
-from distil_ray.evaluation.kinds import Spans, macro, score, summarise
-from distil_ray.evaluation.protocol import Finetuning, OwnTask, SecondStep
-from distil_ray.evaluation.tasks import Answers, Rows, own_task
+from distil_ray.evaluation.kinds import Spans, facts_of, macro, score, squad_scores, summarize
+from distil_ray.evaluation.protocol import Finetuning, OwnTask, SecondStep, load_protocol
+from distil_ray.evaluation.tasks import TASKS, Answers, Rows, chosen_tasks, own_task, read_tasks
 from distil_ray.models.loading import load_tokenizer
 
 LABELS, PREDICTIONS = np.array([1, 1, 1, 0, 0]), np.array([1, 1, 0, 0, 1])  # tp 2, fn 1, fp 1, tn 1
@@ -45,7 +46,7 @@ def test_constant_predictions_score_nothing(metric):
 
 
 def test_medians_and_the_macro_score():
-    assert summarise([3.0, 1.0, 10.0]) == (3.0, 1.0, 10.0, 3)
+    assert summarize([3.0, 1.0, 10.0]) == (3.0, 1.0, 10.0, 3)
     assert macro([50.0, 70.0]) == 60.0
 
 
@@ -164,3 +165,56 @@ def test_the_metrics_are_those_of_the_task():
     rows = Rows([("q", "a b c")] * 2, [Answers((), ()), Answers(("b",), (2,))])
     assert Spans(task).constant_score(rows, rows) == {"exact_match": 50.0}
     assert Spans(TASK).constant_score(rows, rows) == {"exact_match": 50.0, "f1": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "exact", "f1"),
+    [
+        ("The  Eiffel-Tower!", ["eiffeltower"], 100, 100),  # case, articles, punctuation and blanks do not count
+        ("theatre", ["a theatre"], 100, 100),
+        ("in Paris, France", ["Paris", "the Paris of France"], 0, 100 * 2 * 2 / 6),  # the answer that fits best
+        ("to be or be", ["be be be"], 0, 100 * 2 * 2 / 7),  # a word counts as often as both have it
+        ("", [], 100, 100),
+        ("something", [], 0, 0),
+        ("", ["something"], 0, 0),
+        ("the", ["an"], 100, 100),  # nothing is left of either
+        ("yes", ["no"], 0, 0),
+    ],
+)
+def test_squads_official_metrics(prediction, answers, exact, f1):
+    assert squad_scores([prediction], [answers]) == pytest.approx({"exact_match": exact, "f1": f1})
+    both = squad_scores([prediction, "right"], [answers, ["right"]])
+    assert both == pytest.approx({"exact_match": (exact + 100) / 2, "f1": (f1 + 100) / 2})
+
+
+# --------------------------------------------------------------------------------------------------- facts
+
+
+def test_facts_are_those_of_rows_and_protocol(tmp_path):
+    protocol = load_protocol([], ["finetuning.max_train_rows=40", "finetuning_of.stsb.num_epochs=7"])
+    tasks, data = read_tasks(chosen_tasks(["sst2", "stsb"], str(write_glue(tmp_path)), {}), protocol)
+    sst2, stsb = (facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks)
+
+    assert (sst2.num_train_rows, sst2.num_rows_there, sst2.num_validation_rows, sst2.num_epochs) == (40, 96, 96, 3)
+    assert sst2.metrics == ("accuracy",)
+    assert stsb.num_epochs == 7
+    assert stsb.constant_score == 0.0  # a correlation with one number for all rows
+
+
+def labelled(*labels):
+    return Rows([("a",)] * len(labels), np.array(labels))
+
+
+def test_the_constant_answer_is_the_commonest_class_of_the_training_rows():
+    splits = {"train": labelled(0, 1, 1), "validation": labelled(1, 1, 1, 0)}
+    accuracy, f1 = 75.0, 100 * 6 / 7
+    assert facts_of(TASKS["mrpc"], splits, Finetuning()).constant_score == pytest.approx((accuracy + f1) / 2)
+    both = {"train": labelled(2, 0, 0), "matched": labelled(0, 0), "mismatched": labelled(2, 1)}
+    facts = facts_of(TASKS["mnli"], both, Finetuning())
+    assert (facts.constant_score, facts.num_validation_rows) == (50.0, 4)
+
+
+def test_the_constant_answer_to_questions_is_none():
+    task = own_task("squad", OwnTask(kind="span", hub="x"))
+    rows = Rows([("q", "blue")] * 4, [Answers(("blue",), (0,)), Answers((), ()), Answers((), ()), Answers((), ())])
+    assert facts_of(task, {"train": rows, "validation": rows}, Finetuning()).constant_score == 75.0

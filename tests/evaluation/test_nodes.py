@@ -6,6 +6,7 @@ from small_models import small_model
 from training_parts import save_model
 
 from distil_ray.errors import InputError
+from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.nodes import check_reachable, join, listing_of
 from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.origin import Origin
@@ -13,12 +14,13 @@ from distil_ray.models.origin import Origin
 
 def test_nodes_are_asked_for_the_folders_of_models(ray_cluster, tmp_path):
     whole, other = (save_model(tmp_path / name, small_model("bert", num_hidden_layers=1)) for name in ("a", "b"))
-    models = {"teacher": (Origin(whole), listing_of(whole)), "half": (Origin(other), listing_of(other))}
+    half = Model("half", Origin(other))
+    models = {Model("teacher", Origin(whole)): listing_of(whole), half: listing_of(other)}
     check_reachable(models, ray.nodes())
 
-    models["half"] = (Origin(other), listing_of(other) | {"model.safetensors": 5})
-    models["gone"] = (Origin("/no/such/folder"), listing_of(whole))
-    models["hub"] = (Origin("org/nothing", "0" * 40), {})
+    models[half] = listing_of(other) | {"model.safetensors": 5}
+    models[Model("gone", Origin("/no/such/folder"))] = listing_of(whole)
+    models[Model("hub", Origin("org/nothing", "0" * 40))] = {}
     with pytest.raises(InputError) as caught:
         check_reachable(models, ray.nodes())
     first, *problems, last = str(caught.value).splitlines()
@@ -33,7 +35,7 @@ def test_nodes_are_asked_for_the_folders_of_models(ray_cluster, tmp_path):
 
 def test_a_cluster_of_this_machine_alone_is_not_asked(ray_cluster):
     """Which would take seconds: what is not there on this machine has been refused before."""
-    assert "Ray" in join({"gone": Origin("/no/such/folder")}, Resources())
+    assert "Ray" in join([Model("gone", Origin("/no/such/folder"))], Resources())
 
 
 def test_a_card_is_not_a_part_of_a_model(tmp_path):

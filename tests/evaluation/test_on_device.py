@@ -21,7 +21,7 @@ from distil_ray.evaluation.deployment import (
     export_and_check,
     export_onnx,
     logits_of,
-    quantise,
+    quantize,
 )
 from distil_ray.evaluation.finetuning import Finetuner
 from distil_ray.evaluation.protocol import Finetuning, Protocol
@@ -70,7 +70,7 @@ def test_the_file_is_the_model_at_any_size(tmp_path, capfd, caplog, recwarn, fam
     model = disturbed(load_classifier(save_model(tmp_path, small_model(family, num_hidden_layers=1)), 3, 0))
     capfd.readouterr()
     path = export_onnx(model, small_tokenizer(), tmp_path / "onnx")
-    quantise(tmp_path / "onnx")
+    quantize(tmp_path / "onnx")
     assert capfd.readouterr() == ("", "")
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
     assert not recwarn.list
@@ -209,7 +209,7 @@ def test_a_missing_package_is_named(tuned, exported, tmp_path, monkeypatch, pack
     path = exported[0].path
     for call in (
         lambda: export_onnx(tuned[0], small_tokenizer(), tmp_path / "onnx"),
-        lambda: quantise(path.parent),
+        lambda: quantize(path.parent),
         lambda: OnnxModel(path, 1),
     ):
         with pytest.raises(InputError, match=rf"needs {package}, not .* pip install 'distil-ray\[onnx\]'"):

@@ -36,7 +36,12 @@ def test_a_run_beside_its_teacher(distilled, tmp_path, capsys):
         assert f"{history.last(name):.3f}" in html
         assert f"{history.last(name):.3f}" in text
     assert "distilled against its teacher: " in text
-    assert f"student of distilled: {folder}/export" in text
+    assert f"distilled  {folder}/export" in text
+    assert f"report: {tmp_path}/new/r.json, .html, .md" in text
+    figures = json.loads((tmp_path / "new" / "r.json").read_text())["models"]
+    assert figures[1]["mlm_loss"] == history.last("eval/mlm_loss")
+    assert len(figures[1]["guesses"]) == html.count('class="gap"')
+    assert "| distilled (distilled; " in (tmp_path / "new" / "r.md").read_text()
     assert html.count("<svg") >= 4
     assert "MLM loss in training" in html
     assert str(history.config.teacher.path) in html
@@ -111,7 +116,7 @@ def test_text_that_is_gone_costs_only_the_sentences(distilled, baseline, tmp_pat
     ("arguments", "message"),
     [
         (["{tmp}/nowhere"], "is not the folder of a run"),
-        (["{run}", "--output", "{tmp}/file/r.html"], "--output: cannot write"),
+        (["{run}", "--output", "{tmp}/file/r.html"], "--output: cannot write into"),
         (["s3://runs/a"], "--output: missing"),
     ],
 )

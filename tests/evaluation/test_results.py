@@ -13,10 +13,11 @@ from training_parts import save_model, small_tokenizer
 
 from distil_ray.config import Source
 from distil_ray.errors import InputError, RunError
+from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import OwnTask, Protocol, load_protocol
-from distil_ray.evaluation.results import SCHEMA, Cell, Results
+from distil_ray.evaluation.results import SCHEMA, FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, chosen_tasks, own_task, read_tasks
-from distil_ray.models.origin import resolve
+from distil_ray.models.origin import Origin
 
 SCORES = {"validation/accuracy": 75.0, "score": 75.0}
 
@@ -30,39 +31,43 @@ def root(tmp_path_factory):
     return folder
 
 
+def half(root):
+    return Model("half", Origin(str(root / "model")))
+
+
 def world(root, output, *settings):
-    """The results below ``output``, and the cell of a model, as a comparison of what lies in ``root`` has them."""
+    """The results below ``output``, and the job of a model, as a comparison of what lies in ``root`` has them."""
     protocol = load_protocol([], list(settings))
     tasks, data = read_tasks(chosen_tasks(["sst2"], str(root / "glue"), protocol.tasks), protocol)
-    return Results(output, protocol, tasks, data), Cell("half", resolve(str(root / "model"), None), "sst2", 1)
+    return Results(output, protocol, tasks, data), FinetuneJob(half(root), "sst2", 1)
 
 
 def put(root, output, *settings):
-    results, cell = world(root, output, *settings)
-    results.put(cell, SCORES, 1.0)
-    assert results.done([cell]) == [cell]
-    assert results.score(cell) == 75.0
+    results, job = world(root, output, *settings)
+    results.put(job, SCORES, 1.0)
+    assert results.done([job]) == [job]
+    assert results.score(job) == 75.0
     return output / "results/half/sst2/seed-1.json"
 
 
 def refusal(root, output, *settings):
-    results, cell = world(root, output, *settings)
+    results, job = world(root, output, *settings)
     with pytest.raises(InputError) as caught:
-        results.done([cell])
+        results.done([job])
     return str(caught.value)
 
 
 def test_nothing_is_done_at_first(root, tmp_path):
-    results, cell = world(root, tmp_path)
-    assert results.done([cell]) == []
+    results, job = world(root, tmp_path)
+    assert results.done([job]) == []
 
 
 def test_the_same_content_in_another_place_is_no_change(root, tmp_path):
     put(root, tmp_path)
     copy = shutil.copytree(root, tmp_path / "copy")
-    results, cell = world(copy, tmp_path)
-    assert results.done([cell, replace(cell, seed=2)]) == [cell]
-    assert results.num_unverified([cell]) == 0
+    results, job = world(copy, tmp_path)
+    assert results.done([job, replace(job, seed=2)]) == [job]
+    assert results.num_unverified([job]) == 0
 
 
 def save_tokenizer(folder, lowercase):
@@ -135,24 +140,25 @@ def test_another_protocol_is_named(root, tmp_path, setting, reason):
 
 
 def test_reasons_are_given_once_for_all_files(root, tmp_path):
-    results, cell = world(root, tmp_path)
-    cells = [replace(cell, seed=seed) for seed in (1, 2, 3)]
-    for one in cells:
+    results, job = world(root, tmp_path)
+    jobs = [replace(job, seed=seed) for seed in (1, 2, 3)]
+    for one in jobs:
         results.put(one, SCORES, 1.0)
     changed, _ = world(root, tmp_path, "finetuning.num_epochs=5")
     with pytest.raises(InputError, match=r"^3 results in .*") as caught:
-        changed.done(cells)
+        changed.done(jobs)
     assert str(caught.value).count("num_epochs") == 1
 
 
 def test_the_second_step_depends_on_the_teacher_and_its_own_settings(root, tmp_path):
     results, teacher = world(root, tmp_path)
-    student = Cell("half (D)", teacher.origin, "sst2", 1, teacher=teacher)
+    student = FinetuneJob(teacher.model, "sst2", 1, teacher=teacher)
     results.put(student, SCORES, 1.0)
+    assert (tmp_path / "results/half (D)/sst2/seed-1.json").exists()
     assert results.done([student]) == [student]
     other = save_model(tmp_path / "other", small_model("bert", num_hidden_layers=1, seed=9))
     with pytest.raises(InputError, match=r"teacher: the model in .*/other is another one"):
-        results.done([replace(student, teacher=Cell("teacher", resolve(other, None), "sst2", 1))])
+        results.done([replace(student, teacher=FinetuneJob(Model("teacher", Origin(other)), "sst2", 1))])
     with pytest.raises(InputError, match=r"second_step.alpha was 0.5, is 0.1"):
         world(root, tmp_path, "second_step.alpha=0.1")[0].done([student])
 
@@ -162,8 +168,8 @@ def test_a_key_that_was_not_there_yet_counts_as_its_default(root, tmp_path):
     content = json.loads(file.read_text())
     del content["made_with"]["protocol"]["weight_decay"]
     file.write_text(json.dumps(content))
-    results, cell = world(root, tmp_path)
-    assert results.done([cell]) == [cell]
+    results, job = world(root, tmp_path)
+    assert results.done([job]) == [job]
     assert "finetuning.weight_decay was 0.01, is 0.5" in refusal(root, tmp_path, "finetuning.weight_decay=0.5")
 
 
@@ -179,22 +185,22 @@ def test_what_a_later_version_made_is_left_alone(root, tmp_path):
 def test_a_damaged_file_is_made_again(root, tmp_path, content):
     file = put(root, tmp_path)
     file.write_text(content)
-    results, cell = world(root, tmp_path)
-    assert results.done([cell]) == []
+    results, job = world(root, tmp_path)
+    assert results.done([job]) == []
 
 
 def test_a_disk_that_cannot_be_written_to(root, tmp_path):
-    results, cell = world(root, tmp_path)
+    results, job = world(root, tmp_path)
     (tmp_path / "results").write_text("a file where a folder has to be")
     with pytest.raises(RunError, match=r"cannot write .*/results/half/sst2/seed-1.json: .*; what was written before"):
-        results.put(cell, SCORES, 1.0)
+        results.put(job, SCORES, 1.0)
     with pytest.raises(RunError, match=r"cannot write .*soft-targets.npz"):
-        results.put_soft_targets(cell, [np.zeros(2, dtype=np.float32)])
+        results.put_soft_targets(job, [np.zeros(2, dtype=np.float32)])
 
 
 def test_soft_targets_are_those_that_were_put(root, tmp_path):
-    results, cell = world(root, tmp_path)
-    teacher = replace(cell, teaches=True)
+    results, job = world(root, tmp_path)
+    teacher = replace(job, teaches=True)
     results.put(teacher, SCORES, 1.0)
     assert results.done([teacher]) == []  # without the soft targets
     logits = [np.full((2, length), length, dtype=np.float32) for length in (3, 1, 2)]
@@ -233,10 +239,10 @@ def put_schema_1(root, output, **made_with):
 
 def test_results_of_schema_1_stay_usable(root, tmp_path):
     put_schema_1(root, tmp_path)
-    results, cell = world(root, tmp_path)
-    assert results.done([cell]) == [cell]
-    assert results.score(cell) == 75.0
-    assert results.num_unverified([cell]) == 1
+    results, job = world(root, tmp_path)
+    assert results.done([job]) == [job]
+    assert results.score(job) == 75.0
+    assert results.num_unverified([job]) == 1
 
 
 def test_what_schema_1_noted_is_compared(root, tmp_path):
@@ -247,8 +253,8 @@ def test_what_schema_1_noted_is_compared(root, tmp_path):
     put_schema_1(root, tmp_path, protocol=SCHEMA_1 | {"max_train_rows": 7})  # drawn in another way at the time
     assert "max_train_rows has since come to draw other rows" in refusal(root, tmp_path, "finetuning.max_train_rows=7")
     put_schema_1(root, tmp_path, protocol=SCHEMA_1 | {"max_train_rows": 96})  # all rows, then and now
-    results, cell = world(root, tmp_path, "finetuning.max_train_rows=96")
-    assert results.done([cell]) == [cell]
+    results, job = world(root, tmp_path, "finetuning.max_train_rows=96")
+    assert results.done([job]) == [job]
 
 
 def test_own_tasks_of_schema_1(root, tmp_path):
@@ -259,8 +265,8 @@ def test_own_tasks_of_schema_1(root, tmp_path):
     def done(spec):
         protocol = Protocol(tasks={"sst2": spec})
         tasks, data = read_tasks([own_task("sst2", spec)], protocol)
-        cell = Cell("half", resolve(str(root / "model"), None), "sst2", 1)
-        return Results(tmp_path, protocol, tasks, data).done([cell])
+        job = FinetuneJob(half(root), "sst2", 1)
+        return Results(tmp_path, protocol, tasks, data).done([job])
 
     assert len(done(spec)) == 1
     with pytest.raises(InputError, match=r'tasks.sst2.metrics was null, is \["f1"\]'):
@@ -277,7 +283,7 @@ def test_spans_of_schema_1_were_scored_by_all_metrics(root, tmp_path):
         protocol = Protocol(tasks={"sst2": spec})
         put_schema_1(root, tmp_path, task=spec.model_dump(mode="json"))
         results = Results(tmp_path, protocol, *read_tasks([own_task("sst2", spec)], protocol))
-        return results.done([Cell("half", resolve(str(root / "model"), None), "sst2", 1)])
+        return results.done([FinetuneJob(half(root), "sst2", 1)])
 
     assert done()
     assert done("f1", "exact_match")
@@ -289,13 +295,13 @@ def test_spans_of_schema_1_were_scored_by_all_metrics(root, tmp_path):
 
 
 def test_figures_on_a_text_are_known_by_content(root, tmp_path):
-    results, cell = world(root, tmp_path)
-    models, sources = {"half": cell.origin}, [Source(path="/a")]
+    results, job = world(root, tmp_path)
+    models, sources = [job.model], [Source(path="/a")]
     assert results.get_text(models, sources, "digest") == (None, [])
     results.put_text(models, "digest", {"half": {"mlm_loss": 2.0}})
     assert results.get_text(models, [Source(path="/b")], "digest") == ({"half": {"mlm_loss": 2.0}}, [])
     assert results.get_text(models, sources, "other") == (None, ["--text: another text"])
-    more = {**models, "other": cell.origin}
+    more = [*models, Model("other", job.model.origin)]
     assert results.get_text(more, sources, "digest") == (None, ["other: another model or tokenizer"])
     changed, _ = world(root, tmp_path, "text.seed=1")
     assert changed.get_text(models, sources, "digest") == (None, ["text.seed was 56, is 1"])
@@ -304,8 +310,8 @@ def test_figures_on_a_text_are_known_by_content(root, tmp_path):
 def test_figures_on_a_text_of_schema_1(root, tmp_path):
     import hashlib
 
-    results, cell = world(root, tmp_path)
-    models, sources = {"half": cell.origin}, [Source(path="/a")]
+    results, job = world(root, tmp_path)
+    models, sources = [job.model], [Source(path="/a")]
     weights = hashlib.sha256((root / "model/model.safetensors").read_bytes()).digest()
     made_with = {
         "models": {"half": hashlib.sha256(weights).hexdigest()},

@@ -18,7 +18,9 @@ from distil_ray.config import Source
 from distil_ray.data.plan import IN_SAMPLE
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.evaluation.intrinsic import Totals, measure, rows_per_block, text_plan
+from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import HeldOutText
+from distil_ray.models.origin import Origin
 
 TOKENIZER = small_tokenizer()
 VOCABULARY = Vocabulary.from_pretrained(TOKENIZER)
@@ -43,6 +45,11 @@ def save_models(folder: Path) -> dict[str, str]:
         "teacher": save_model(folder / "teacher", teacher),
         "half": save_model(folder / "half", nearby(teacher)),
     }
+
+
+def listed(paths: dict[str, str]) -> list[Model]:
+    """Models by the names and paths of `save_models`."""
+    return [Model(name, Origin(path)) for name, path in paths.items()]
 
 
 def nearby(model: PreTrainedModel) -> PreTrainedModel:

@@ -11,17 +11,15 @@ from runs import changed
 
 from distil_ray import ablate
 from distil_ray.errors import InputError
-from distil_ray.evaluation.facts import TaskFacts
+from distil_ray.evaluation.kinds import TaskFacts
 from distil_ray.studies.ablation import (
     Comparison,
     Outcome,
     findings,
-    remarks,
+    report_on,
+    same_batches,
     table,
     task_table,
-    to_html,
-    to_json,
-    to_markdown,
 )
 from distil_ray.studies.variants import load_ablation
 
@@ -72,10 +70,11 @@ def test_what_the_scores_are_of(comparison):
     facts = TaskFacts("classification", ("accuracy",), 100, 2490, 277, 3, 2e-5, 32, 128, 52.7)
     known = Comparison(comparison.outcomes, {"cola": facts, "rte": facts})
     assert task_table(known)[-1] == ["one answer for all rows", "52.7", "52.7"]
-    text = to_markdown(known, "made here")
+    report = report_on(known)
+    text = report.to_markdown()
     assert "| rte | accuracy | 100 of 2,490 | 277 | 3 | 2e-05 | 32 | up to 128 |" in text
-    assert "<td>100 of 2,490</td>" in to_html(known, "made here")
-    assert json.loads(to_json(known, "made here"))["tasks"]["rte"]["constant_score"] == 52.7
+    assert "<td>100 of 2,490</td>" in report.to_html()
+    assert json.loads(report.to_json())["tasks"]["rte"]["constant_score"] == 52.7
 
 
 def test_what_matters_most_comes_first_and_seeds_that_disagree_are_named(comparison):
@@ -95,20 +94,23 @@ def test_without_scores_the_held_out_loss_decides():
 
 
 def test_other_batches_are_remarked_on(comparison):
-    assert remarks(comparison)[0].startswith("All variants of a seed trained on the same batches in the same order: 2")
+    assert same_batches(comparison).startswith(
+        "All variants of a seed trained on the same batches in the same order: 2"
+    )
     other = Comparison([outcome("full", 1, 3.0), outcome("other", 1, 2.5, digests=("a", "c"))])
-    assert remarks(other) == ["The runs with seed 1 did not train on the same batches: their digests differ."]
+    assert same_batches(other) == "The runs with seed 1 did not train on the same batches: their digests differ."
 
 
 def test_page_text_and_json_agree(comparison):
-    page, text = to_html(comparison, "made here"), to_markdown(comparison, "made here")
+    report = report_on(comparison)
+    page, text = report.to_html(), report.to_markdown()
     assert "<td>-3.5 (-4.0 to -3.0)</td>" in page
     assert page.count("<svg") == 1
     assert "<h2>Tasks</h2>" in page
-    assert "<h2>Tasks</h2>" not in to_html(Comparison([outcome("full", 1, 3.0), outcome("other", 1, 2.5)]), "")
+    assert "<h2>Tasks</h2>" not in report_on(Comparison([outcome("full", 1, 3.0), outcome("other", 1, 2.5)])).to_html()
     assert "| variant | cola | rte |" in text
     assert "| without-ce | 67.5 | -3.5 (-4.0 to -3.0) |" in text
-    found = json.loads(to_json(comparison, "made here"))
+    found = json.loads(report.to_json())
     assert found["changes"]["random"]["score"] == {"median": -21.5, "low": -23.0, "high": -20.0, "num_seeds": 2}
     assert len(found["runs"]) == 8
 

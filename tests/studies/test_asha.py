@@ -1,84 +1,90 @@
-"""Stopping early: Ray's ASHA, told after a restart what happened before it."""
+"""Stopping early: decisions at growing steps, the same when a search is resumed."""
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
+from distil_ray.studies.asha import Asha
 from distil_ray.studies.settings import Search
 from distil_ray.studies.trials import FIRST_TRIAL
-from distil_ray.studies.tuner import _Asha, _replay, _scheduler
-
-METRIC = "eval/mlm_loss"
+from distil_ray.studies.tuner import _scheduler, replay
 
 
-def trial(name: str, tune_id: str = "") -> SimpleNamespace:
-    """What of Tune's trials the scheduler looks at; Tune gives another id after each restart."""
-    return SimpleNamespace(trial_id=tune_id or name, config={"trial": name})
-
-
-def asha(direction: str = "min", **values) -> _Asha:
-    return _Asha(Search(space={}, **values), direction)
-
-
-def decide(scheduler: _Asha, name: str, progress: float, value: float, tune_id: str = "") -> str:
-    return scheduler.on_trial_result(None, trial(name, tune_id), {"run/progress": progress, METRIC: value})
-
-
-def joined(scheduler: _Asha, *names: str) -> _Asha:
-    for name in names:
-        scheduler.on_trial_add(None, trial(name))
-    return scheduler
+def asha(direction: str = "min", **values) -> Asha:
+    return Asha(Search(space={}, **values), direction)
 
 
 @pytest.mark.parametrize(("direction", "sign"), [("min", 1), ("max", -1)])
 def test_a_trial_behind_the_median_is_stopped(direction, sign):
-    scheduler = joined(asha(direction), "trial-001", "trial-002", "trial-003")
+    scheduler = asha(direction)
 
-    assert decide(scheduler, "trial-001", 0.25, sign * 3.0) == "CONTINUE"
-    assert decide(scheduler, "trial-002", 0.20, sign * 9.0) == "CONTINUE"  # in its grace
-    assert decide(scheduler, "trial-002", 0.25, sign * 5.0) == "STOP"
-    assert decide(scheduler, "trial-003", 0.25, sign * 2.0) == "CONTINUE"
+    assert not scheduler.stops("trial-001", 0.25, sign * 3.0)
+    assert not scheduler.stops("trial-002", 0.20, sign * 9.0)  # in its grace
+    assert scheduler.stops("trial-002", 0.25, sign * 5.0)
+    assert not scheduler.stops("trial-003", 0.25, sign * 2.0)
 
 
 def test_looks_are_at_growing_steps_and_not_at_the_end():
-    scheduler = joined(asha(), "trial-001", "trial-002")
-    for progress, action in (
-        (0.25, "CONTINUE"),
-        (0.3, "CONTINUE"),
-        (0.5, "STOP"),
-        (0.75, "CONTINUE"),
-        (1.0, "CONTINUE"),
+    scheduler = asha()
+    for progress, is_stopped in (
+        (0.25, False),
+        (0.3, False),
+        (0.5, True),
+        (0.75, False),
+        (1.0, False),
     ):
-        decide(scheduler, "trial-001", progress, 2.0)
+        scheduler.stops("trial-001", progress, 2.0)
         value = 1.0 if progress < 0.5 else 9.0
-        assert decide(scheduler, "trial-002", progress, value) == action
+        assert scheduler.stops("trial-002", progress, value) == is_stopped
 
 
 def test_grace_and_reduction_are_as_set():
-    scheduler = joined(asha(grace_fraction=0.1, reduction_factor=4), "trial-001", "trial-002", "trial-003")
+    scheduler = asha(grace_fraction=0.1, reduction_factor=4)
     for name, value in (("trial-001", 1.0), ("trial-002", 2.0)):
-        decide(scheduler, name, 0.1, value)
-    # The best quarter of 1 and 2 goes on: what is below 1.25.
-    assert decide(scheduler, "trial-003", 0.1, 1.3) == "STOP"
+        scheduler.stops(name, 0.1, value)
+    # The best quarter of 1 and 2 stays: what is below 1.25.
+    assert scheduler.stops("trial-003", 0.1, 1.3)
 
-    scheduler = joined(asha(grace_fraction=0.1, reduction_factor=2), "trial-001", "trial-002", "trial-003")
+    scheduler = asha(grace_fraction=0.1, reduction_factor=2)
     for name, value in (("trial-001", 1.0), ("trial-002", 2.0)):
-        decide(scheduler, name, 0.1, value)
-    assert decide(scheduler, "trial-003", 0.1, 1.3) == "CONTINUE"
+        scheduler.stops(name, 0.1, value)
+    assert not scheduler.stops("trial-003", 0.1, 1.3)
 
 
 def test_the_first_trial_runs_to_its_end():
-    scheduler = joined(asha(), FIRST_TRIAL, "trial-001")
+    scheduler = asha()
 
-    decide(scheduler, "trial-001", 0.25, 1.0)
-    assert decide(scheduler, FIRST_TRIAL, 0.25, 9.0) == "CONTINUE"
+    scheduler.stops("trial-001", 0.25, 1.0)
+    assert not scheduler.stops(FIRST_TRIAL, 0.25, 9.0)
 
 
-def test_without_a_scheduler_nothing_is_stopped():
-    scheduler = _scheduler(Search(space={}, scheduler="none"), "min")
-    for name, value in (("trial-001", 1.0), ("trial-002", 9.0)):
-        scheduler.on_trial_add(None, trial(name))
-        assert decide(scheduler, name, 0.5, value) == "CONTINUE"
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_decisions_are_those_of_rays_asha(direction):
+    search = Search(space={}, grace_fraction=0.1, reduction_factor=3)
+    own = Asha(search, direction)
+    rays = AsyncHyperBandScheduler(
+        time_attr="progress",
+        metric="value",
+        mode=direction,
+        grace_period=search.grace_fraction,
+        max_t=1 - 1e-9,
+        reduction_factor=search.reduction_factor,
+        stop_last_trials=False,
+    )
+    trials = [SimpleNamespace(trial_id=f"trial-{number:03d}") for number in range(1, 60)]
+    for trial in trials:
+        rays.on_trial_add(None, trial)
+    generator = np.random.default_rng(0)
+    decisions = []
+    for progress in (0.05, 0.1, 0.2, 0.31, 0.5, 0.95, 1.0):
+        for trial in generator.permutation(trials):
+            value = float(generator.normal())
+            action = rays.on_trial_result(None, trial, {"progress": progress, "value": value})
+            decisions.append(own.stops(trial.trial_id, progress, value))
+            assert decisions[-1] == (action == "STOP")
+    assert {True, False} == set(decisions)
 
 
 class Kept(dict):
@@ -103,20 +109,31 @@ def kept(**scores) -> Kept:
     return trials
 
 
-def told(trials: Kept) -> tuple[_Asha, list[str]]:
+def test_without_a_scheduler_nothing_is_stopped():
+    plan = SimpleNamespace(search=Search(space={}, scheduler="none"), direction="min")
+    scheduler = _scheduler(plan, kept(trial_001=[(0.25, 3.0, 1.0)], trial_002=[(0.25, 5.0, 2.0)]), None)
+    assert type(scheduler) is FIFOScheduler
+
+
+def test_tune_is_told_to_stop_a_trial_by_its_own_name():
+    plan = SimpleNamespace(search=Search(space={}), direction="min")
+    scheduler = _scheduler(plan, kept(trial_001=[(0.25, 3.0, 1.0)]), None)
+    trial = SimpleNamespace(trial_id="0a1b", config={"trial": "trial-002"})
+    assert scheduler.on_trial_result(None, trial, {"train/loss": 1.0}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial, {"run/progress": 0.25, plan.search.metric: 5.0}) == "STOP"
+
+
+def told(trials: Kept) -> tuple[Asha, list[str]]:
     scheduler, lines = asha(), []
-    _replay(scheduler, trials, SimpleNamespace(settled=lambda trial: lines.append(trial.name)))
+    replay(scheduler, trials, SimpleNamespace(settled=lambda trial: lines.append(trial.name)))
     return scheduler, lines
 
 
 def test_a_restart_changes_no_decision():
     scheduler, _ = told(kept(trial_001=[(0.25, 3.0, 1.0)], trial_002=[(0.25, 2.0, 2.0)]))
-    for name in ("trial-002", "trial-003"):
-        scheduler.on_trial_add(None, trial(name, f"new-{name}"))
 
-    # The trial that goes on is the one that was there before, under whatever id.
-    assert decide(scheduler, "trial-002", 0.3, 9.0, "new-trial-002") == "CONTINUE"
-    assert decide(scheduler, "trial-003", 0.25, 2.9, "new-trial-003") == "STOP"  # the median of 3 and 2 is 2.5
+    assert not scheduler.stops("trial-002", 0.3, 9.0)
+    assert scheduler.stops("trial-003", 0.25, 2.9)  # the median of 3 and 2 is 2.5
 
 
 def test_a_trial_that_was_to_be_stopped_when_the_search_was_killed_is_stopped():

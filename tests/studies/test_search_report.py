@@ -12,7 +12,7 @@ from distil_ray.config import load_config
 from distil_ray.errors import InputError
 from distil_ray.reporting.plots import scatter_chart, ternary_chart
 from distil_ray.runs.storage import RunFolder
-from distil_ray.studies.search_report import findings, read_search, remarks, table, to_html, to_text
+from distil_ray.studies.search_report import findings, read_search, remarks, report_on, table
 from distil_ray.studies.settings import SEARCH_FILE, Plan, plan_of
 from distil_ray.studies.suggest import MIN_TRIALS, importances
 from distil_ray.studies.trials import TRIALS_FILE, Score, Trial, Trials, write_results
@@ -121,7 +121,8 @@ def test_equal_digests_are_confirmed_and_others_named(searched):
 
 def test_the_page_is_well_formed_and_loads_nothing(searched):
     plan, trials = searched
-    page = to_html(plan, trials)
+    report = report_on(plan, trials)
+    page = report.to_html()
     checker = Checker()
     checker.feed(page)
 
@@ -137,7 +138,11 @@ def test_the_page_is_well_formed_and_loads_nothing(searched):
     ):
         assert text in page
     assert "against student.layers" not in page  # which are not all numbers
-    assert to_text(plan, trials).splitlines()[0].split()[0] == "trial"
+    assert '<td class="right">trial-001</td>' in page
+    assert "\ntrial      eval/mlm_loss " in report.to_text()
+    best = json.loads(report.to_json())["trials"][1]
+    assert best["values"]["distill.temperature"] == 4.0
+    assert best["scores"][-1]["value"] == 3.75
 
 
 def test_a_search_is_read_back_from_where_it_lies(searched, tmp_path):

@@ -23,7 +23,7 @@ from distil_ray.config import load_config
 from distil_ray.errors import RunError
 from distil_ray.runs.storage import RunFolder
 from distil_ray.studies import tuner
-from distil_ray.studies.board import Board
+from distil_ray.studies.display import SearchDisplay
 from distil_ray.studies.settings import plan_of
 from distil_ray.studies.trials import Trials
 
@@ -163,10 +163,11 @@ def test_what_a_search_leaves_behind(searched):
     assert finals[1] < finals[0]
     assert f"is lower by {finals[0] - finals[1]:.4f}" in output
     assert not (folder / "tune").exists()
+    assert all((folder / f"report{suffix}").exists() for suffix in (".json", ".html", ".md"))
     for text in (
         "4 of 4 trials: 2 finished, 1 stopped early, 1 failed.",
         "Best: trial-003",
-        "report.html",
+        "report.json, .html, .md",
         "best.yaml",
     ):
         assert text in output
@@ -245,7 +246,7 @@ def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings,
     plan = plan_of(changed(search_settings, run__storage_path=str(tmp_path), search__max_failures=5))
     trials = Trials(RunFolder(str(tmp_path), "search"), plan.folder, plan.search.metric)
     trial = tuner.new_trial(plan, trials)
-    suggestions = tuner._Suggestions(plan, trials, Board(plan, trials))
+    suggestions = tuner._Suggestions(plan, trials, SearchDisplay(plan, trials))
     spec = suggestions.suggest("id")
     launched, sent = [], []
 
@@ -342,7 +343,7 @@ def test_trials_at_a_time_are_limited_by_the_nodes_there_unless_more_may_come(
 ):
     settings = changed(search_settings, search__max_concurrent=3, search__num_trials=10, runtime__num_workers=2)
     plan = plan_of(settings)
-    assert tuner._at_once(plan, Board(plan, ())) == 1
+    assert tuner._at_once(plan, SearchDisplay(plan, ())) == 1
     assert "search.max_concurrent: given 3, but the cluster has room for 1" in capsys.readouterr().out
     monkeypatch.setattr(tuner, "has_autoscaler", lambda: True)
-    assert tuner._at_once(plan, Board(plan, ())) == 3
+    assert tuner._at_once(plan, SearchDisplay(plan, ())) == 3

@@ -18,8 +18,8 @@ from distil_ray.studies.trials import Score, Trial, Trials, best
 _NUM_SHOWN = 12  # settled trials in the live table, the best first
 
 
-class Relay(Console):
-    """The console of a trial: passes its events on to the search, and what is the same for all trials to nobody."""
+class TrialConsole(Console):
+    """The console of a trial: sends its events to the search, and drops lines that are the same for all trials."""
 
     def __init__(self, events: EventQueue, name: str) -> None:
         super().__init__()
@@ -27,10 +27,9 @@ class Relay(Console):
         self._name = name
 
     def line(self, text: str) -> None:
-        """Say nothing: the search has said it."""
+        """Print nothing: the search has printed it."""
 
     def show(self, kind: str, content: Any) -> None:
-        """Pass an event on."""
         self._events.send(kind, (self._name, content))
 
     @contextmanager
@@ -38,8 +37,8 @@ class Relay(Console):
         yield
 
 
-class Board(Console):
-    """The console of the search."""
+class SearchDisplay(Console):
+    """The console of the search: a live table of its trials on a terminal, else a line for each event."""
 
     def __init__(self, plan: Plan, trials: Trials) -> None:
         super().__init__()
@@ -65,22 +64,19 @@ class Board(Console):
             self._running[name] = detail
 
     def started(self, trial: Trial) -> None:
-        """Tell of a trial that starts or goes on."""
         self._running[trial.name] = {}
-        verb = "goes on" if trial.scores else "starts"
+        verb = "resumes" if trial.scores else "starts"
         described = describe(self._plan, trial.settings)
         if not trial.settings:
             described = f"the settings as they stand ({described})"
         self.line(f"{trial.name}  {verb}: {described}")
 
     def scored(self, trial: Trial, score: Score) -> None:
-        """Tell of an evaluation."""
         if self._live is None:
             metric = self._plan.search.metric
             self.line(f"{trial.name}  step {score.step:,}  {score.progress:.0%}  {metric} {score.value:.4f}")
 
     def settled(self, trial: Trial) -> None:
-        """Tell how a trial ended."""
         self._running.pop(trial.name, None)
         if trial.status == "failed":
             self.line(f"{trial.name}  failed: {trial.message}")
@@ -110,7 +106,7 @@ class Board(Console):
         keys = self._plan.space.keys
         for name in ("trial", "", *map(short, keys), "done", self._plan.search.metric, "left"):
             table.add_column(name, justify="left" if name in ("trial", "") else "right")
-        settled.sort(key=lambda trial: (trial.status != "finished", trial.badness(self._plan.direction)))
+        settled.sort(key=lambda trial: (trial.status != "finished", trial.loss(self._plan.direction)))
         running = [self._trials[name] for name in list(self._running)]
         for trial in [*running, *settled[:_NUM_SHOWN]]:
             record = self._running.get(trial.name, {})
@@ -141,10 +137,8 @@ def describe(plan: Plan, settings: Mapping[str, Any]) -> str:
 
 
 def short(key: str) -> str:
-    """A setting's name without its section."""
     return key.rpartition(".")[2]
 
 
 def brief(value: Any) -> str:
-    """A setting's value, short."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
