@@ -5,11 +5,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from queue import Empty
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tqdm import tqdm
-
-_BAR_FORMAT = "{percentage:5.1f}%|{bar}| {desc}"
+if TYPE_CHECKING:  # imported late: few commands draw, and `--help` never does
+    from rich.console import Console as Terminal
+    from rich.progress import Progress
 
 
 class Inbox(Protocol):
@@ -23,12 +23,15 @@ class Console:
     """Prints a run's messages. Lines go to standard output; the bar, on a terminal only, to standard error."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
+        self._terminal: Terminal | None = None  # while something is drawn on it
+        self._bar: Progress | None = None
 
     def line(self, text: str) -> None:
-        """Print one line, above the bar if there is one."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        """Print one line, above what is drawn if that is on the same terminal."""
+        if self._terminal is not None and sys.stdout.isatty():
+            self._terminal.print(text, soft_wrap=True)
+        else:
+            print(text, flush=True)
 
     @contextmanager
     def following(self, events: Inbox) -> Iterator[None]:
@@ -49,9 +52,17 @@ class Console:
         if not sys.stderr.isatty():
             yield
             return
-        with tqdm(total=1.0, bar_format=_BAR_FORMAT, dynamic_ncols=True) as self._bar:
-            yield
-        self._bar = None
+        from rich.console import Console as Terminal
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._terminal = Terminal(stderr=True, highlight=False, markup=False)
+        columns = TextColumn("{task.percentage:5.1f}%"), BarColumn(None), TextColumn("{task.description}", markup=False)
+        try:
+            with Progress(*columns, console=self._terminal, redirect_stdout=False, expand=True) as self._bar:
+                self._bar.add_task("", total=1.0)
+                yield
+        finally:
+            self._terminal = self._bar = None
 
     def _follow(self, events: Inbox, done: threading.Event) -> None:
         while True:
@@ -72,8 +83,8 @@ class Console:
             self.line(content)
             return
         if self._bar is not None:
-            self._bar.n = round(content["run/progress"], 6)
-            self._bar.set_description_str(_format_briefly(content))
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=content["run/progress"], description=_format_briefly(content))
         if self._bar is None or "eval/mlm_loss" in content:
             self.line(format_record(content))
 

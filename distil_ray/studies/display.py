@@ -43,17 +43,8 @@ class SearchDisplay(Console):
     def __init__(self, plan: Plan, trials: Trials) -> None:
         super().__init__()
         self._plan, self._trials = plan, trials
-        self._terminal = Terminal(highlight=False, markup=False)
-        self._live: Live | None = None
         self._running: dict[str, Mapping[str, Any]] = {}
         self._began = time.monotonic()
-
-    def line(self, text: str) -> None:
-        """Print one line, above the table if there is one."""
-        if self._live is not None:
-            self._terminal.print(text, soft_wrap=True)
-        else:
-            super().line(text)
 
     def show(self, kind: str, content: Any) -> None:
         """Take in an event of a trial: ("line" or "record", (its name, text or metrics))."""
@@ -72,7 +63,7 @@ class SearchDisplay(Console):
         self.line(f"{trial.name}  {verb}: {described}")
 
     def scored(self, trial: Trial, score: Score) -> None:
-        if self._live is None:
+        if self._terminal is None:
             metric = self._plan.search.metric
             self.line(f"{trial.name}  step {score.step:,}  {score.progress:.0%}  {metric} {score.value:.4f}")
 
@@ -93,12 +84,12 @@ class SearchDisplay(Console):
         if not sys.stdout.isatty():
             yield
             return
-        with Live(get_renderable=self._table, console=self._terminal, refresh_per_second=2, transient=True) as live:
-            self._live = live
-            try:
+        self._terminal = Terminal(highlight=False, markup=False)
+        try:
+            with Live(get_renderable=self._table, console=self._terminal, refresh_per_second=2, transient=True):
                 yield
-            finally:
-                self._live = None
+        finally:
+            self._terminal = None
 
     def _table(self) -> Table:
         settled = [trial for trial in self._trials if trial.status != "open"]

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import queue
+import re
 import struct
 import sys
 import termios
@@ -104,6 +105,9 @@ def test_a_queue_that_breaks_down_ends_the_following_and_no_more(capfd):
     assert capfd.readouterr().out == "before\nafter\n"
 
 
+_ESCAPE = re.compile(r"\x1b\[[?0-9;]*[a-zA-Z]")  # colors and movements of the cursor
+
+
 @contextmanager
 def terminal(monkeypatch):
     """Put standard output and error on a pseudo-terminal; the result holds all that was shown when the block ends."""
@@ -133,13 +137,12 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
         events.put(("record", TRAINING))
         time.sleep(0.2)  # the bar is drawn ten times a second
         events.put(("record", TRAINING | {"step": 2000, "run/progress": 0.5} | EVALUATION))
-    shown = b"".join(chunks).decode()
-    bars = [part for part in shown.replace("\n", "\r").split("\r") if "%|" in part]
-    assert bars[0].startswith("  0.0%|")
-    brief = "| step 1,200  1:02:05 left  loss 1.2500  12,346 tokens/s"
-    assert any(bar.startswith(" 30.0%|███") and bar.rstrip().endswith(brief) for bar in bars)
-    assert bars[-1].startswith(" 50.0%|█████")
-    lines = [line.rpartition("\r")[2] for line in shown.split("\r\n")]
+    lines = [line.rstrip() for line in _ESCAPE.sub("", b"".join(chunks).decode()).replace("\r", "\n").split("\n")]
+    bars = [line for line in lines if "━" in line]
+    assert bars[0].startswith("  0.0% ━")
+    brief = "━ step 1,200  1:02:05 left  loss 1.2500  12,346 tokens/s"
+    assert any(bar.startswith(" 30.0% ━") and bar.endswith(brief) for bar in bars)
+    assert bars[-1].startswith(" 50.0% ━")
     assert "hello" in lines
     # Progress is the bar's matter; an evaluation stays on the screen.
     assert not [line for line in lines if line.startswith("step  1,200")]
