@@ -16,8 +16,8 @@ from distil_ray.evaluation.speed import NUM_TOKENS, Cost, measure
 from distil_ray.models.loading import load_masked_lm, max_tokens
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Code, Gap, Report, ReportSection, Table, made_by
+from distil_ray.runs.storage import EXPORT_FOLDER
 from distil_ray.training.assembly import build_plan, build_tokenizer
-from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.history import History
 from distil_ray.training.identity import WHERE_MODELS_LIE, Pin
 

@@ -28,6 +28,17 @@ from distil_ray.outages import AT_START, Patience
 
 Result = TypeVar("Result")
 
+# What is in the folder of a run, beside its checkpoints (`training/checkpoint.py`).
+CONFIG_FILE = "config.yaml"  # all settings, as `--config` reads them
+IDENTITY_FILE = "identity.json"  # what was learned from what: it decides whether a run may be resumed
+METRICS_FILE = "metrics.jsonl"  # a record per line
+DIGESTS_FILE = "digests.csv"  # what each step was trained on
+RESTARTS_FILE = "restarts.jsonl"  # when the run was resumed, from where
+TENSORBOARD_FOLDER = "tensorboard"
+NONFINITE_FILE = "nonfinite.json"  # the rows on which a run diverged
+FINISHED_FILE = "finished.json"  # the last figures; written last
+EXPORT_FOLDER = "export"  # the student, as `from_pretrained` loads it
+
 TEMPORARY = ".tmp"
 """What the names of files end with that are being written, or were when a process was killed."""
 _OBJECT_STORES = {"s3", "gs"}

@@ -6,13 +6,12 @@ from distil_ray.config import parse_mapping
 from distil_ray.errors import InputError
 from distil_ray.reporting.plots import line_chart, scatter_chart, ternary_chart
 from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Report, ReportSection, Table, made_by
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import DIGESTS_FILE, RunFolder
 from distil_ray.studies.display import brief, short
 from distil_ray.studies.settings import SEARCH_FILE, TRIALS_FOLDER, Plan, plan_of
 from distil_ray.studies.space import Range
 from distil_ray.studies.suggest import MIN_TRIALS, importances
 from distil_ray.studies.trials import TRIALS_FILE, Trial, Trials, best, common_step, value_at
-from distil_ray.training.metrics import DIGESTS_FILE
 
 _LABELS = {
     "eval/mlm_loss": "held-out MLM loss",

@@ -19,11 +19,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from distil_ray.config import Config, shown, to_yaml
 from distil_ray.errors import InputError
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import FINISHED_FILE, TENSORBOARD_FOLDER, RunFolder
 from distil_ray.studies.settings import Direction, Plan
 from distil_ray.studies.space import Point, Settings
-from distil_ray.training.loop import FINISHED_FILE
-from distil_ray.training.metrics import TENSORBOARD_FOLDER, Record, read_records
+from distil_ray.training.metrics import Record, read_records
 
 TRIALS_FILE = "trials.json"
 FAILED_FILE = "failed.json"

@@ -16,9 +16,8 @@ from distil_ray.data.tally import counts_of, describe_text, text_warnings
 from distil_ray.models.files import CARD_FILE, quiet
 from distil_ray.models.loading import agree_twins, max_tokens
 from distil_ray.models.tokenizer import fit_inputs, save_tokenizer
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import EXPORT_FOLDER, RunFolder
 
-EXPORT_FOLDER = "export"
 TRANSFORMERS = "4.57"
 """The earliest version of transformers that was tried on an export."""
 

@@ -6,12 +6,9 @@ from typing import Any
 
 from distil_ray.config import Config, parse_yaml
 from distil_ray.errors import InputError
-from distil_ray.runs.storage import RunFolder
-from distil_ray.training.export import EXPORT_FOLDER
-from distil_ray.training.identity import IDENTITY_FILE, Identity, Pins, with_commits
-from distil_ray.training.launcher import CONFIG_FILE
-from distil_ray.training.loop import FINISHED_FILE
-from distil_ray.training.metrics import METRICS_FILE, Record, read_digests
+from distil_ray.runs.storage import CONFIG_FILE, EXPORT_FOLDER, FINISHED_FILE, IDENTITY_FILE, METRICS_FILE, RunFolder
+from distil_ray.training.identity import Identity, Pins, with_commits
+from distil_ray.training.metrics import Record, read_digests
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from distil_ray.data.sources import Content, changed_contents, commits_of, conte
 from distil_ray.errors import InputError, reason_of
 from distil_ray.models.origin import Origin, config_digest, content_digest, resolve
 from distil_ray.outages import AT_START, Patience
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import IDENTITY_FILE, RunFolder
 
-IDENTITY_FILE = "identity.json"
 SCHEMA = 2
 """Version 1 knew models by their paths alone."""
 

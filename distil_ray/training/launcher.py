@@ -30,18 +30,14 @@ from distil_ray.runs.events import EventQueue
 from distil_ray.runs.lease import Claim, LeaseLostError, holding
 from distil_ray.runs.placement import ray_address_for_train, turn_with_room
 from distil_ray.runs.stopping import Stopping
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import CONFIG_FILE, EXPORT_FOLDER, FINISHED_FILE, RunFolder
 from distil_ray.training.assembly import Models, build_plan, build_tokenizer, outline_models, smoothing_weights
 from distil_ray.training.checkpoint import latest_checkpoint
-from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.identity import SCHEMA, Identity, data_commits, pin_models, text_contents
 from distil_ray.training.job import Job, Outcome
-from distil_ray.training.loop import FINISHED_FILE
 from distil_ray.training.passes import run_passes
 from distil_ray.training.ray_train import fit
 from distil_ray.training.remaining_rows import remaining_rows
-
-CONFIG_FILE = "config.yaml"
 
 
 def launch(

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from distil_ray.errors import InputError, OutageError
 from distil_ray.models.loading import check_finite_outputs
 from distil_ray.runs.lease import LeaseLostError
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import FINISHED_FILE, NONFINITE_FILE, RunFolder
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, open_checkpoint, withdraw_damaged
 from distil_ray.training.export import export_student
@@ -25,9 +25,6 @@ from distil_ray.training.learner import Learner
 from distil_ray.training.metrics import Reporter, is_writable, read_records
 from distil_ray.training.passes import too_little_text
 from distil_ray.training.world import World
-
-FINISHED_FILE = "finished.json"
-NONFINITE_FILE = "nonfinite.json"
 
 
 def train(job: Job, world: World) -> Outcome:

@@ -15,13 +15,18 @@ import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
 from distil_ray.models.flops import peak_flops
-from distil_ray.runs.storage import RunFolder, flush_to_disk, replace_file
+from distil_ray.runs.storage import (
+    DIGESTS_FILE,
+    METRICS_FILE,
+    RESTARTS_FILE,
+    TENSORBOARD_FOLDER,
+    RunFolder,
+    flush_to_disk,
+    replace_file,
+)
 from distil_ray.training.checkpoint import TrainState
 from distil_ray.training.world import Events
 
-METRICS_FILE = "metrics.jsonl"
-DIGESTS_FILE = "digests.csv"
-TENSORBOARD_FOLDER = "tensorboard"
 _DIGESTS_HEADER = "step,digest,group,row\n"
 
 Record = dict[str, Any]
@@ -184,9 +189,6 @@ def _digests_step(line: bytes) -> int:
     fields = line.rstrip(b"\n").split(b",")
     is_whole = line.isascii() and line.endswith(b"\n") and len(fields) == 4 and fields[0].isdigit()
     return int(fields[0]) if is_whole else -1
-
-
-RESTARTS_FILE = "restarts.jsonl"
 
 
 class Reporter:

@@ -27,7 +27,7 @@ from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError
 from distil_ray.runs.console import Console
 from distil_ray.runs.lease import holding
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import CONFIG_FILE, RunFolder
 from distil_ray.training import loop
 from distil_ray.training.assembly import build_plan, build_tokenizer, smoothing_weights
 from distil_ray.training.checkpoint import TrainState, latest_checkpoint
@@ -88,7 +88,7 @@ class PlainRun:
 
     def start(self) -> Outcome:
         """Do the run, or what is left of it."""
-        from distil_ray.training.launcher import CONFIG_FILE, check_learned_settings, examine  # not by the workers: Ray
+        from distil_ray.training.launcher import check_learned_settings, examine  # not by the workers: Ray
 
         config = self.config
         folder = RunFolder(config.run.storage_path, config.run.name)

@@ -11,12 +11,11 @@ from test_trials import leave_behind
 from distil_ray.config import load_config
 from distil_ray.errors import InputError
 from distil_ray.reporting.plots import scatter_chart, ternary_chart
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import FINISHED_FILE, RunFolder
 from distil_ray.studies.search_report import findings, read_search, remarks, report_on, table
 from distil_ray.studies.settings import SEARCH_FILE, Plan, plan_of
 from distil_ray.studies.suggest import MIN_TRIALS, importances
 from distil_ray.studies.trials import TRIALS_FILE, Score, Trial, Trials, write_results
-from distil_ray.training.loop import FINISHED_FILE
 
 WEIGHTS = ("distill.alpha_ce", "distill.alpha_mlm", "distill.alpha_cos")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distil_ray.errors import InputError
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import FINISHED_FILE, RunFolder
 from distil_ray.studies.trials import (
     FAILED_FILE,
     FIRST_TRIAL,
@@ -19,7 +19,6 @@ from distil_ray.studies.trials import (
     scores_of,
     value_at,
 )
-from distil_ray.training.loop import FINISHED_FILE
 
 METRIC = "eval/mlm_loss"
 

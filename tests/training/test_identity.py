@@ -17,9 +17,9 @@ from distil_ray.config import learned, parse_config
 from distil_ray.data.sources import commits_of
 from distil_ray.errors import InputError
 from distil_ray.models.origin import Origin, config_digest, content_digest, resolve
-from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.storage import IDENTITY_FILE, RunFolder
 from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, outline_models, sources_of
-from distil_ray.training.identity import IDENTITY_FILE, SCHEMA, Identity, Pin, data_commits, pin_models
+from distil_ray.training.identity import SCHEMA, Identity, Pin, data_commits, pin_models
 
 pytest_plugins = ("local_hub",)
 
