@@ -51,7 +51,7 @@ def main_of(
     """Run ``command`` and return the exit status: 0, 1 a failed run, 2 a user's mistake, 128 + n ended by signal n.
 
     Args:
-        after_interrupt: what holds for whoever interrupts the command and gives it again, for the message.
+        after_interrupt: what the same command does after an interrupt, for the message.
     """
     with _unbreakable_output(), _hangup_as_interrupt() as received:
         try:
@@ -102,7 +102,7 @@ def _hangup_as_interrupt() -> Iterator[list[int]]:
 
 
 class _Unbreakable(io.FileIO):
-    """A file descriptor to which writing never fails: what nobody takes any more is dropped."""
+    """A file descriptor to which writing never fails: what cannot be written is dropped."""
 
     def write(self, content: Any) -> int:
         try:

@@ -16,7 +16,7 @@ class RunError(RuntimeError):
 
 
 class DivergedError(RunError):
-    """A run that its own numbers made fail: with the same settings, it would fail again."""
+    """A run that diverged; with the same settings, it would do so again."""
 
 
 class OutageError(RunError):
@@ -37,7 +37,7 @@ _MAX_REASON_CHARACTERS = 1000
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something failed, on one line: what the innermost error says of itself, or at least its type.
+    """Why something failed, on one line: the message of the innermost error, or at least its type.
 
     Errors of a remote process arrive as a traceback in one text; the message after its last frame is the reason. An
     error that only announces a list ("…:") is followed by what it announces.

@@ -19,7 +19,7 @@ from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Code, Gap,
 from distil_ray.runs.storage import EXPORT_FOLDER
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.history import History
-from distil_ray.training.identity import WHERE_MODELS_LIE, Pin
+from distil_ray.training.identity import MODEL_LOCATIONS, Pin
 
 Kind = Literal["teacher", "distilled", "teacher's layers, MLM only", "random weights, MLM only", "MLM only"]
 
@@ -363,7 +363,7 @@ def _differences(histories: list[History]) -> list[tuple[str, list[str]]]:
     """The learned settings that are not the same in all runs; where models lie is none, if they are the same."""
     digests = {tuple((role, pin.digest) for role, pin in sorted(history.models.items())) for history in histories}
     are_same_models = len(digests) == 1 and all(digest for _, digest in next(iter(digests)))
-    ignored = WHERE_MODELS_LIE if are_same_models else ()
+    ignored = MODEL_LOCATIONS if are_same_models else ()
     keys = dict.fromkeys(key for history in histories for key in history.learned if key not in ignored)
     shown = [(key, [str(history.learned.get(key, NOTHING)) for history in histories]) for key in keys]
     return [(key, values) for key, values in shown if len(set(values)) > 1]

@@ -32,8 +32,8 @@ def connect(cpu_slots: float) -> str:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it set), or else start a Ray on this machine.
 
     A Ray started here gets logical CPU slots for all that the command needs, ``cpu_slots``, however few cores there
-    are, so that a run's workers and its data tasks cannot starve each other. It is never one that happens to run here:
-    that may belong to, and end with, another command. Returns a line that says which it was.
+    are, so that a run's workers and its data tasks cannot starve each other. One that is already running
+    here is never used: it may belong to another command, and end with it. Returns a line that says which it was.
 
     Raises:
         InputError: there is no cluster at RAY_ADDRESS.
@@ -100,7 +100,7 @@ def check_fits(config: Config, driver_cpus: float = 0.0) -> list[str]:
     """Compare what the run needs with what the cluster has.
 
     Returns:
-        A line on what is not there yet, if there is an autoscaler; whether it can add that, it alone knows.
+        A line on what is missing yet, if there is an autoscaler, which alone knows whether it can add that.
 
     Raises:
         InputError: the run could never be placed; says what is asked for and what is there.
@@ -245,7 +245,7 @@ def _watch(tell: Callable[[str], None], done: threading.Event) -> None:
 
 
 def describe(state: Any) -> list[str]:
-    """What the autoscaler does about the nodes that are asked of it, a line each; ``state``: its `AutoscalingState`."""
+    """What the autoscaler does about the nodes that it was asked for; ``state``: its `AutoscalingState`."""
     starting = Counter(instance.ray_node_type_name for instance in state.pending_instances)
     for request in state.pending_instance_requests:
         starting[request.ray_node_type_name] += request.count

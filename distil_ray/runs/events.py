@@ -1,7 +1,7 @@
-"""Events between a run's driver and whatever works for it. Imports little: every data task loads it.
+"""Events between a run's driver and the processes that work for it. Imports little: every data task loads it.
 
-The run does not depend on it: while the actor in the middle is gone, which Ray restarts, events are lost and no request
-to stop arrives; nothing else happens.
+The run does not depend on it: while the actor in the middle is gone, until Ray restarts it, events are lost and no
+request to stop arrives; nothing else happens.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ _ANSWER_SECONDS = 10.0
 
 
 class EventQueue:
-    """Takes what happens to the driver, and its request to stop to the workers."""
+    """Carries what happens to the driver, and its request to stop to the workers."""
 
     def __init__(self) -> None:
-        """Begin in the driver. The queue lies on this node: it must outlive any other."""
+        """Begin in the driver. The queue is on this node, which must outlive all others."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(_Exchange)
         self._exchange: Any = actor.options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()

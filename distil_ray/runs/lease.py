@@ -1,9 +1,9 @@
 """One owner of a folder at a time: two commands that write to the same run, search or comparison would ruin it.
 
 A lease is a file ``lease_<generation>.json`` in the folder, made only where there is none (see `RunFolder.create`). Its
-owner touches it every few seconds. Who finds one watches it: an owner that gives a sign of life keeps the folder, and
-one that gives none for a minute, or whose process on this machine has ended, is succeeded by the next generation. No
-machine's clock is compared with another's.
+owner touches it every few seconds. A command that finds one watches it: an owner that gives a sign of life keeps the
+folder, and one that gives none for a minute, or whose process on this machine has ended, is succeeded by the next
+generation. No machine's clock is compared with another's.
 """
 
 import json
@@ -26,10 +26,10 @@ from distil_ray.runs.storage import TEMPORARY, RunFolder
 
 HEARTBEAT_SECONDS = 10.0
 EXPIRES_SECONDS = 60.0
-"""So long after its last sign of life an owner is taken for lost."""
+"""An owner that has given no sign of life for so long counts as lost."""
 _WATCH_HEARTBEATS = 2.5  # an owner that wakes up, as on a laptop that was asleep, gives a sign of life within one
 _POLL_SECONDS = 1.0
-_GRACE_SECONDS = 1.0  # in which a process that noticed the loss by itself comes to its end uninterrupted
+_GRACE_SECONDS = 1.0  # for a process that noticed the loss itself to end without being interrupted
 _SETTLE_SECONDS = 1.0  # on a storage that may let two create the same file, the later one has won by then
 
 _NAME = re.compile(r"lease_(\d{6,})\.json")
@@ -121,13 +121,13 @@ def holding(
     """Hold a folder while the block runs.
 
     Args:
-        command: what holds it, for the message that another one gets.
-        tell: gets a line if it takes time to find out whether the last owner is still alive.
+        command: what holds it, for the message that another command gets.
+        tell: gets a line if finding out whether the last owner is alive takes time.
         on_lost: called in a thread when the folder is lost; by default it interrupts the main thread like Ctrl-C.
 
     Raises:
         InputError: another command holds the folder, or it cannot be written to.
-        LeaseLostError: whatever the block ended with, when the folder had been lost.
+        LeaseLostError: the folder was lost, however the block ended.
     """
     claim = _acquire(folder, command, tell)
     impatient = replace(claim, folder=folder.patient(Patience(0.0)))
@@ -187,7 +187,7 @@ class _Heartbeat(threading.Thread):
                     if not self._at_end.is_set():
                         self._on_lost()
                 return
-            except Exception:  # the storage does not answer; while it does not, nobody else can take over either
+            except Exception:  # the storage does not answer; while it does not, no other command can take over either
                 continue
 
     def stop(self) -> None:

@@ -1,7 +1,7 @@
 """Room for a run's workers and its data tasks at once, and for one run after the other.
 
 Ray Train reserves slots for the workers only. Runs that start side by side could therefore fill a cluster with workers
-and leave no slot for anybody's data tasks, so that all of them wait forever. Here a run takes its turn among the runs
+and leave no slot for anybody's data tasks, and all of them would wait forever. Here a run takes its turn among the runs
 of the cluster, waits until all that it needs is free at once, and ends its turn when its workers have their places.
 """
 
@@ -62,13 +62,13 @@ class _Holder:
 def _take_turn(tell: Tell) -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     holder: Any = ray.remote(_Holder)
-    news = _News(tell)
+    notice = _Notice(tell)
     while True:
         try:
             options = {"name": _NAME, "namespace": _NAMESPACE, "num_cpus": 0, "scheduling_strategy": here}
             return holder.options(**options).remote()
         except ValueError:  # the name is taken
-            news.offer("waiting: another run is being placed on this cluster, which may have to wait for nodes")
+            notice.offer("waiting: another run is being placed on this cluster, which may have to wait for nodes")
             time.sleep(_POLL_SECONDS)
 
 
@@ -87,11 +87,11 @@ def _wait_for_room(config: Config, tell: Tell) -> None:
     needed: Counter[str] = Counter()  # of fractions, too
     for bundle in (*workers, *data):
         needed.update(bundle)
-    news = _News(tell)
+    notice = _Notice(tell)
     try:
         while not room.wait(_POLL_SECONDS):
             free = ray.available_resources()
-            news.offer(
+            notice.offer(
                 f"waiting for room on the cluster: {amounts(needed)} are needed at once for workers and data tasks, "
                 f"{amounts({name: free.get(name, 0.0) for name in needed})} are free"
             )
@@ -109,7 +109,7 @@ def _num_data_slots(config: Config) -> int:
     return max(min(runtime.data_cpus, int(there)), 1)
 
 
-class _News:
+class _Notice:
     """Passes a line on when the waiting begins to take time, and from time to time after that."""
 
     def __init__(self, tell: Tell) -> None:

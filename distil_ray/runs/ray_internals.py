@@ -1,4 +1,4 @@
-"""What rests on private interfaces of Ray, as Ray has no public one: all of it, each imported when it is called.
+"""Everything that uses private interfaces of Ray, where there is no public one; each is imported when it is needed.
 
 `tests/runs/test_ray_internals.py` fails when a version of Ray has changed one of them.
 """
@@ -29,7 +29,7 @@ def _private(purpose: str) -> Iterator[None]:
 
 
 def newest_preemption() -> Any:
-    """What Ray Train has told this worker of drained nodes: its `PreemptionInfo`, or None.
+    """What Ray Train has announced to this worker of drained nodes: a `PreemptionInfo`, or None.
 
     `ray.train.get_preemption_info` returns the same, but waits for all workers each time. They ask while they wait for
     rows, at different times.
@@ -43,7 +43,7 @@ def newest_preemption() -> Any:
 def autoscaling_state() -> Any:
     """What the autoscaler has reported: its `AutoscalingState`.
 
-    The public `ray.autoscaler.v2.sdk.get_cluster_status` leaves out which requests can never be met.
+    The public `ray.autoscaler.v2.sdk.get_cluster_status` does not say which requests can never be met.
     """
     with _private("the report on the autoscaler"):
         from ray._raylet import GcsClient  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Protocol
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _REPEAT_SECONDS = 0.5
 _CHECK_SECONDS, _NUM_FAILED_CHECKS = 5.0, 2
-"""A run whose workers are found to be gone so often in a row is not waited for. (Once, they may just have saved.)"""
+"""A run whose workers are found gone this many times in a row is not waited for. (Once, they may just have saved.)"""
 
 
 class Workers(Protocol):
@@ -60,7 +60,7 @@ class Stopping:
         try:
             yield
         except Exception:
-            if self._is_over:  # whatever the end of the run made fail
+            if self._is_over:  # a consequence of the run's end
                 raise KeyboardInterrupt from None
             raise
         finally:
@@ -94,6 +94,6 @@ class Stopping:
             except queue.Empty:
                 num_failed_checks = 0 if self._workers.want_stop() else num_failed_checks + 1
         self._is_over = True
-        while not (self._is_interrupted or self._is_done):  # once may be in vain, just before a system call
+        while not (self._is_interrupted or self._is_done):  # one just before a system call may have no effect
             signal.pthread_kill(threading.main_thread().ident or 0, self.signal_number)
             time.sleep(_REPEAT_SECONDS)

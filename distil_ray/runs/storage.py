@@ -40,16 +40,16 @@ FINISHED_FILE = "finished.json"  # the last figures; written last
 EXPORT_FOLDER = "export"  # the student, as `from_pretrained` loads it
 
 TEMPORARY = ".tmp"
-"""What the names of files end with that are being written, or were when a process was killed."""
+"""The suffix of files that are being written, or were when a process was killed."""
 _OBJECT_STORES = {"s3", "gs"}
-_CHECKED_BYTES = 1 << 20  # room that a run needs at the very least: a disk with less is full
+_CHECKED_BYTES = 1 << 20  # the least room that a run needs: a disk with less is full
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What a caller asks for by looking, rather than a fault of the storage.
+# Answers to a caller's question rather than faults of the storage.
 _ANSWERS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
 class RunFolder:
-    """Files below one folder, named by relative paths. Opened anew in every process that needs it."""
+    """Files below one folder, named by relative paths. Opened again in every process that needs it."""
 
     def __init__(self, storage_path: str, name: str, *, patience: Patience = AT_START) -> None:
         """``patience``: how long operations on a remote file system wait out outages."""
@@ -239,7 +239,7 @@ class RunFolder:
         return self._change(attempt)
 
     def age(self, name: str) -> float | None:
-        """Seconds since a file was written by the storage's own clock, None if it does not tell.
+        """Seconds since a file was written by the storage's own clock, None if it has none.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -263,14 +263,14 @@ class RunFolder:
         """Remove a file or a whole folder if it is there."""
 
         def attempt() -> None:
-            with suppress(FileNotFoundError, NotADirectoryError):  # it may go at the same time by another hand
+            with suppress(FileNotFoundError, NotADirectoryError):  # another process may remove it at the same time
                 self.filesystem.info(self.join(name))
                 self.filesystem.rm(self.join(name), recursive=True)
 
         self._change(attempt)
 
     def remove_if_empty(self) -> None:
-        """Remove the folder itself if nothing lies in it; object stores have no such folders."""
+        """Remove the folder itself if it is empty; object stores have no such folders."""
         if self.is_local:
             with suppress(OSError):
                 Path(self.path).rmdir()
@@ -300,7 +300,7 @@ class RunFolder:
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """Give a local folder to read that holds the files at ``name``; a copy if they lie elsewhere."""
+        """Give a local folder to read that holds the files at ``name``; a copy if they are stored elsewhere."""
         if self.is_local:
             yield Path(self.join(name))
             return
@@ -352,7 +352,7 @@ class RunFolder:
         return attempt() if self.is_local else self.patience.wait_out(self.path, attempt)
 
     def _named(self, verb: str, attempt: Callable[[], Result]) -> Result:
-        """Make an `InputError` of whatever the storage cannot do, but for what a caller asks for by looking."""
+        """Turn an error of the storage into an `InputError`, except for answers such as a missing file."""
         try:
             return attempt()
         except (*_ANSWERS, OutageError):
@@ -399,21 +399,21 @@ class _PatientHandler(FSSpecHandler):  # type: ignore[misc]  # which has no type
 
 
 class _Upload(io.BytesIO):
-    """A file that is handed on as a whole when it is closed."""
+    """A file that is passed on as a whole when it is closed."""
 
-    def __init__(self, hand_on: Callable[[bytes], object]) -> None:
+    def __init__(self, pass_on: Callable[[bytes], object]) -> None:
         super().__init__()
-        self._hand_on = hand_on
+        self._pass_on = pass_on
 
     def close(self) -> None:
         if not self.closed:
             content = self.getvalue()
             super().close()
-            self._hand_on(content)
+            self._pass_on(content)
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a local file; whoever reads it, even after a power cut, sees the old or the new content."""
+    """Write a local file; a reader, even after a power cut, sees the old or the new content."""
     with _written(path, content) as temporary:
         temporary.replace(path)
     flush_to_disk(path.parent)
@@ -441,7 +441,7 @@ def _create_file(path: Path, content: bytes) -> None:
 def _written(path: Path, content: bytes) -> Iterator[Path]:
     """Write a temporary file beside ``path`` to disk; afterwards it is gone.
 
-    No other process has its name, or one that wakes up in the middle of a write would take away its successor's file.
+    No other process has its name, so one that wakes up in the middle of a write cannot remove its successor's file.
     """
     temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
@@ -453,11 +453,11 @@ def _written(path: Path, content: bytes) -> Iterator[Path]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Create a folder and its parents, which a power cut does not take away."""
+    """Create a folder and its parents, so that they survive a power cut."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        with suppress(PermissionError):  # a folder of others, in which ours may be made but which may not be read
+        with suppress(PermissionError):  # another user's folder, in which ours may be made but which may not be read
             flush_to_disk(path.parent)
 
 

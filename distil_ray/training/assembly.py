@@ -70,7 +70,7 @@ def outline_models(config: Config, tokenizer: PreTrainedTokenizerBase, pins: Pin
     """`build_models` without weights (on torch's meta device): what they are is known from their configurations.
 
     Raises:
-        InputError: as `build_models`, but for what only the weights tell.
+        InputError: as `build_models`, except for what only the weights tell.
     """
     with torch.device("meta"):
         teacher = outline_masked_lm(*pins["teacher"].origin) if config.teacher is not None else None
@@ -142,7 +142,7 @@ def build_plan(
     """List the corpus and lay out the run's data; without the weights of `mlm_smoothing`, which need its text.
 
     Args:
-        commits: at which data sets of the Hub are taken, see `commits_of`; others are taken as they are now.
+        commits: of data sets on the Hub, see `commits_of`; others are taken as they are now.
 
     Raises:
         InputError: a source is unusable.

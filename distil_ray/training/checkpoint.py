@@ -2,7 +2,7 @@
 
 ``checkpoint_<step>/``, the step in nine digits or more, holds ``student.safetensors``, ``optimizer.safetensors``,
 ``state.json`` and the marker ``complete.json`` with size and SHA-256 of the others. A folder without a valid marker is
-not a checkpoint, and one with another name is left alone. The commit rests on the storage alone, not on a
+not a checkpoint, and one with another name is left alone. The commit depends on the storage alone, not on a
 report to Ray, which registers one only at its controller's next poll.
 """
 
@@ -35,7 +35,7 @@ class TrainState:
     """Where a run stands: all of its state that is not a tensor.
 
     Attributes:
-        step: updates done (skipped ones included).
+        step: updates done, including skipped ones.
         position: of the last row consumed.
         progress: share of the run's schedule that is done, in [0, 1].
         counters: totals since the run began, by metric name.
@@ -62,7 +62,7 @@ class Checkpoint:
     """A complete checkpoint.
 
     Attributes:
-        state: verified in any case.
+        state: always verified.
     """
 
     folder: RunFolder
@@ -122,7 +122,7 @@ def open_checkpoint(folder: RunFolder, name: str) -> Checkpoint:
 
 
 def withdraw_damaged(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
-    """Like `latest_checkpoint`, and take the marker of each newer checkpoint that is damaged.
+    """Like `latest_checkpoint`, and remove the marker of each newer checkpoint that is damaged.
 
     Whoever looks afterwards without reading tensors comes to the same answer. The marker is kept beside the files, as
     ``damaged.json``.
@@ -133,7 +133,7 @@ def withdraw_damaged(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
         try:
             marker = folder.read_bytes(f"{name}/{MARKER}")
         except (FileNotFoundError, NotADirectoryError, InputError):
-            continue  # whoever looks sees that
+            continue  # which is seen without reading tensors, too
         folder.write_bytes(f"{name}/{_WITHDRAWN}", marker)
         folder.remove(f"{name}/{MARKER}")
     return checkpoint, complaints

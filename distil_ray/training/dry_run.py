@@ -22,7 +22,7 @@ def dry_run(config: Config, console: Console) -> None:
     """Resolve the configuration, list what is there, build one batch and show masked rows.
 
     Raises:
-        InputError: whatever a run would refuse, and text that gives no row.
+        InputError: anything that a run would refuse, and text that gives no row.
     """
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
@@ -68,7 +68,7 @@ def _show(config: Config, folder: RunFolder, console: Console) -> None:
 
 
 def _describe_length(config: Config, plan: DataPlan, rows: Arrays) -> list[str]:
-    """Tokens and steps, estimated from the bytes a row of the first group that gives rows, and of those before it."""
+    """Tokens and steps, estimated from the bytes per row of the first group that gives rows and of those before it."""
     schedule = plan.schedule
     groups = range(int(rows["group"][0]) + 1)
     num_bytes = sum(int(plan.corpus.unit_bytes[schedule.units_of(group)].sum()) for group in groups)
@@ -106,7 +106,7 @@ def describe_memory(config: Config, teacher: PreTrainedModel | None, student: Pr
     fixed += teacher.num_parameters() * half if teacher is not None else 0
     tokens = config.micro_batch_size * config.data.max_seq_length
     width, layers = student.config.hidden_size, student.config.num_hidden_layers
-    # About 34 half-precision values a token, layer and unit of width (Korthikanti et al. 2022, without the attention
+    # About 34 half-precision values per token, layer and unit of width (Korthikanti et al. 2022, without the attention
     # matrix, which fused attention does not keep).
     activations = tokens * width * layers * 17 * half
     return [

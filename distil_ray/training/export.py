@@ -24,7 +24,7 @@ TRANSFORMERS = "4.57"
 _INHERITED = ("language", "license", "license_name", "license_link")
 
 _FIGURES = {
-    "eval/mlm_loss": "MLM loss (nats a masked token)",
+    "eval/mlm_loss": "MLM loss (nats per masked token)",
     "eval/mlm_accuracy": "MLM accuracy",
     "eval/kl_to_teacher": "KL divergence from the teacher (nats)",
     "eval/teacher_agreement": "top-1 agreement with the teacher",
@@ -108,7 +108,7 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
 
 
 def _metadata(config: Config) -> ModelCardData:
-    """What the Hub reads: where the model comes from, and what its origin's own card says of language and licence."""
+    """What the Hub reads: where the model comes from, and what the card there says about language and license."""
     origin = config.teacher.path if config.teacher is not None else config.student.path
     inherited = {} if origin is None else _card_of(origin)
     return ModelCardData(
@@ -140,7 +140,7 @@ def _card_of(path: str) -> dict[str, Any]:
 
 
 def _portable(value: Any) -> Any:
-    """Settings without the folders of this machine: absolute paths give way to their names."""
+    """Settings without the folders of this machine: absolute paths are replaced by their last parts."""
     if isinstance(value, dict):
         return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -149,7 +149,7 @@ def _portable(value: Any) -> Any:
 
 
 def _shown(path: str) -> str:
-    """The name of a local file or folder, with that of the folder around it where it says little by itself."""
+    """The name of a local file or folder, with its parent's where it says little on its own."""
     if not os.path.isabs(path):
         return path
     names = Path(path).parts[1:]

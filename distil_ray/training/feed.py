@@ -152,7 +152,7 @@ class BlockFeed:
                     break
                 blocks.append(Block(index, rows))
                 self._check_within(rows)
-        except Exception as error:  # whatever the data plane raises must reach the other workers too
+        except Exception as error:  # any error of the data plane must reach the other workers too
             return blocks, reason, error
         return blocks, reason, None
 
@@ -163,7 +163,7 @@ class BlockFeed:
     def _agree(
         self, sums: dict[str, int], edges: list[tuple["_Edge", "_Edge"]]
     ) -> tuple[dict[str, int], list[tuple["_Edge", "_Edge"]]]:
-        """Add the workers' sums up, and put together what each knows of its own blocks."""
+        """Add up the workers' sums, and combine what each knows about its own blocks."""
         if self._world.world_size == 1:
             return sums, edges
         flat = [value for first, last in edges for value in (*first, *last)]
@@ -249,7 +249,7 @@ def _edges_of(blocks: list[Block], blocks_per_step: int) -> list[tuple[_Edge, _E
 
 
 def _sums_of(blocks: list[Block], error: Exception | None, reason: StopReason) -> dict[str, int]:
-    """What this worker knows of a step's blocks; the sums over the workers are what all know."""
+    """What this worker knows about a step's blocks, to be summed over the workers."""
     sums = {"errors": int(error is not None)} | {name: int(value) for name, value in reason._asdict().items()}
     sums |= dict.fromkeys(("real_blocks", "ends", "failures", "digest_high", "digest_low", *SKIPPED), 0)
     for rows in (block.rows for block in blocks):
@@ -281,7 +281,7 @@ class _Blocks:
         """Return the next block, None after the last one, or `WAITING` if it does not come within ``timeout`` seconds.
 
         Raises:
-            Exception: whatever the pipeline raises.
+            Exception: as the pipeline raises it.
         """
         if not self._is_asked:
             self._asked.put(None)
@@ -311,7 +311,7 @@ _INPUT_ERROR = re.compile(
 
 
 def _message(error: Exception) -> tuple[bool, str]:
-    """Whether the user's input is at fault, and what to say of it."""
+    """Whether the user's input is at fault, and the message."""
     if isinstance(error, InputError):
         return True, str(error)
     if isinstance(error, DataPlaneError):

@@ -1,6 +1,6 @@
-"""Held-out evaluation: how well models predict masked pieces, and how near they come to the teacher.
+"""Held-out evaluation: how well models predict masked pieces, and how close they are to the teacher.
 
-Shapes: B rows, T tokens a row, K masked positions a row, N = B·K selected positions, D width, M models, V pieces.
+Shapes: B rows, T tokens per row, K masked positions per row, N = B·K selected positions, D width, M models, V pieces.
 """
 
 from collections.abc import Sequence

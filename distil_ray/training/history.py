@@ -1,4 +1,4 @@
-"""What a run has left behind, read back: its configuration, records, digests and figures."""
+"""What a run has written, read back: its configuration, records, digests and figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ class History:
         models: teacher, student and tokenizer, pinned.
         commits: of data sets of the Hub.
         learned: the settings that decide what is learned, by dotted key.
-        heldout_identity: what the held-out rows rest on: equal ones can be compared.
-        records: one a line of `metrics.jsonl`.
+        heldout_identity: what the held-out rows depend on; where it is equal, figures can be compared.
+        records: one per line of `metrics.jsonl`.
         digests: by step, of the global batches.
         is_finished: whether the student has been exported.
         complaints: lines about damaged lines of the records and digests, which are passed over.
@@ -44,7 +44,7 @@ class History:
 
     @property
     def export_path(self) -> str:
-        """Where the student lies once the run is finished."""
+        """Where the student is once the run is finished."""
         return self.folder.join(EXPORT_FOLDER)
 
     def last(self, name: str) -> float | None:

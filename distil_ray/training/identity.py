@@ -20,7 +20,7 @@ from distil_ray.runs.storage import IDENTITY_FILE, RunFolder
 SCHEMA = 2
 """Version 1 knew models by their paths alone."""
 
-WHERE_MODELS_LIE = ("teacher.path", "teacher.revision", "student.path", "student.tokenizer", "student.config")
+MODEL_LOCATIONS = ("teacher.path", "teacher.revision", "student.path", "student.tokenizer", "student.config")
 """Settings that say where models are and not what they are."""
 
 
@@ -102,44 +102,44 @@ class Identity:
             InputError: with each difference.
         """
         old, new = dict(self.learned), dict(learned)
-        for key in WHERE_MODELS_LIE if self.schema > 1 else ():  # models are known by content
+        for key in MODEL_LOCATIONS if self.schema > 1 else ():  # models are known by content
             both_are_places = all(isinstance(settings.get(key), str | None) for settings in (old, new))
             if both_are_places and bool(old.get(key)) == bool(new.get(key)):
                 old.pop(key, None), new.pop(key, None)
         if differences := difference(old, new, *roots):
-            _refuse(folder, "was started with other settings", differences)
+            _refuse(folder, "was started with different settings", differences)
 
     def check_models(self, models: Pins, folder: RunFolder) -> None:
-        """Refuse to resume with models of other content.
+        """Refuse to resume with models that have changed.
 
         Raises:
             InputError: with each difference.
         """
         changed = [
-            f"{role}: {known.path} had other weights or another configuration than {models[role].path} has now"
+            f"{role}: {known.path} had different weights or a different configuration from {models[role].path} now"
             for role, known in self.models.items()
             if role in models and known.digest and known.digest != models[role].digest
         ]
         if changed:
-            _refuse(folder, "was started with other models", changed)
+            _refuse(folder, "was started with different models", changed)
 
     def check_data(self, data: Mapping[str, Any], text: Sequence[Content], folder: RunFolder) -> None:
-        """Refuse to resume on other text, or with a tokenizer that makes other ids of it.
+        """Refuse to resume on different text, or with a tokenizer that encodes it differently.
 
         Raises:
             InputError: with what changed.
         """
         reasons = explain_fingerprints(dict(self.data), dict(data))
         if not reasons:  # then the files are the same by name, size and order
-            reasons = [f"{name}: holds other bytes than then" for name in changed_contents(self.text, text)]
+            reasons = [f"{name}: its content has changed" for name in changed_contents(self.text, text)]
         if reasons:
-            _refuse(folder, "was started on other text", reasons)
+            _refuse(folder, "was started on different text", reasons)
 
 
 def _refuse(folder: RunFolder, what: str, reasons: list[str]) -> None:
     listed = "\n".join(f"  {reason}" for reason in reasons)
     raise InputError(
-        f"the run in {folder.path} {what}:\n{listed}\nGive it a new run.name, or set back what changed to resume it"
+        f"the run in {folder.path} {what}:\n{listed}\nGive it a new run.name, or undo the change to resume it"
     )
 
 
@@ -150,7 +150,7 @@ def data_commits(config: Config, plan: DataPlan) -> dict[str, str]:
 
 
 def text_contents(plan: DataPlan, known: Sequence[Content]) -> tuple[Content, ...]:
-    """What the files of a plan hold. Local ones that have not been touched since ``known`` are not read again.
+    """What the files of a plan hold. Local ones that have not been modified since ``known`` are not read again.
 
     Raises:
         InputError: a file cannot be read.
@@ -166,10 +166,10 @@ def pin_models(config: Config, known: Pins, patience: Patience = AT_START) -> Pi
     """Resolve the models and tokenizer of a configuration, each once.
 
     Args:
-        known: pins of an earlier start: what is given as it was then is what it was then.
+        known: pins of an earlier start; a model that is given as it was then keeps its pin.
 
     Raises:
-        InputError: one cannot be had.
+        InputError: one cannot be found or read.
         OutageError: the Hub does not answer.
     """
     return {role: _pin(role, *given, known.get(role), patience) for role, given in _given(config).items()}

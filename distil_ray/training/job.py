@@ -1,6 +1,6 @@
 """What the launcher hands to the workers, and what they hand back.
 
-Imports little: Ray Train's controller reads these, and need not load the loop and with it transformers.
+Imports little: Ray Train's controller reads these without loading the loop, and with it transformers.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Job:
         heldout: held-out rows, the arrays of `data.batch`; empty = no evaluation.
         sample: ids of some rows ``[B, T]``, on which the teacher is tried.
         num_groups: of the whole schedule; None = endless.
-        continues_at: step at which this pass continues, as planned, where the pipeline before it ended.
+        continues_at: step at which this pass continues, where the previous pipeline ended as planned.
     """
 
     config: Config
@@ -43,7 +43,7 @@ class Outcome:
 
     ``finished``; ``more`` (to do, in another pass); ``moving`` (more, but on other nodes); ``again`` (the pipeline
     began at a checkpoint that turned out to be damaged); ``stopped`` (as the driver wanted); or a failure, by the error
-    that it is to be: ``bad input``, ``outage``, ``diverged`` or ``lost`` (the run's folder, to another command).
+    to raise: ``bad input``, ``outage``, ``diverged`` or ``lost`` (the run's folder, to another command).
 
     Attributes:
         message: of a failure.

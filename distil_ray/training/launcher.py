@@ -47,11 +47,11 @@ def launch(
     basis: Identity | None = None,
     claim: Claim | None = None,
 ) -> None:
-    """Do the whole run, or what is left of it. Ray Train's controller calls ``callbacks``.
+    """Do the whole run, or the rest of it. Ray Train's controller calls ``callbacks``.
 
     Args:
-        basis: of whoever launches several runs with the same models and text: what those are.
-        claim: to a folder around the run's, as a trial has it from its search; without one, the run's own is held.
+        basis: what models and text are, found out for another run with the same ones.
+        claim: to a folder that contains the run's, as a search's contains its trials'; None claims the run's own.
 
     Raises:
         InputError: bad configuration or input, found before the start where that is possible; the folder is in use.
@@ -122,11 +122,11 @@ _ERRORS: dict[str, type[Exception]] = {
 
 
 def _how_to_resume(folder: RunFolder) -> str:
-    """From where the same command continues."""
+    """Where the same command continues."""
     try:
         checkpoint, _ = latest_checkpoint(folder, verify_tensors=False)
     except Exception as error:  # file systems raise errors of their own; this must not hide how the run ended
-        return f"whether a checkpoint is there could not be seen ({reason_of(error)})"
+        return f"whether there is a checkpoint could not be determined ({reason_of(error)})"
     if checkpoint is None:
         return "the same command starts again: no checkpoint was complete"
     return f"the same command resumes from {checkpoint.name}"
@@ -144,10 +144,10 @@ class Examined(NamedTuple):
 def examine(
     config: Config, folder: RunFolder, console: Console, known: Identity | None, *, is_resumed: bool = True
 ) -> Examined:
-    """List and look at everything that can be had without Ray and without models' weights, and say what it is.
+    """Examine and describe everything that needs neither Ray nor the models' weights.
 
     Args:
-        known: what models and text are, as far as that was found out before.
+        known: what models and text are, as far as that is known already.
         is_resumed: whether that is of the run in the folder, so that it must not have changed.
 
     Raises:
@@ -157,7 +157,7 @@ def examine(
     if known is not None and is_resumed:
         known.check_models(models, folder)
         if known.schema < SCHEMA:
-            console.line("the run was begun by an older version, which took no notice of the models' content")
+            console.line("the run was begun by an older version, which did not record the models' content")
     tokenizer = build_tokenizer(config, models)
     outlines = outline_models(config, tokenizer, models)
     for line in [*describe_models(config, *outlines), *remarks(tokenizer)]:
@@ -210,7 +210,7 @@ def describe_data(config: Config, plan: DataPlan) -> list[str]:
     corpus, schedule = plan.corpus, plan.schedule
     lines = [
         f"text: {len(corpus.files):,} files, {corpus.num_bytes / 1e6:,.1f} MB in {corpus.num_units:,} units; "
-        f"{len(schedule.units):,} to train on in {schedule.groups_per_epoch:,} groups an epoch, "
+        f"{len(schedule.units):,} to train on in {schedule.groups_per_epoch:,} groups per epoch, "
         f"{len(plan.eval_units):,} held out"
     ]
     lines += [f"left out {file.path}: {file.reason}" for file in corpus.skipped_files]
@@ -220,7 +220,7 @@ def describe_data(config: Config, plan: DataPlan) -> list[str]:
 
 
 class Prepared(NamedTuple):
-    """What must be known of the text before the first step.
+    """What must be known about the text before the first step.
 
     Attributes:
         plan: with the weights of `mlm_smoothing`.
@@ -302,7 +302,7 @@ def _train(
 
 
 def _failure_message(config: Config, folder: RunFolder, error: BaseException) -> str:
-    """What failed, and from where the same command continues."""
+    """What failed, and where the same command continues."""
     failures = getattr(error, "worker_failures", None) or {}
     causes = [f"worker {rank}: {reason_of(cause)}" for rank, cause in sorted(failures.items())]
     listed = "\n".join(f"  {cause}" for cause in causes or [reason_of(error)])

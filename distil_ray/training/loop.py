@@ -194,7 +194,7 @@ def _advance(state: TrainState, rows: StepRows, job: Job, *, is_skipped: bool) -
 
 
 def _report(world: World, reporter: Reporter, state: TrainState, record: dict[str, Any]) -> None:
-    """Write a record to the run's folder; report an evaluation to whoever watches the run, too."""
+    """Write a record to the run's folder; report an evaluation to the world as well."""
     if record:
         reporter.record(state, record)
     if "eval/mlm_loss" in record:

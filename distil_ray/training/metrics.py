@@ -81,7 +81,7 @@ class Meter:
         self._began += time.perf_counter() - began
 
     def record(self) -> Record:
-        """Return the means since the last record over all workers, and start anew. A collective call."""
+        """Return the means since the last record over all workers, and start over. A collective call."""
         seconds = time.perf_counter() - self._began
         zero = torch.zeros((), device=self._device)
         values = [self._sums.get(name, zero) for name in self._counts]
@@ -122,7 +122,7 @@ class MetricsWriter:
         self._board = SummaryWriter(str(self._local / TENSORBOARD_FOLDER), purge_step=resume_step + 1)
 
     def _restore(self, resume_step: int) -> None:
-        """Keep the records up to ``resume_step``; later ones are made again. Damaged lines are dropped."""
+        """Keep the records up to ``resume_step``; later ones will be made again. Damaged lines are dropped."""
         for name, step_of in ((METRICS_FILE, _metrics_step), (DIGESTS_FILE, _digests_step)):
             if self._folder.exists(name):
                 lines = self._folder.read_bytes(name).splitlines(keepends=True)
@@ -131,7 +131,7 @@ class MetricsWriter:
                 replace_file(self._local / name, b"".join([*header, *kept]))
 
     def write(self, record: Record) -> None:
-        """Append one record (with ``step``) to the file and its numbers to TensorBoard; null stands for no number."""
+        """Append one record (with ``step``) to the file and its numbers to TensorBoard; null: not finite."""
         self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
         self._metrics.flush()
         self._digests.flush()
@@ -144,7 +144,7 @@ class MetricsWriter:
         self._digests.write(f"{step},{digest:016x},{group},{row}\n")
 
     def sync(self) -> None:
-        """Bring everything to the run's folder, and to its disk: a checkpoint that counts on it may follow."""
+        """Bring everything to the run's folder, and to its disk: a checkpoint that relies on it may follow."""
         self._board.flush()
         for file in (self._metrics, self._digests):
             file.flush()

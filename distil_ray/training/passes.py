@@ -12,10 +12,10 @@ _MAX_OVERPROVISION = 16**3
 
 
 def run_passes(job: Job, do_pass: Callable[[Job, int], Outcome], tell: Callable[[str], None]) -> Outcome:
-    """Do one pass for each stretch of the schedule that one pipeline covers: a single one, but for enormous runs.
+    """Do one pass for each stretch of the schedule that one pipeline covers: a single one, except in enormous runs.
 
     Args:
-        do_pass: does one, given the job and how much more text than usual its pipeline should cover, as a factor.
+        do_pass: does one, given the job and a factor: how much more text than usual its pipeline should cover.
 
     Raises:
         RunError: damaged checkpoints kept turning up.

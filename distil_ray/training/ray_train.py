@@ -67,10 +67,10 @@ def fit(
         TrainingFailedError: workers failed too often.
         RayError: the controller was lost.
     """
-    # How often Ray Train's controller looks at the workers, seconds: it takes one report, and sees the end, per look.
-    # Ray's own 2.0 can be a good part of a short run; 0.5 costs one small call per worker.
+    # Seconds between two looks of Ray Train's controller at the workers: each takes one report, or notices the end.
+    # The default of 2.0 is a good part of a short run; 0.5 costs one small call per worker.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Ray Train still counts on a node that is drained or has just died, and tries that for so long (its own: 60).
+    # Ray Train still counts on a node that is drained or has just died, and tries for this many seconds (default: 60).
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     config = job.config
     loop: Any = train_loop_per_worker  # Ray passes on what it returns; its annotations do not say so
@@ -97,7 +97,7 @@ def fit(
             execution_options=execution_options(config.runtime.data_cpus, config.runtime.data_label)
         ),
     )
-    # Ray Train takes Ctrl-C over in the main thread, and ends the process with the status of a failed run.
+    # In the main thread, Ray Train would handle Ctrl-C itself, and ends the process with the status of a failed run.
     result: Any = _in_thread(trainer.fit)
     assert isinstance(result.return_value, Outcome)
     return result.return_value

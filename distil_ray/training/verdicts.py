@@ -31,7 +31,7 @@ class NodeFacts:
         gpu_names: of all GPUs that torch sees.
         shared_memory_bytes: size of /dev/shm; None where there is none.
         errors: by what was tried (storage, models, text): why it did not work, empty if it did.
-        text_warnings: what the person who gave the text should look at.
+        text_warnings: what should be looked at in the text.
     """
 
     versions: dict[str, str]
@@ -72,7 +72,7 @@ def _error(attempt: Callable[[], object]) -> str:
         attempt()
     except InputError as error:
         return str(error)
-    except Exception as error:  # whatever it is, it is the answer
+    except Exception as error:  # of any kind: it is the answer
         return f"{type(error).__name__}: {reason_of(error)}"
     return ""
 
@@ -107,7 +107,7 @@ _MIN_OBJECT_STORE_BYTES = 10**9
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check came to, and in which respect."""
+    """The result of a check."""
 
     check: str
     outcome: Outcome
@@ -116,7 +116,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Node:
-    """What Ray says of a node, and what the node says of itself (or why it does not)."""
+    """What Ray says about a node, and what the node says about itself (or why it does not)."""
 
     name: str
     resources: Mapping[str, float]
@@ -237,7 +237,7 @@ def labels(nodes: Sequence[Node], config: Config) -> Verdict:
 
 
 def object_stores(nodes: Sequence[Node]) -> Verdict:
-    """Whether each object store is large enough, and lies in memory."""
+    """Whether each object store is large enough, and is in memory."""
     wrong = []
     for node in nodes:
         store = node.resources.get("object_store_memory", 0.0)
@@ -246,7 +246,7 @@ def object_stores(nodes: Sequence[Node]) -> Verdict:
             wrong.append(f"{node.name}: {store / 1e9:.1f} GB; start Ray there with --object-store-memory")
         elif memory is not None and memory < store:
             wrong.append(
-                f"{node.name}: {store / 1e9:.1f} GB, but /dev/shm holds {memory / 1e9:.1f} GB, so it lies on a disk; "
+                f"{node.name}: {store / 1e9:.1f} GB, but /dev/shm holds {memory / 1e9:.1f} GB, so it is on a disk; "
                 "start the container with --shm-size"
             )
     smallest = min((node.resources.get("object_store_memory", 0.0) for node in nodes), default=0.0)
@@ -264,7 +264,7 @@ def jobs_api(status: int | None, address: str | None) -> Verdict:
     return Verdict(
         "authentication",
         "failed",
-        f"{address} takes requests without a token: whoever reaches it runs code on this cluster. Start Ray with "
+        f"{address} takes requests without a token: anyone who reaches it can run code on this cluster. Start Ray with "
         "RAY_AUTH_MODE=token and a token file (`ray get-auth-token --generate`)",
     )
 

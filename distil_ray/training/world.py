@@ -1,4 +1,4 @@
-"""What surrounds a worker's training loop, handed in by whoever runs it: Ray Train, or plain processes.
+"""What surrounds a worker's training loop, passed in by its caller: Ray Train, or plain processes.
 
 Imports no Ray.
 """
@@ -37,7 +37,7 @@ class Events(Protocol):
 
 
 class PreemptionWatch:
-    """What this worker knows of nodes that are about to be taken away, its own or another worker's.
+    """What this worker knows about nodes that are about to be taken away, its own or another worker's.
 
     ``latest`` returns the newest announcement, which has a ``deadline_ms`` (None: not known), or None without one.
     """

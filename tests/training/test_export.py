@@ -125,7 +125,7 @@ def test_the_card_tells_what_the_model_is(exported):
     assert yaml.safe_load(header)["pipeline_tag"] == "fill-mask"
     assert body.strip().startswith("# small\n")
     assert f"1 layers and {student.num_parameters():,} parameters, distilled from `unused` with" in body
-    assert "| MLM loss (nats a masked token) | 2.3457 |" in body
+    assert "| MLM loss (nats per masked token) | 2.3457 |" in body
     assert "| MLM accuracy | 0.5679 |" in body
     assert "| KL divergence from the teacher (nats) | 0.3000 |" in body
     assert "agreement" not in body.partition("```yaml")[0]  # there was no such figure

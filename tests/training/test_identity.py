@@ -84,7 +84,8 @@ def test_other_weights_at_the_same_place_are_refused(teacher, tmp_path):
     known = identity_of(config, folder, **pin_models(config, {}))
 
     save_model(Path(teacher), small_model("bert", seed=1))
-    with pytest.raises(InputError, match=f"was started with other models:\n  teacher: {teacher} had other weights"):
+    message = f"was started with different models:\n  teacher: {teacher} had different weights"
+    with pytest.raises(InputError, match=message):
         known.check_models(pin_models(config, known.models), folder)
 
 
@@ -184,11 +185,11 @@ def test_a_run_of_an_older_release_is_resumed(begun, capsys):
     text = Path(begun["data"]["sources"][0]["path"])
     content = text.read_text()
     text.write_text(content.replace("a", "b", 1))
-    with pytest.raises(InputError, match=r"was started on other text:\n  text\.txt: holds other bytes than then"):
+    with pytest.raises(InputError, match=r"was started on different text:\n  text\.txt: its content has changed"):
         run(begun)
     text.write_text(content)
     save_model(Path(begun["teacher"]["path"]), small_model("bert"), small_tokenizer())
-    with pytest.raises(InputError, match="was started with other models"):
+    with pytest.raises(InputError, match="was started with different models"):
         run(begun)
 
 

@@ -339,7 +339,7 @@ def test_other_text_under_the_same_name_is_refused(reference, words, tmp_path):
     (tmp_path / "copy" / "finished.json").unlink()
     write_text(tmp_path / "text" / "a.parquet", words, num_documents=140, seed=5)
 
-    with pytest.raises(InputError, match=r"was started on other text(.|\n)*a.parquet"):
+    with pytest.raises(InputError, match=r"was started on different text(.|\n)*a.parquet"):
         run(settings, run__name="copy", run__storage_path=str(tmp_path), data__sources=str(tmp_path / "text"))
 
 
