@@ -24,6 +24,8 @@ _STORE = {"object_store_memory": 200_000_000}
 
 pytestmark = pytest.mark.slow
 
+NUM_STEPS = 600  # of a job: far more than are done while `ray job stop` starts
+
 
 class Head(NamedTuple):
     """A running cluster: the dashboard's address, and the environment of a command with its token."""
@@ -170,9 +172,9 @@ def test_a_job_gets_its_nodes_is_stopped_and_goes_on_and_the_nodes_leave(referen
         settings,
         run__name="job",
         teacher__path=str(expected / "export"),
-        optim__num_steps=150,
-        eval__every_steps=150,
-        checkpoint__every_steps=150,  # none but that of the stop
+        optim__num_steps=NUM_STEPS,
+        eval__every_steps=NUM_STEPS,
+        checkpoint__every_steps=NUM_STEPS,  # none but that of the stop
         runtime__resources_per_worker={"CPU": 1, "trainer": 1},
         runtime__data_label={"ray-subcluster": "data"},
     )
@@ -189,7 +191,7 @@ def test_a_job_gets_its_nodes_is_stopped_and_goes_on_and_the_nodes_leave(referen
     assert end_of(head, "first") == "STOPPED"
     (checkpoint,) = folder.glob("checkpoint_*")
     stopped_at = int(checkpoint.name[-9:])
-    assert 10 <= stopped_at < 150
+    assert 10 <= stopped_at < NUM_STEPS
     assert (checkpoint / "complete.json").exists()
     log = log_of(head, "first")
     assert f"stopped: step {stopped_at} is saved; the same command resumes from {checkpoint.name} (SIGTERM)" in log
