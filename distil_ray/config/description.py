@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from distil_ray.config.checks import shown
-from distil_ray.config.sections import Config, Section, Source
+from distil_ray.config.sections import Config, Section, Source, shown
 
 
 def describe_keys(root: type[Section] = Config) -> str:

@@ -1,9 +1,10 @@
-"""What can be set: the sections of a configuration, their keys, types, limits, defaults and descriptions."""
+"""What can be set: the sections of a configuration, their keys, types, limits, defaults, descriptions and rules."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,11 +16,19 @@ from pydantic import (
     model_validator,
 )
 
-from distil_ray.config.checks import divisors, shown
 from distil_ray.errors import InputError
 from distil_ray.outages import WHILE_TRAINING_SECONDS
 
+
+def shown(value: Any) -> str:
+    """Return a value as YAML would have it, on one line and cut to a readable length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 # --------------------------------------------------------------------------------------------- value types
+
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a submitted job
 
 
 def _file_name(name: str) -> str:
@@ -55,9 +64,6 @@ def output_path(path: str, option: str = "") -> str:
     return _absolute(path)
 
 
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a submitted job
-
-
 def _absolute_if_there(path: str) -> str:
     """Make the path of an existing local file or folder absolute; leave a Hub id as it is."""
     return _absolute(path) if os.path.exists(os.path.expanduser(path)) else path
@@ -85,8 +91,28 @@ LocalPathOrHubId = Annotated[str, Field(min_length=1), AfterValidator(_absolute_
 # ------------------------------------------------------------------------------------------------ sections
 
 
+class Problem(NamedTuple):
+    """Settings that are each valid but do not go together.
+
+    Attributes:
+        keys: all of them, dotted.
+        line: what the user is told.
+    """
+
+    keys: tuple[str, ...]
+    line: str
+
+
+def problem(keys: tuple[str, ...], message: str) -> Problem:
+    """Return a problem whose line begins with the first of its keys."""
+    return Problem(keys, f"{keys[0]}: {message}")
+
+
 class Section(BaseModel):
-    """A frozen group of settings. The text below each field is its description in `--help`."""
+    """A frozen group of settings. The text below each field is its description in `--help`.
+
+    A rule for one setting is part of its type; a rule for several is in `problems` of the section that it is about.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -95,6 +121,10 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
+
+    def problems(self, config: "Config") -> Iterable[Problem]:
+        """Return the settings of this section that do not go together, or not with others of ``config``."""
+        return ()
 
 
 class Run(Section):
@@ -132,6 +162,36 @@ class Student(Section):
     """Model to train from random weights: Hugging Face config keys with `model_type`, or where they lie."""
     tokenizer: LocalPathOrHubId | None = None
     """Local folder or Hub id of the tokenizer; null takes the one of the teacher or of `student.path`."""
+
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        if self.path is not None and self.config is not None:
+            yield problem(("student.config", "student.path"), "given beside student.path, expected only one of them")
+        if isinstance(self.config, dict) and not isinstance(self.config.get("model_type"), str):
+            yield problem(
+                ("student.config",), "given a mapping without model_type, expected one such as {model_type: bert}"
+            )
+        origin = "path" if self.path is not None else "config" if self.config is not None else None
+        if config.teacher is None and origin is None:
+            yield problem(
+                ("student", "teacher", "student.path", "student.config"),
+                "given nothing to make it from; without a teacher, expected student.path, "
+                "or student.config and student.tokenizer",
+            )
+        elif config.teacher is None and origin == "config" and self.tokenizer is None:
+            yield problem(
+                ("student.tokenizer", "teacher", "student.path", "student.config"),
+                "missing; expected a local folder or Hub id, as there is no teacher to take a tokenizer from",
+            )
+        # The weights of a student that is described by its config are random in any case.
+        unused = {None: (), "path": ("layers", "architecture", "init"), "config": ("layers", "architecture")}
+        for name in unused[origin]:
+            given = getattr(self, name)
+            if given != Student.model_fields[name].default:
+                yield problem(
+                    (f"student.{name}", f"student.{origin}"),
+                    f"given {shown(given)}, which applies only to a student made from the teacher's layers; "
+                    f"expected no such key beside student.{origin}",
+                )
 
 
 class Source(Section):
@@ -214,6 +274,27 @@ class Data(Section):
     warn_skipped_fraction: Probability = 0.01
     """Share of the documents that cannot be used (not UTF-8, no text under the key, …) above which to warn."""
 
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        replaced = self.mask_replace_prob + self.random_replace_prob
+        if replaced > 1 + 1e-9:
+            yield problem(
+                ("data.mask_replace_prob", "data.random_replace_prob"),
+                f"given {self.mask_replace_prob:g}, which makes {replaced:g} with "
+                f"data.random_replace_prob {self.random_replace_prob:g}; expected a sum of at most 1",
+            )
+        num_maskable = self.max_seq_length - 2
+        if round(self.mlm_probability * num_maskable) < 1:
+            yield problem(
+                ("data.mlm_probability", "data.max_seq_length"),
+                f"given {self.mlm_probability:g}, which masks none of the {num_maskable} positions of a row "
+                f"(data.max_seq_length {self.max_seq_length}); expected at least {1 / num_maskable:.3g}",
+            )
+        if self.eval_sources is not None and "eval_fraction" in self.model_fields_set:
+            yield problem(
+                ("data.eval_fraction", "data.eval_sources"),
+                f"given {self.eval_fraction:g} beside data.eval_sources, expected only one of them",
+            )
+
 
 class Distill(Section):
     """The three losses (DistilBERT, arXiv 1910.01108, section 3) and their weights."""
@@ -235,6 +316,19 @@ class Distill(Section):
         alphas = {"ce": self.alpha_ce, "mlm": self.alpha_mlm, "cos": self.alpha_cos}
         total = sum(alphas.values())
         return {name: alpha / total for name, alpha in alphas.items()}
+
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        if config.teacher is None and (self.alpha_ce > 0 or self.alpha_cos > 0):
+            yield problem(
+                ("distill.alpha_ce", "distill.alpha_cos", "teacher"),
+                f"given {self.alpha_ce:g}, and distill.alpha_cos {self.alpha_cos:g}, without a teacher; "
+                "expected both set to 0, or a teacher.path",
+            )
+        if self.alpha_ce == self.alpha_mlm == self.alpha_cos == 0:
+            yield problem(
+                ("distill.alpha_ce", "distill.alpha_mlm", "distill.alpha_cos"),
+                "given 0 like distill.alpha_mlm and distill.alpha_cos, expected one of the three above 0",
+            )
 
 
 class Optim(Section):
@@ -266,6 +360,11 @@ class Optim(Section):
     max_skipped_updates: Count = 10
     """Updates in a row skipped for a gradient norm that is not finite, after which the run ends."""
 
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            given = "neither it nor optim.num_epochs" if self.num_steps is None else "both it and optim.num_epochs"
+            yield problem(("optim.num_steps", "optim.num_epochs"), f"given {given}, expected exactly one of them")
+
 
 class Eval(Section):
     """Evaluation on the held-out text during the run."""
@@ -290,6 +389,19 @@ class Checkpoint(Section):
     """Steps between two checkpoints."""
     keep: Count = 2
     """Newest checkpoints that are kept; with more than 1, a damaged one can be replaced by the one before."""
+
+
+def divisors(number: int) -> list[int]:
+    """Return all divisors, ascending."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _nearest(value: int, choices: Iterable[int]) -> str:
+    """Return the choices just below and just above ``value``, as text."""
+    choices = list(choices)
+    below = [choice for choice in choices if choice < value][-1:]
+    above = [choice for choice in choices if choice > value][:1]
+    return " or ".join(map(str, below + above))
 
 
 class Runtime(Section):
@@ -326,9 +438,31 @@ class Runtime(Section):
         """The most workers, which is also the number of blocks that a step's rows are cut into."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        rows, workers, micro_batch = config.optim.global_batch_size, self.max_workers, self.micro_batch_size
+        if self.min_workers > workers:
+            yield problem(
+                ("runtime.num_workers",),
+                f"given {shown(self.num_workers)}, expected [min, max] with min at most max",
+            )
+        elif rows % workers:
+            yield problem(
+                ("optim.global_batch_size", "runtime.num_workers"),
+                f"given {rows}, which {workers} workers (runtime.num_workers) cannot share equally; expected "
+                f"{_nearest(rows, range(workers, rows + 2 * workers, workers))}, "
+                f"or {_nearest(workers, divisors(rows))} workers",
+            )
+        elif micro_batch is not None and config.block_rows % micro_batch:
+            yield problem(
+                ("runtime.micro_batch_size", "optim.global_batch_size", "runtime.num_workers"),
+                f"given {micro_batch}, which does not divide a worker's {config.block_rows} rows "
+                f"(optim.global_batch_size {rows} over {workers} workers); expected "
+                f"{_nearest(micro_batch, divisors(config.block_rows))}",
+            )
+
 
 class Config(Section):
-    """The whole configuration of a run; `parse_config` makes one that is checked across its settings, too."""
+    """The whole configuration of a run, as `parse_config` makes it."""
 
     run: Run
     teacher: Teacher | None = None

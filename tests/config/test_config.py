@@ -22,8 +22,8 @@ from distil_ray.config import (
     load_config,
     output_path,
     parse_config,
+    parse_mapping,
     parse_sources,
-    parse_yaml,
     to_yaml,
 )
 from distil_ray.errors import InputError
@@ -702,9 +702,9 @@ def test_sources_of_a_command_line_are_paths_or_mappings(tmp_path, monkeypatch):
 
 
 def test_yaml_text_reads_like_a_file():
-    assert parse_yaml(to_yaml(load()), "config.yaml") == load()
+    assert parse_config(parse_mapping(to_yaml(load()), "config.yaml")) == load()
     with pytest.raises(InputError, match=r"config\.yaml, line 1"):
-        parse_yaml("run: {", "config.yaml")
+        parse_mapping("run: {", "config.yaml")
 
 
 def test_a_file_may_lie_elsewhere(tmp_path):
