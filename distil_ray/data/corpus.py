@@ -17,7 +17,7 @@ either of the last two, .gz/.zst  the whole file                     as these
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -160,6 +160,43 @@ def read_unit(
         except (OSError, pa.ArrowException) as error:
             place = f"row group {start}: " if file.format == "parquet" else ""
             raise BadFileError(f"{file.path}: {place}damaged ({reason_of(error)})") from error
+
+
+def read_texts(
+    corpus: Corpus,
+    units: Iterable[int],
+    tally: Tally | None = None,
+    *,
+    skip_bad_units: bool = False,
+    max_characters: int | None = None,
+    patience: Patience = AT_START,
+) -> Iterator[str]:
+    """Yield the documents of some units that can be used, one after the other.
+
+    Args:
+        units: their indices, in reading order.
+        tally: counts the documents, those that are skipped by reason, and the units that are left out.
+        skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
+        max_characters: stop after the document with which so many are read, to look at a text; None reads it all.
+
+    Raises:
+        BadFileError: a unit is damaged, and ``skip_bad_units`` is off.
+        InputError, OutageError: as `read_unit`.
+    """
+    tally = Tally() if tally is None else tally
+    num_characters = 0
+    for unit in units:
+        try:
+            for document in read_unit(corpus, int(unit), tally, patience):
+                if document is not None:
+                    yield document
+                    num_characters += len(document)
+                if max_characters is not None and num_characters >= max_characters:
+                    return
+        except BadFileError as error:
+            if not skip_bad_units:
+                raise
+            tally.unit_errors.append(str(error))
 
 
 def explain_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

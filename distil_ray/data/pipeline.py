@@ -19,7 +19,6 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, 
 
 from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Arrays, filler_rows
 from distil_ray.data.plan import DataPlan, TextPlan
-from distil_ray.data.rows import count_pieces
 from distil_ray.data.schedule import Position
 from distil_ray.data.tally import Tally
 from distil_ray.errors import InputError, OutageError, RunError
@@ -367,7 +366,7 @@ def sample_piece_counts(
     num_groups = min(SAMPLE_GROUPS, plan.schedule.groups_per_epoch)
 
     def count_group(plan: DataPlan, group: int) -> npt.NDArray[np.int64]:
-        return count_pieces(plan.corpus, plan.schedule.units_of(group), plan.vocabulary, plan.skip_bad_files)
+        return plan.piece_counts_of(group)
 
     counts = list(_run(count_group, plan, num_groups, num_cpus, node_label))
     total: npt.NDArray[np.int64] = np.sum(counts, axis=0, dtype=np.int64)
