@@ -43,7 +43,8 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from distil_ray.data.corpus import Source, read_texts
+from distil_ray.config import Source
+from distil_ray.data.corpus import read_texts
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import count_maskable, mask_rows, special_table
 from distil_ray.data.pipeline import execution_options, train_dataset

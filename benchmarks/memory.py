@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from distil_ray.data.corpus import Source, list_corpus, read_texts
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus, read_texts
 
 _MODEL = {
     "model_type": "bert",

@@ -28,14 +28,12 @@ import pyarrow as pa
 
 from distil_ray.config import Source
 from distil_ray.data.documents import documents_of
-from distil_ray.data.files import BadFileError, File, ReachableFile, first_of
+from distil_ray.data.files import BadFileError, File, ReachableFile
 from distil_ray.data.probing import Probed, try_probe
 from distil_ray.data.sources import SkippedFile, find_files
 from distil_ray.data.tally import Skip, Tally
-from distil_ray.errors import InputError, reason_of
+from distil_ray.errors import InputError, first_of, reason_of
 from distil_ray.outages import AT_START, Patience
-
-__all__ = ["BadFileError", "Corpus", "File", "SkippedFile", "Source", "explain_difference", "list_corpus", "read_unit"]
 
 _MIN_UNIT_BYTES, _MAX_UNIT_BYTES, _RANGES_PER_CORPUS = 16 * 2**10, 2**20, 128
 _COMPRESSION_RATIO = 3  # of English text, roughly: it sizes the groups and never decides what is read

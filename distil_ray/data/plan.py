@@ -7,8 +7,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from distil_ray.config import Source
 from distil_ray.data.batch import Arrays
-from distil_ray.data.corpus import Corpus, Source, explain_difference, list_corpus, read_texts
+from distil_ray.data.corpus import Corpus, explain_difference, list_corpus, read_texts
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.rows import RowSettings, count_pieces, make_rows
 from distil_ray.data.schedule import Schedule, split_units

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizer
 
+from distil_ray.config import Source
 from distil_ray.data.batch import SKIPPED, digest
-from distil_ray.data.corpus import BadFileError, Source, list_corpus, read_texts
+from distil_ray.data.corpus import list_corpus, read_texts
+from distil_ray.data.files import BadFileError
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import mask_rows, special_table
 from distil_ray.data.rows import RowSettings, count_pieces, make_rows
@@ -279,7 +281,8 @@ def test_pieces_are_counted(tmp_path):
 
 PEAK_OF_TWO = """
 import re, sys
-from distil_ray.data.corpus import Source, list_corpus
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus
 from test_rows import make
 def peak(): return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 for path in sys.argv[1:]:
