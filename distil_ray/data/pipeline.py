@@ -180,25 +180,31 @@ def train_dataset(
                 listener.post_text(note)
             yield {name: values[start.row + 1 :] for name, values in rows.items()} if group == start.group else rows
 
-    dataset = (
-        ray.data.range(num_tasks + 1, override_num_blocks=num_tasks + 1)
-        .map_batches(make_groups, batch_size=None, batch_format="numpy", zero_copy_batch=True)
-        .repartition(target_num_rows_per_block=block_rows, strict=True)
-    )
-    _cut_beside_the_groups(dataset, num_tasks=max(4, num_cpus // 2))
-    return dataset
+    tasks = ray.data.range(num_tasks + 1, override_num_blocks=num_tasks + 1)
+    return _in_blocks(tasks, make_groups, block_rows, num_cutting_tasks=max(4, num_cpus // 2))
 
 
-def _cut_beside_the_groups(dataset: Dataset, num_tasks: int) -> None:
-    """Let the last operator run beside the groups, without a CPU slot: cutting blocks needs next to no time.
+def _in_blocks(
+    tasks: Dataset,
+    make_rows: Callable[[Any], Iterator[Arrays]],
+    block_rows: int,
+    *,
+    num_cutting_tasks: int,
+    **options: Any,
+) -> Dataset:
+    """Make the rows of each task, and cut all of them into equal blocks, in order.
 
-    Ray would keep up to half of the slots free for it; and a single slot would go to the groups until the last of them
-    is made, with no block until then. Without a slot its tasks need a limit of their own, or each takes a process.
-    `Dataset.repartition` has no argument for either.
+    Blocks are cut alongside, without a CPU slot, as that needs next to no time. Ray would keep up to half of the slots
+    free for it; and a single slot would be used for rows until the last of them are made, with no block until then.
+    Without a slot, the cutting tasks need a limit of their own, or each takes a process. `Dataset.repartition` has no
+    argument for either.
     """
-    operator = _last_operator(dataset)
-    operator.ray_remote_args["num_cpus"] = 0
-    object.__setattr__(operator, "compute", TaskPoolStrategy(size=num_tasks))
+    rows = tasks.map_batches(make_rows, batch_size=None, batch_format="numpy", zero_copy_batch=True, **options)
+    blocks = rows.repartition(target_num_rows_per_block=block_rows, strict=True)
+    cutting = _last_operator(blocks)
+    cutting.ray_remote_args["num_cpus"] = 0
+    object.__setattr__(cutting, "compute", TaskPoolStrategy(size=num_cutting_tasks))
+    return blocks
 
 
 def _last_operator(dataset: Dataset) -> Any:
@@ -295,18 +301,15 @@ def evaluated_blocks(
 
     num_tasks = min(max(room.data_cpus, 1), len(parts))
     # Not `ray.data.range`: its tasks would take a slot even where the evaluators leave none.
-    blocks = (
-        ray.data.from_items(list(range(len(parts))), override_num_blocks=len(parts))
-        .map_batches(
-            make_part,
-            batch_size=None,
-            batch_format="numpy",
-            num_cpus=min(room.data_cpus, 1),
-            compute=TaskPoolStrategy(size=num_tasks),
-        )
-        .repartition(target_num_rows_per_block=block_rows, strict=True)
+    items = ray.data.from_items(list(range(len(parts))), override_num_blocks=len(parts))
+    blocks = _in_blocks(
+        items,
+        make_part,
+        block_rows,
+        num_cutting_tasks=min(4, len(parts)),
+        num_cpus=min(room.data_cpus, 1),
+        compute=TaskPoolStrategy(size=num_tasks),
     )
-    _cut_beside_the_groups(blocks, num_tasks=min(4, len(parts)))
     evaluated = blocks.map_batches(
         evaluator,
         fn_constructor_args=arguments,
