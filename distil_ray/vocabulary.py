@@ -86,7 +86,8 @@ def _vocabulary(argv: list[str] | None) -> None:
             f"note: {args.size:,} pieces were asked for, but this text has no more: all words of it, and all but its "
             f"rarest characters, have one; give it more text, or a smaller --size"
         )
-    if strips_accents and (loss := _lost_marks(counts)):
+    loss = _lost_marks(counts) if strips_accents else ""
+    if loss:
         print(f"note: {loss}; --no-strip-accents keeps them")
     command = "python -m distil_ray.train --config configs/pretrain-tiny.yaml"
     print(f"next: {command} student.tokenizer={args.output}")

@@ -93,7 +93,8 @@ def _limits(metadata: Iterable[Any]) -> Iterator[str]:
         if isinstance(item, FieldInfo):
             yield from _limits(item.metadata)
         for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
-            if (limit := getattr(item, name, None)) is not None:
+            limit = getattr(item, name, None)
+            if limit is not None:
                 yield f"{sign} {limit}"
         if getattr(item, "min_length", None):
             yield "non-empty"

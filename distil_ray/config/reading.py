@@ -161,7 +161,8 @@ def _complaint(detail: ErrorDetails, given: Mapping[str, Any], root: type[Sectio
     is_name = False  # whether the next part is a name that the user chose
     for part in detail["loc"]:
         if isinstance(part, int) and detail["type"] != "invalid_key":
-            key, value, expected = f"{key}[{part}]", listed(value)[part], type_text(section)
+            key, value = f"{key}[{part}]", listed(value)[part]
+            expected = type_text(section)
             continue
         name = str(part)
         field = section.model_fields.get(name)
@@ -199,7 +200,7 @@ def _unknown_key(prefix: str, name: str, section: type[Section], root: type[Sect
 
 
 def _conflicts_of_the_rest(given: Mapping[str, Any], at_fault: Sequence[str]) -> list[Problem]:
-    """Look across the settings that are not at fault, with defaults or stand-ins in place of those that are."""
+    """Check the settings that are not at fault against each other, with defaults or stand-ins for those that are."""
     settings = {name: {**keys} if isinstance(keys, dict) else keys for name, keys in given.items()}
     for key in at_fault:
         section, _, name = key.partition(".")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -58,7 +59,7 @@ def output_path(path: str, option: str = "") -> str:
     if "://" not in path and not os.path.isabs(os.path.expanduser(path)) and _JOB_VARIABLE in os.environ:
         name = f"{option}: " if option else ""
         raise InputError(
-            f"{name}given {shown(path)}, which in a Ray job lies in the job's package, which Ray removes; "
+            f"{name}given {shown(path)}, which in a Ray job is in the job's package, which Ray removes; "
             "expected a URL such as s3://bucket/prefix, or the absolute path of a folder that all nodes share"
         )
     return _absolute(path)
@@ -133,7 +134,7 @@ class Run(Section):
     name: Annotated[str, AfterValidator(_file_name)]
     """Name of the run and of its folder; the same name resumes where that run stopped."""
     storage_path: OutputPathOrUrl = Field("runs", validate_default=True)
-    """Folder or URL (s3://bucket/prefix, gs://bucket/prefix) below which the run's folder lies."""
+    """Folder or URL (s3://bucket/prefix, gs://bucket/prefix) that holds the run's folder."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 56
     """Seed of the split, shuffling, masks, dropout and random weights (DistilBERT's authors: 56)."""
 
@@ -159,7 +160,7 @@ class Student(Section):
     path: LocalPathOrHubId | None = None
     """Local folder or Hub id of an existing student to train on; excludes `config`."""
     config: dict[str, Any] | LocalPathOrHubId | None = None
-    """Model to train from random weights: Hugging Face config keys with `model_type`, or where they lie."""
+    """Model to train from random weights: Hugging Face config keys with `model_type`, or the place of a config.json."""
     tokenizer: LocalPathOrHubId | None = None
     """Local folder or Hub id of the tokenizer; null takes the one of the teacher or of `student.path`."""
 
@@ -226,13 +227,13 @@ class Source(Section):
                 f"given {' and '.join(kinds) or 'none of path, hub and docstrings'}, "
                 f"expected exactly one of {', '.join(_SELECTORS)}"
             )
-        idle = [
+        unused = [
             f"{name} {shown(getattr(self, name))}"
-            for name in {name for names in _SELECTORS.values() for name in names} - {*_SELECTORS[kinds[0]]}
+            for name in sorted({*chain(*_SELECTORS.values())} - {*_SELECTORS[kinds[0]]})
             if getattr(self, name) != Source.model_fields[name].default
         ]
-        if idle:
-            raise ValueError(f"given {' and '.join(sorted(idle))}, expected no such key beside {kinds[0]}")
+        if unused:
+            raise ValueError(f"given {' and '.join(unused)}, expected no such key beside {kinds[0]}")
         if self.docstrings is not None and self.split not in DOCSTRING_SPLITS:
             raise ValueError(f"given split {shown(self.split)}, expected {' or '.join(DOCSTRING_SPLITS)}")
         return self
@@ -439,7 +440,8 @@ class Runtime(Section):
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     def problems(self, config: "Config") -> Iterator[Problem]:
-        rows, workers, micro_batch = config.optim.global_batch_size, self.max_workers, self.micro_batch_size
+        rows = config.optim.global_batch_size
+        workers, micro_batch = self.max_workers, self.micro_batch_size
         if self.min_workers > workers:
             yield problem(
                 ("runtime.num_workers",),

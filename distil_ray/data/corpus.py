@@ -35,7 +35,8 @@ from distil_ray.data.tally import Skip, Tally
 from distil_ray.errors import InputError, first_of, reason_of
 from distil_ray.outages import AT_START, Patience
 
-_MIN_UNIT_BYTES, _MAX_UNIT_BYTES, _RANGES_PER_CORPUS = 16 * 2**10, 2**20, 128
+_MIN_UNIT_BYTES, _MAX_UNIT_BYTES = 16 * 2**10, 2**20
+_RANGES_PER_CORPUS = 128
 _COMPRESSION_RATIO = 3  # of English text, roughly: it sizes the groups and never decides what is read
 _NUM_PROBE_THREADS = 16
 _MAX_ERRORS_SHOWN, _MAX_NAMES_SHOWN = 10, 5
@@ -67,7 +68,7 @@ class Corpus:
         return int(self.unit_bytes.sum())
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the text and its units, as JSON: the same wherever the sources lie.
+        """Return what identifies the text and its units, as JSON: the same wherever the sources are stored.
 
         It depends on names, sizes, row counts and order, not on the files' bytes.
         """
@@ -221,7 +222,7 @@ def explain_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _cut_into_units(probed: list[Probed], skipped: tuple[SkippedFile, ...]) -> Corpus:
-    total = sum(sum(one.row_group_bytes) or _text_bytes(one.file) for one in probed)
+    total = sum(sum(one.row_group_bytes) or one.file.size_bytes * _text_ratio(one.file) for one in probed)
     unit_size = min(max(total // _RANGES_PER_CORPUS, _MIN_UNIT_BYTES), _MAX_UNIT_BYTES)
     units = [_units_of_file(one, unit_size) for one in probed]
     if not units:
@@ -233,8 +234,9 @@ def _cut_into_units(probed: list[Probed], skipped: tuple[SkippedFile, ...]) -> C
     return Corpus(files, unit_file, start.copy(), stop.copy(), size.copy(), skipped_files=skipped)
 
 
-def _text_bytes(file: File) -> int:
-    return file.size_bytes * (_COMPRESSION_RATIO if file.compression else 1)
+def _text_ratio(file: File) -> int:
+    """Return how many bytes of text a byte of the file stands for."""
+    return _COMPRESSION_RATIO if file.compression else 1
 
 
 def _units_of_file(probed: Probed, unit_size: int) -> npt.NDArray[np.int64]:
@@ -244,16 +246,14 @@ def _units_of_file(probed: Probed, unit_size: int) -> npt.NDArray[np.int64]:
         sizes = np.array(probed.row_group_bytes, dtype=np.int64)
         groups = np.flatnonzero(sizes)
         return np.stack([groups, groups + 1, sizes[groups]], axis=1)
-    if file.compression is not None:
-        return np.array([[0, file.size_bytes, _text_bytes(file)]], dtype=np.int64)
     if file.format == "arrow":
         batches = np.array(probed.batch_edges, dtype=np.int64)
         wanted = [*range(batches[0], batches[-1], unit_size), batches[-1]]
         edges = batches[np.unique(np.searchsorted(batches, wanted))]
-        return np.stack([edges[:-1], edges[1:], np.diff(edges)], axis=1)
-    num_ranges = -(-file.size_bytes // unit_size)
-    edges = np.arange(num_ranges + 1, dtype=np.int64) * file.size_bytes // num_ranges
-    return np.stack([edges[:-1], edges[1:], np.diff(edges)], axis=1)
+    else:
+        num_ranges = 1 if file.compression else -(-file.size_bytes // unit_size)
+        edges = np.arange(num_ranges + 1, dtype=np.int64) * file.size_bytes // num_ranges
+    return np.stack([edges[:-1], edges[1:], np.diff(edges) * _text_ratio(file)], axis=1)
 
 
 # --- Messages

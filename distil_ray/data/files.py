@@ -179,10 +179,10 @@ def _open_version(fs: fsspec.AbstractFileSystem, path: str, version: str) -> _St
 
 
 class ReachableFile(io.RawIOBase):
-    """A file opened for reading in ranges of exactly what is asked for, whose every failure to deliver is no damage.
+    """A file opened for reading, in ranges of exactly what is asked for. Outages are waited out.
 
-    Outages are waited out. Arrow passes the exceptions of a Python file on unchanged, so whatever else it raises is the
-    content's fault: a refused permission or a lost connection is never mistaken for a damaged file.
+    Arrow raises the exceptions of a Python file unchanged, so all others that it raises are about the content: a
+    refused permission or a lost connection is never mistaken for a damaged file.
 
     Raises (like its methods):
         InputError: the file cannot be reached, or is another one than was listed.

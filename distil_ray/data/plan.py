@@ -29,7 +29,8 @@ _MAX_BYTES_WITHOUT_ROW = 32 * 2**20
 
 _MAX_BYTES_TALLIED = 8 * 2**20
 
-_MAX_GLANCES, _MAX_UNITS_GLANCED_AT, _GLANCE_CHARACTERS = 16, 256, 100_000
+_MAX_GLANCES, _MAX_UNITS_GLANCED_AT = 16, 256
+_GLANCE_CHARACTERS = 100_000
 
 _AMPLE_BYTES_PER_TOKEN = 32
 _ALL = np.iinfo(np.int64).max
@@ -197,9 +198,9 @@ def _heldout_order(units: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.in
 
 def explain_fingerprints(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Say in words what differs between two fingerprints; an empty list if nothing does."""
-    reasons = [
-        f"{name}: {reason}" for name in ("corpus", "eval_corpus") for reason in explain_difference(old[name], new[name])
-    ]
+    reasons = []
+    for name in ("corpus", "eval_corpus"):
+        reasons += [f"{name}: {reason}" for reason in explain_difference(old[name], new[name])]
     if old["tokenizer"] != new["tokenizer"]:
         reasons.append("tokenizer: it maps text to other ids than before")
     return reasons

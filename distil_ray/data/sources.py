@@ -20,7 +20,7 @@ from distil_ray.outages import AT_START, Patience
 _GLOB = re.compile(r"[*?[]")
 _MAX_NAMES_SHOWN, _MAX_CONFIGURATIONS_SHOWN = 5, 10
 
-# Files beside the data that hold no text to learn from. The last ones are of `datasets`' `save_to_disk`.
+# Files beside the data that hold no text to learn from; _DESCRIPTIONS are of `save_to_disk` of `datasets`.
 _DOCUMENTATION = re.compile(
     r"(readme|licen[sc]e|copying|notice|citation|changelog)(\.(md|rst|cff|bib))?$", re.IGNORECASE
 )
@@ -29,9 +29,9 @@ _DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 def commits_of(sources: Sequence[Source], paths: Iterable[str]) -> dict[str, str]:
     """Return the commits that ``paths`` are at, by repository of the Hub as the sources name it."""
-    places = [place for path in paths if (place := HubPath.parse(path)) is not None and place.revision]
-    commits = {(place.kind, place.repo_id): str(place.revision) for place in places}
-    named = [place for source in sources if (place := _repository_of(source)) is not None]
+    places = filter(None, map(HubPath.parse, paths))
+    commits = {(place.kind, place.repo_id): place.revision for place in places if place.revision}
+    named = filter(None, map(_repository_of, sources))
     return {str(one): commits[one.kind, one.repo_id] for one in named if (one.kind, one.repo_id) in commits}
 
 
@@ -185,7 +185,8 @@ def _find_in_repository(place: HubPath, patience: Patience) -> list[_Listed]:
     """Like `_find_in_store`, with one listing of all folders at once."""
     inner = place.inner.rstrip("/")
     named: dict[str, HubEntry | None] = look_up(place, [inner], patience) if inner else {inner: None}
-    if (file := named.get(inner)) is not None:
+    file = named.get(inner)
+    if file is not None:
         root, entries = inner.rpartition("/")[0], [file]
     elif inner in named:
         root, entries = inner, list_below(place._replace(inner=inner), recursive=True, patience=patience)
@@ -218,7 +219,9 @@ def _find_on_hub(source: Source, patience: Patience) -> list[_Listed]:
         if not os.path.isdir(name):
             place = HubPath("dataset", name, revision, "README.md").pinned(patience)
             revision = place.revision
-            fetch(place, patience)  # the library takes one that does not come for none, and thus all files for its own
+            fetch(
+                place, patience
+            )  # the library takes a card that does not arrive for none, and then all files for data
 
         def attempt() -> Any:
             builder = load_dataset_builder(name, name=source.name, revision=revision)
@@ -229,7 +232,7 @@ def _find_on_hub(source: Source, patience: Patience) -> list[_Listed]:
         builder = patience.wait_out(f"the Hugging Face Hub ({name})", attempt)
     except OutageError as error:
         raise OutageError(f"{asked} cannot be reached: {reason_of(error)}") from error
-    except Exception as error:  # ValueError, HTTP and YAML errors: whatever it meets
+    except Exception as error:  # such as ValueError, HTTP and YAML errors
         known = _configurations(name, revision) if isinstance(error, ValueError) else []
         if known and source.name not in known:
             raise InputError(f"Hub data set {name!r}: {_not_among('configuration', source.name, known)}") from error
@@ -273,7 +276,7 @@ def _configurations(name: str, revision: str | None) -> list[str]:
 
     try:
         return list(get_dataset_config_names(name, revision=revision))
-    except Exception:  # then the error that brought us here has to do
+    except Exception:  # the error that led here is reported in any case
         return []
 
 

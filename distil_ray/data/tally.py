@@ -1,4 +1,4 @@
-"""What became of some text: how many documents it had, and which of them were skipped, why, and where the first lay."""
+"""What became of some text: how many documents it had, and which of them were skipped, why, and where the first was."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -150,12 +150,14 @@ def text_warnings(
 ) -> list[str]:
     """What the person who gave the text should look at: much of it is lost, or the tokenizer does not know it."""
     warnings = []
-    if (lost := lost_fraction(counts)) > max_lost_fraction:
+    lost = lost_fraction(counts)
+    if lost > max_lost_fraction:
         warnings.append(
             f"{lost:.1%} of the documents that hold something cannot be used (warned of above "
             f"data.warn_skipped_fraction = {max_lost_fraction:g}): {describe_skipped(counts, first_places)}"
         )
-    if (unknown := unknown_fraction(counts)) > MAX_UNKNOWN_FRACTION:
+    unknown = unknown_fraction(counts)
+    if unknown > MAX_UNKNOWN_FRACTION:
         warnings.append(
             f"{unknown:.1%} of the pieces are [UNK], from which nothing is learned: the tokenizer does not know this "
             "text's language or script; take a teacher or a vocabulary that does"

@@ -197,7 +197,7 @@ def test_local_paths_become_absolute_and_others_stay(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("settings", "given"), [(["run.storage_path=out/runs"], "out/runs"), ([], "runs")])
 def test_in_a_ray_job_outputs_do_not_go_into_its_package(settings, given, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(ConfigError, match=f'run.storage_path: given "{given}", which in a Ray job lies in the job'):
+    with pytest.raises(ConfigError, match=f'run.storage_path: given "{given}", which in a Ray job is in the job'):
         load("teacher.path=org/teacher", *settings)
     for place in ("/shared/runs", "s3://bucket/runs"):
         assert load("teacher.path=org/teacher", f"run.storage_path={place}").run.storage_path == place
