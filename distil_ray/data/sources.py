@@ -219,9 +219,8 @@ def _find_on_hub(source: Source, patience: Patience) -> list[_Listed]:
         if not os.path.isdir(name):
             place = HubPath("dataset", name, revision, "README.md").pinned(patience)
             revision = place.revision
-            fetch(
-                place, patience
-            )  # the library takes a card that does not arrive for none, and then all files for data
+            # Where the card does not arrive, the library takes it for absent, and then all files for data.
+            fetch(place, patience)
 
         def attempt() -> Any:
             builder = load_dataset_builder(name, name=source.name, revision=revision)
