@@ -1,4 +1,4 @@
-"""The whole plan of a run's data, worked out before anything is read: what, in which order, masked how."""
+"""Sources and settings -> the plan of a run's data: which text, in which order, masked how; and a first look at it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ MAX_HELDOUT_UNITS = 64
 """Held-out rows come from at most so many units, an equal share from each."""
 
 IN_SAMPLE = "in_sample"
-"""Name of a further array of held-out rows, ``[B]`` bool: the rows of which more is asked."""
+"""Name of a further array of held-out rows, ``[B]`` bool: the rows that are in the sample."""
 
 _MAX_BYTES_WITHOUT_ROW = 32 * 2**20
-"""Of text from all over the corpus; if none of it gives a row, the rest is not read to find one."""
+"""Bytes of text from all over the corpus; if none of it gives a row, the rest is not read to find one."""
 
 _MAX_BYTES_TALLIED = 8 * 2**20
 
