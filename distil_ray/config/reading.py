@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import fsspec
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -258,6 +257,8 @@ for _yaml_class in (_Loader, _Dumper):
 
 
 def _read_file(file: str) -> dict[str, Any]:
+    import fsspec  # late: takes 50 ms, and --help does without it
+
     try:
         with fsspec.open(file, "rt", encoding="utf-8") as content:
             text = content.read()
