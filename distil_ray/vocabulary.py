@@ -271,8 +271,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strip-accents",
         action=argparse.BooleanOptionalAction,
-        help="take accents and other marks off letters (default: as --lowercase, after BERT); by it Hindi loses vowel "
-        "signs, Japanese voicing marks, and Korean syllables are taken apart into letters",
+        help="take accents and other marks off letters (default: as --lowercase, after BERT); this also removes vowel "
+        "signs from Hindi and voicing marks from Japanese, and takes Korean syllables apart into letters",
     )
     parser.add_argument(
         "--max-bytes", type=int, metavar="N", help="read only so many bytes of text, from all over the source"

@@ -42,7 +42,7 @@ def _file_name(name: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    """Make a local path absolute; leave a URL as it is. (Workers run in another directory.)"""
+    """Make a local path absolute, as workers run in another directory; leave a URL as it is."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
@@ -213,7 +213,7 @@ class Source(Section):
     column: Text = "text"
     """Column (Parquet, Arrow) or JSON key that holds the text."""
     format: Literal["text", "jsonl", "parquet", "arrow"] | None = None
-    """What the files at `path` are; null tells it by their suffixes."""
+    """Format of the files at `path`; null infers it from their suffixes."""
 
     def __str__(self) -> str:
         """What stands for the source in a sentence."""
@@ -271,7 +271,7 @@ class Data(Section):
     mlm_smoothing: Weight = 0.0
     """Masks rare pieces more often, by weights count^-x; 0 masks all alike (DistilBERT: 0.7)."""
     on_bad_file: Literal["error", "skip"] = "error"
-    """What to do about a file that cannot be read as what it is: end the run, or list it and continue."""
+    """What to do about a file that is damaged or not what its name says: end the run, or list it and continue."""
     warn_skipped_fraction: Probability = 0.01
     """Share of the documents that cannot be used (not UTF-8, no text under the key, …) above which to warn."""
 
@@ -359,7 +359,7 @@ class Optim(Section):
     max_grad_norm: Positive = 5.0
     """L2 norm to which the whole gradient is clipped (DistilBERT: 5)."""
     max_skipped_updates: Count = 10
-    """Updates in a row skipped for a gradient norm that is not finite, after which the run ends."""
+    """Consecutive updates skipped for a gradient norm that is not finite, after which the run ends."""
 
     def problems(self, config: "Config") -> Iterator[Problem]:
         if (self.num_steps is None) == (self.num_epochs is None):
@@ -389,7 +389,7 @@ class Checkpoint(Section):
     every_steps: Count = 500
     """Steps between two checkpoints."""
     keep: Count = 2
-    """Newest checkpoints that are kept; with more than 1, a damaged one can be replaced by the one before."""
+    """Number of newest checkpoints to keep; with more than 1, a damaged one can be replaced by the one before."""
 
 
 def divisors(number: int) -> list[int]:

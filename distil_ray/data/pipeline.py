@@ -27,7 +27,7 @@ from distil_ray.outages import AT_START, Patience
 Result = TypeVar("Result")
 
 MAX_TASKS = 4096
-"""Tasks in one pipeline: Ray Data prepares them beforehand, at about a millisecond and a few kB each."""
+"""Tasks in one pipeline: Ray Data prepares all of them first, at about a millisecond and a few kB each."""
 
 HORIZON_GROUPS = 4 * MAX_TASKS
 """Groups in one pipeline. A task makes several where there are more than tasks; not more than four, as a slot must be
@@ -54,8 +54,8 @@ class Listener(Protocol):
         """Take a line for the user."""
 
     def note(self, topic: str, group: int, content: Any) -> None:
-        """Take news of a group: that it is ``empty`` (with notes), or ``unreadable`` (whether the input
-        is at fault, and why).
+        """Take what happened to a group: it is ``empty`` (``content``: notes), or ``unreadable`` (``content``: whether
+        the input is at fault, and why).
         """
 
 
@@ -253,8 +253,8 @@ class Room(NamedTuple):
     Attributes:
         num_actors: evaluators, at most.
         cpus, gpus: CPU slots and GPUs of each.
-        data_cpus: CPU slots for reading and masking; with 0 that is done beside the evaluators, one task at a time.
-        max_restarts: how often an evaluator is begun again after the loss of its process or node.
+        data_cpus: CPU slots for reading and masking; with 0, that is done alongside the evaluators, one task at a time.
+        max_restarts: how often an evaluator is restarted after the loss of its process or node.
     """
 
     num_actors: int
@@ -341,7 +341,7 @@ def _in_a_line(error: ray.exceptions.RayError) -> Exception:
 
 
 def look_at_text(plan: DataPlan, *, node_label: Mapping[str, str] | None) -> tuple[Tally, list[str]]:
-    """Read some of the training text where data tasks will: what becomes of it, and its first documents.
+    """Read some of the training text on a node for data tasks; return what became of it, and its first documents.
 
     Raises:
         InputError: it cannot be read, or no group of an epoch gives a row.

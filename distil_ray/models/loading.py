@@ -233,7 +233,7 @@ def _load_with_new_head(
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer that has the special tokens cls, sep, mask and pad, from a folder or the Hub.
 
-    It is what `AutoTokenizer` gives, unless that would split texts otherwise than the folder's tokenizer.json does.
+    It is what `AutoTokenizer` gives, unless that would split texts differently from the folder's tokenizer.json.
 
     Raises:
         InputError: nothing there, no vocabulary, a slow tokenizer, or a special token that is not set.

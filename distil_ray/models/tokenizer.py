@@ -70,7 +70,7 @@ def load_as_filed(folder: str) -> PreTrainedTokenizerBase:
     given, expected = (backend.encode(text, add_special_tokens=False).tokens for backend in (own, its))
     shown = "" if given == expected else f" {text!r} into {given[:_SHOWN_PIECES]} and not {expected[:_SHOWN_PIECES]}"
     return _remarked(
-        filed, f"{type(tokenizer).__name__}, as which transformers loads it, splits texts otherwise{shown}"
+        filed, f"{type(tokenizer).__name__}, as which transformers loads it, splits texts differently{shown}"
     )
 
 
