@@ -26,7 +26,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,13 +43,15 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
-from distil_ray.data.corpus import Source, read_unit
+from distil_ray.config import Source
+from distil_ray.data.corpus import read_texts
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import count_maskable, mask_rows, special_table
 from distil_ray.data.pipeline import execution_options, train_dataset
 from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings, make_rows, pack_rows
 from distil_ray.data.schedule import START
+from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary, token_stream
 
 Clock = Literal["wall", "cpu"]
@@ -76,7 +78,7 @@ def make_variants(plan: DataPlan, tokenizer: PreTrainedTokenizerBase, num_bytes:
     """Return what to time; each returns how many tokens of text it has worked through."""
     vocabulary, settings = plan.vocabulary, plan.settings
     units = first_units(plan, num_bytes)
-    texts = list(read_texts(plan, units))
+    texts = list(read_texts(plan.corpus, units))
     stream = token_stream(vocabulary, texts)
     rows = pack_rows(stream, max_seq_length=settings.max_seq_length, cls_id=vocabulary.cls_id, sep_id=vocabulary.sep_id)
     row_numbers = np.arange(len(rows), dtype=np.uint64)
@@ -94,14 +96,16 @@ def make_variants(plan: DataPlan, tokenizer: PreTrainedTokenizerBase, num_bytes:
         )
 
     actions: dict[str, Callable[[], object]] = {
-        "read": lambda: list(read_texts(plan, units)),
+        "read": lambda: list(read_texts(plan.corpus, units)),
         "tokenize": lambda: token_stream(vocabulary, texts),
         "pack": lambda: pack_rows(
             stream, max_seq_length=settings.max_seq_length, cls_id=vocabulary.cls_id, sep_id=vocabulary.sep_id
         ),
         "shuffle": lambda: rows[np.argsort(draws(stream_key("shuffle"), row_numbers))],
         "mask": mask,
-        "group": lambda: make_rows(plan.corpus, units, vocabulary, settings, split="train", group=0),
+        "group": lambda: make_rows(
+            read_texts(plan.corpus, units), Tally(), vocabulary, settings, split="train", group=0
+        ),
         "tokenizer": lambda: bare_tokenizer.encode_batch_fast(texts, add_special_tokens=False),
         "hugging face": lambda: hugging_face(texts, tokenizer, settings.max_seq_length),
     }
@@ -127,11 +131,6 @@ def first_units(plan: DataPlan, num_bytes: int) -> list[int]:
             units.append(unit)
             total += int(plan.corpus.unit_bytes[unit])
     return units
-
-
-def read_texts(plan: DataPlan, units: list[int]) -> Iterator[str]:
-    for unit in units:
-        yield from (text for text in read_unit(plan.corpus, unit) if text is not None)
 
 
 def hugging_face(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> None:

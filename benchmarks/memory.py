@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from distil_ray.data.corpus import Source, list_corpus, read_unit
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus, read_texts
 
 _MODEL = {
     "model_type": "bert",
@@ -86,8 +87,7 @@ def _write_corpus(source: str, folder: Path, num_bytes: int) -> None:
 
 
 def _documents(corpus) -> Iterator[str]:
-    for unit in np.random.default_rng(0).permutation(corpus.num_units):
-        yield from (document for document in read_unit(corpus, int(unit)) if document is not None)
+    return read_texts(corpus, np.random.default_rng(0).permutation(corpus.num_units))
 
 
 def _measure(text: Path, tokenizer: str, storage: Path) -> dict[str, float]:

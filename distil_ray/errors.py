@@ -1,7 +1,9 @@
 """How a command ends before it is done: the exit status, and the reason in one line."""
 
+import difflib
 import re
 import signal
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -51,3 +53,14 @@ def reason_of(error: BaseException) -> str:
         text = "\n".join(line for line in lines if not _FRAME.match(line)) or text
     line = " ".join(text.split())
     return line[:_MAX_REASON_CHARACTERS] or type(error).__name__
+
+
+def first_of(items: list[str], limit: int, what: str) -> list[str]:
+    """Return the first ``limit`` items, and in place of the others how many they are."""
+    return items if len(items) <= limit else [*items[:limit], f"and {len(items) - limit} more {what}"]
+
+
+def did_you_mean(given: str, known: Iterable[str], limit: int = 1) -> str:
+    """Return the most similar names in parentheses, to follow the one that is wrong; empty if none is similar."""
+    nearest = difflib.get_close_matches(given, list(known), n=limit)
+    return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""

@@ -59,8 +59,8 @@ _PASSING_TYPES = {
 def is_passing(error: BaseException) -> bool:
     """Whether an error may go away by itself: HTTP 408, 425, 429 and 5xx, timeouts, lost and refused connections."""
     chain = list(_chain(error))
-    statuses = [status for one in chain if (status := _http_status(one)) is not None]
-    if statuses:  # what a server has answered says more than what libraries make of it
+    statuses = [status for status in map(_http_status, chain) if status is not None]
+    if statuses:  # a server's answer says more than what libraries make of it
         return statuses[0] in _PASSING_STATUS or statuses[0] >= 500
     if any(type(one).__name__ == "OfflineModeIsEnabled" for one in chain):  # asked for, by HF_HUB_OFFLINE
         return False
@@ -118,7 +118,7 @@ def _say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long an outage is waited out, and who is told of it.
+    """How long an outage is waited out, and where it is reported.
 
     Attributes:
         seconds: since the first failure in a row.
@@ -137,10 +137,11 @@ class Patience:
 
         Raises:
             OutageError: it did not pass in time.
-            Exception: whatever ``attempt`` raises that does not pass.
+            Exception: what ``attempt`` raises, unless it may pass.
         """
         began: float | None = None
-        pause, is_told = _FIRST_PAUSE_SECONDS, False
+        pause = _FIRST_PAUSE_SECONDS
+        is_told = False
         while True:
             try:
                 result = attempt()

@@ -11,7 +11,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +22,9 @@ from tokenizers.trainers import WordPieceTrainer
 
 from distil_ray.cli import main_of
 from distil_ray.config import output_path, parse_sources
-from distil_ray.data.corpus import Corpus, list_corpus, read_unit
+from distil_ray.data.corpus import Corpus, list_corpus, read_texts
 from distil_ray.data.hashing import draws, stream_key
+from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import text_slices
 from distil_ray.errors import InputError
 
@@ -39,14 +39,21 @@ _SLICE_CHARACTERS = 2**16  # the trainer holds a few hundred slices at a time
 
 
 @dataclass
-class Tally:
-    """What was read. `characters` [0x110000] counts each code point after normalization, `raw` before it."""
+class CharacterCounts:
+    """What was read. Of the characters, ``[0x110000]`` counts of each code point, as written and as normalized."""
 
-    num_documents: int = 0
-    num_skipped: int = 0
+    documents: Tally = field(default_factory=Tally)
     num_bytes: int = 0
-    characters: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(sys.maxunicode + 1, np.int64))
     raw: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(sys.maxunicode + 1, np.int64))
+    normalized: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(sys.maxunicode + 1, np.int64))
+
+    @property
+    def num_skipped(self) -> int:
+        return self.documents.counted["skipped_documents"]
+
+    @property
+    def num_documents(self) -> int:
+        return self.documents.counted["documents"] - self.num_skipped
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,16 +67,16 @@ def _vocabulary(argv: list[str] | None) -> None:
     args.output = output_path(args.output, "--output")
     _check_output(args.output)
     corpus = list_corpus(parse_sources(args.source))
-    vocabulary, tally = train_vocabulary(
+    vocabulary, counts = train_vocabulary(
         corpus, args.size, lowercase=args.lowercase, strip_accents=strips_accents, max_bytes=args.max_bytes
     )
     _save_tokenizer(vocabulary, args.output, lowercase=args.lowercase, strip_accents=args.strip_accents)
     print(
-        f"read {tally.num_documents:,} documents, {tally.num_bytes:,} bytes of text, "
-        f"of {len(corpus.files):,} file(s); skipped {tally.num_skipped:,} documents without usable text"
+        f"read {counts.num_documents:,} documents, {counts.num_bytes:,} bytes of text, "
+        f"of {len(corpus.files):,} file(s); skipped {counts.num_skipped:,} documents without usable text"
     )
     print(f"wrote a tokenizer with a vocabulary of {len(vocabulary):,} pieces to {args.output}")
-    num_kinds, num_known, unknown = _coverage(tally, vocabulary)
+    num_kinds, num_known, unknown = _coverage(counts, vocabulary)
     print(
         f"characters: {num_known:,} of {num_kinds:,} different ones have a piece; {unknown:.3%} of the text's "
         "characters have none, and a word with one of them is [UNK]"
@@ -79,7 +86,8 @@ def _vocabulary(argv: list[str] | None) -> None:
             f"note: {args.size:,} pieces were asked for, but this text has no more: all words of it, and all but its "
             f"rarest characters, have one; give it more text, or a smaller --size"
         )
-    if strips_accents and (loss := _lost_marks(tally)):
+    loss = _lost_marks(counts) if strips_accents else ""
+    if loss:
         print(f"note: {loss}; --no-strip-accents keeps them")
     command = "python -m distil_ray.train --config configs/pretrain-tiny.yaml"
     print(f"next: {command} student.tokenizer={args.output}")
@@ -92,7 +100,7 @@ def train_vocabulary(
     lowercase: bool = True,
     strip_accents: bool | None = None,
     max_bytes: int | None = None,
-) -> tuple[dict[str, int], Tally]:
+) -> tuple[dict[str, int], CharacterCounts]:
     """Train a vocabulary of at most `size` pieces: special tokens at ids 0 to 4, characters, longer pieces.
 
     A quarter of them at most are characters, unless there are too few longer pieces: then further characters follow.
@@ -110,56 +118,52 @@ def train_vocabulary(
     if size < MIN_SIZE:
         raise InputError(f"a vocabulary of {size} pieces is too small: expected at least {MIN_SIZE}")
     normalizer = BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    documents = partial(_documents, corpus, max_bytes)
-
-    tally = Tally()
-    unmerged = _train(_counted(documents(), normalizer, tally), normalizer, size=0, characters=[])
-    if tally.num_documents == 0:
-        raise InputError(f"no text in {len(corpus.files)} file(s): {tally.num_skipped} documents were skipped")
+    counts = CharacterCounts()
+    texts = _counted(_texts(corpus, max_bytes, counts.documents), normalizer, counts)
+    unmerged = _train(texts, normalizer, size=0, characters=[])
+    if counts.num_documents == 0:
+        raise InputError(f"no text in {len(corpus.files)} file(s): {counts.num_skipped} documents were skipped")
 
     # Left to itself, the trainer numbers the characters within a word ("##a") in the order of a hash table
     # with a random seed, and breaks ties between merges by these numbers: two runs differ. So number them.
-    by_frequency = _covering(tally.characters)
+    by_frequency = _covering(counts.normalized)
     num_first = (size - len(SPECIAL_TOKENS)) // 4
     alphabet = sorted(by_frequency[:num_first])
     continuations = [f"##{character}" for character in alphabet if f"##{character}" in unmerged]
-    whole = (document for document in documents() if document is not None)
-    texts = (text for document in whole for text in text_slices(document, _SLICE_CHARACTERS))
-    vocabulary = _train(texts, normalizer, size, characters=[*alphabet, *continuations])
+    vocabulary = _train(_texts(corpus, max_bytes), normalizer, size, characters=[*alphabet, *continuations])
     # Where words are single characters, as in Chinese, there is next to nothing to merge.
     for character in by_frequency[num_first:]:
         for piece in (character, f"##{character}"):
             if piece in unmerged and len(vocabulary) < size:
                 vocabulary[piece] = len(vocabulary)
-    return vocabulary, tally
+    return vocabulary, counts
 
 
-def _documents(corpus: Corpus, max_bytes: int | None) -> Iterator[str | None]:
+def _texts(corpus: Corpus, max_bytes: int | None, tally: Tally | None = None) -> Iterator[str]:
+    """Yield the documents in slices."""
     units = np.arange(corpus.num_units)
     if max_bytes is not None:
         units = np.argsort(draws(stream_key("vocabulary"), units.astype(np.uint64)), kind="stable")
     num_bytes = 0
-    for unit in units:
-        for document in read_unit(corpus, int(unit)):
-            if max_bytes is not None and num_bytes >= max_bytes:
-                return
-            num_bytes += len(document.encode()) if document is not None else 0
-            yield document
+    for document in read_texts(corpus, units, tally):
+        yield from text_slices(document, _SLICE_CHARACTERS)
+        num_bytes += len(document.encode())
+        if max_bytes is not None and num_bytes >= max_bytes:
+            return
 
 
-def _counted(documents: Iterable[str | None], normalizer: BertNormalizer, tally: Tally) -> Iterator[str]:
-    """Pass the documents on in slices, and count them and their characters in `tally`."""
-    for document in documents:
-        if document is None:
-            tally.num_skipped += 1
-            continue
-        tally.num_documents += 1
-        for text in text_slices(document, _SLICE_CHARACTERS):
-            tally.num_bytes += len(text.encode())
-            for counter, form in ((tally.raw, text), (tally.characters, normalizer.normalize_str(text))):
-                present, counts = np.unique(np.frombuffer(form.encode("utf-32-le"), np.uint32), return_counts=True)
-                counter[present] += counts
-            yield text
+def _counted(texts: Iterable[str], normalizer: BertNormalizer, counts: CharacterCounts) -> Iterator[str]:
+    """Yield the texts unchanged, and count their bytes and characters."""
+    for text in texts:
+        counts.num_bytes += len(text.encode())
+        _count_characters(text, counts.raw)
+        _count_characters(normalizer.normalize_str(text), counts.normalized)
+        yield text
+
+
+def _count_characters(text: str, counts: npt.NDArray[np.int64]) -> None:
+    present, times = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32), return_counts=True)
+    counts[present] += times
 
 
 def _without_blanks(characters: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -177,26 +181,26 @@ def _covering(characters: npt.NDArray[np.int64]) -> list[str]:
     return [chr(code_point) for code_point in by_frequency[:num_characters]]
 
 
-def _coverage(tally: Tally, vocabulary: dict[str, int]) -> tuple[int, int, float]:
-    """How many different characters there are, how many have a piece, and what share of the text the others are."""
-    counts = _without_blanks(tally.characters)
-    present = np.flatnonzero(counts)
+def _coverage(counts: CharacterCounts, vocabulary: dict[str, int]) -> tuple[int, int, float]:
+    """Return how many different characters there are, how many have a piece, and the others' share of the text."""
+    times = _without_blanks(counts.normalized)
+    present = np.flatnonzero(times)
     known = [code_point for code_point in present if chr(code_point) in vocabulary]
-    return len(present), len(known), 1 - float(counts[known].sum() / counts.sum())
+    return len(present), len(known), 1 - float(times[known].sum() / times.sum())
 
 
-def _lost_marks(tally: Tally) -> str:
+def _lost_marks(counts: CharacterCounts) -> str:
     """What stripping accents takes from scripts in which marks are more than accents; empty if next to nothing."""
     lost: Counter[str] = Counter()
-    for code_point in np.flatnonzero(tally.raw):
+    for code_point in np.flatnonzero(counts.raw):
         decomposed = unicodedata.normalize("NFD", chr(code_point))
         script = unicodedata.name(decomposed[0], "UNNAMED").partition(" ")[0]
         num_marks = sum(unicodedata.category(character) == "Mn" for character in decomposed)
         if script == "HANGUL":
             num_marks = len(decomposed) - 1  # nothing is lost of a syllable, but it becomes two letters or three
         if num_marks and script not in _EXPECTED_LOSS:
-            lost[script] += num_marks * int(tally.raw[code_point])
-    if sum(lost.values()) <= _NOTED_LOSS * int(tally.raw.sum()):
+            lost[script] += num_marks * int(counts.raw[code_point])
+    if sum(lost.values()) <= _NOTED_LOSS * int(counts.raw.sum()):
         return ""
     shown = ", ".join(f"{script.title()} ({count:,})" for script, count in lost.most_common(_NUM_SHOWN_SCRIPTS))
     return (
@@ -267,8 +271,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strip-accents",
         action=argparse.BooleanOptionalAction,
-        help="take accents and other marks off letters (default: as --lowercase, after BERT); by it Hindi loses vowel "
-        "signs, Japanese voicing marks, and Korean syllables are taken apart into letters",
+        help="take accents and other marks off letters (default: as --lowercase, after BERT); this also removes vowel "
+        "signs from Hindi and voicing marks from Japanese, and takes Korean syllables apart into letters",
     )
     parser.add_argument(
         "--max-bytes", type=int, metavar="N", help="read only so many bytes of text, from all over the source"

@@ -13,7 +13,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from distil_ray import vocabulary
-from distil_ray.data.corpus import Source, list_corpus
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus
 from distil_ray.errors import InputError
 from distil_ray.vocabulary import SPECIAL_TOKENS, main, train_vocabulary
 

@@ -7,8 +7,7 @@ one `InputError` with one line per problem. What comes out is frozen and complet
 This package imports neither torch nor Ray, so that `--help` and a mistyped key answer at once.
 """
 
-from distil_ray.config.checks import shown
-from distil_ray.config.description import describe_keys, fields
+from distil_ray.config.description import describe_keys
 from distil_ray.config.identity import difference, learned
 from distil_ray.config.reading import (
     ConfigError,
@@ -19,47 +18,20 @@ from distil_ray.config.reading import (
     parse_mapping,
     parse_section,
     parse_sources,
-    parse_yaml,
     to_settings,
     to_yaml,
     with_settings,
 )
-from distil_ray.config.sections import (
-    Checkpoint,
-    Config,
-    Data,
-    Distill,
-    Eval,
-    Metrics,
-    Optim,
-    Run,
-    Runtime,
-    Section,
-    Source,
-    Student,
-    Teacher,
-    output_path,
-)
+from distil_ray.config.sections import Config, Section, Source, output_path, shown
 
 __all__ = [
-    "Checkpoint",
     "Config",
     "ConfigError",
-    "Data",
-    "Distill",
-    "Eval",
-    "Metrics",
-    "Optim",
-    "Run",
-    "Runtime",
     "Section",
     "Source",
-    "Student",
-    "Teacher",
     "describe_keys",
     "difference",
     "dump_yaml",
-    "fields",
     "learned",
     "load_config",
     "load_settings",
@@ -68,7 +40,6 @@ __all__ = [
     "parse_mapping",
     "parse_section",
     "parse_sources",
-    "parse_yaml",
     "shown",
     "to_settings",
     "to_yaml",

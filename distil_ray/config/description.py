@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from distil_ray.config.checks import shown
-from distil_ray.config.sections import Config, Section, Source
+from distil_ray.config.sections import Config, Section, Source, shown
 
 
 def describe_keys(root: type[Section] = Config) -> str:
@@ -94,7 +93,8 @@ def _limits(metadata: Iterable[Any]) -> Iterator[str]:
         if isinstance(item, FieldInfo):
             yield from _limits(item.metadata)
         for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
-            if (limit := getattr(item, name, None)) is not None:
+            limit = getattr(item, name, None)
+            if limit is not None:
                 yield f"{sign} {limit}"
         if getattr(item, "min_length", None):
             yield "non-empty"

@@ -1,11 +1,10 @@
 """Which settings decide what is learned, and what differs between two runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from distil_ray.config.checks import shown
-from distil_ray.config.description import section_of
-from distil_ray.config.sections import Config, Section
+from distil_ray.config.description import fields
+from distil_ray.config.sections import Config, Section, shown
 
 _ABSENT = object()
 
@@ -39,25 +38,26 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], *roots: type[Sect
     """
     lines = []
     for key in dict.fromkeys([*old, *new]):
-        was, now = (settings.get(key, _default_of(key, Config, *roots)) for settings in (old, new))
-        was_shown, now_shown = ("not set" if value is _ABSENT else shown(value) for value in (was, now))
-        if was_shown != now_shown:
-            lines.append(f"{key}: was {was_shown}, now {now_shown}")
+        default = _default_of(key, (Config, *roots))
+        was = _words(old.get(key, default))
+        now = _words(new.get(key, default))
+        if was != now:
+            lines.append(f"{key}: was {was}, now {now}")
     return lines
 
 
-def _default_of(key: str, *roots: type[Section]) -> Any:
-    """What a setting is where it is not set; `_ABSENT` if that is nothing."""
+def _words(value: Any) -> str:
+    return "not set" if value is _ABSENT else shown(value)
+
+
+def _default_of(key: str, roots: Sequence[type[Section]]) -> Any:
+    """Return what a setting is where it is not set; `_ABSENT` if that is nothing."""
     if key.startswith("distill.shares."):
         return 0.0
     for root in roots:
-        section: type[Section] | None = root
-        *path, name = key.split(".")
-        for part in path:
-            field = section.model_fields.get(part) if section is not None else None
-            section = section_of(field.annotation) if field is not None else None
-        if section is not None and name in section.model_fields and not section.model_fields[name].is_required():
-            return section.model_fields[name].get_default(call_default_factory=True)
+        field = root.model_fields.get(key) or dict(fields(root)).get(key)
+        if field is not None and not field.is_required():
+            return field.get_default(call_default_factory=True)
     return _ABSENT
 
 

@@ -4,16 +4,14 @@ import copy
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from distil_ray.config.checks import Problem, inconsistencies, problem, shown
 from distil_ray.config.description import fields, is_mapping, section_of, type_text
-from distil_ray.config.sections import Config, Section, Source, Sources, listed
+from distil_ray.config.sections import Config, Problem, Section, Source, Sources, listed, problem, shown
 from distil_ray.errors import InputError
 
 _STAND_INS: dict[str, dict[str, Any]] = {  # for what must be given
@@ -80,15 +78,6 @@ def with_settings(settings: Mapping[str, Any], dotted: Mapping[str, Any]) -> dic
     return merged
 
 
-def parse_yaml(text: str, name: str) -> Config:
-    """Check a configuration given as the text of one YAML file, which messages call ``name``.
-
-    Raises:
-        InputError: with one line per problem, all problems at once.
-    """
-    return parse_config(parse_mapping(text, name))
-
-
 def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
     """Read sources as a command line gives them: paths, or YAML mappings like ``{docstrings: installed}``.
 
@@ -138,13 +127,19 @@ def parse_config(settings: Mapping[str, Any]) -> Config:
     given |= {key: value for key, value in settings.items() if value is not None or key not in given}
     try:
         config = Config.model_validate(given)
-        problems = list(inconsistencies(config))
+        problems = _conflicts(config)
     except ValidationError as error:
         problems = _complaints(error, given, Config)
-        problems += _inconsistencies_of_the_rest(given, [key for problem in problems for key in problem.keys])
+        problems += _conflicts_of_the_rest(given, [key for problem in problems for key in problem.keys])
     if problems:
         raise ConfigError([problem.line for problem in problems])
     return config
+
+
+def _conflicts(config: Config) -> list[Problem]:
+    """Return what is wrong across settings that are each valid."""
+    sections = (getattr(config, name) for name in SECTIONS)
+    return [problem for section in sections if section is not None for problem in section.problems(config)]
 
 
 def _complaints(error: ValidationError, given: Mapping[str, Any], root: type[Section]) -> list[Problem]:
@@ -165,7 +160,8 @@ def _complaint(detail: ErrorDetails, given: Mapping[str, Any], root: type[Sectio
     is_name = False  # whether the next part is a name that the user chose
     for part in detail["loc"]:
         if isinstance(part, int) and detail["type"] != "invalid_key":
-            key, value, expected = f"{key}[{part}]", listed(value)[part], type_text(section)
+            key, value = f"{key}[{part}]", listed(value)[part]
+            expected = type_text(section)
             continue
         name = str(part)
         field = section.model_fields.get(name)
@@ -202,8 +198,8 @@ def _unknown_key(prefix: str, name: str, section: type[Section], root: type[Sect
     return Problem((key,), f"unknown key {key}, expected one of {', '.join(siblings.values())}")
 
 
-def _inconsistencies_of_the_rest(given: Mapping[str, Any], at_fault: Sequence[str]) -> list[Problem]:
-    """Look across the settings that are not at fault, with defaults or stand-ins in place of those that are."""
+def _conflicts_of_the_rest(given: Mapping[str, Any], at_fault: Sequence[str]) -> list[Problem]:
+    """Check the settings that are not at fault against each other, with defaults or stand-ins for those that are."""
     settings = {name: {**keys} if isinstance(keys, dict) else keys for name, keys in given.items()}
     for key in at_fault:
         section, _, name = key.partition(".")
@@ -220,7 +216,7 @@ def _inconsistencies_of_the_rest(given: Mapping[str, Any], at_fault: Sequence[st
         return []
     return [
         problem
-        for problem in inconsistencies(config)
+        for problem in _conflicts(config)
         if not any(f"{key}.".startswith((f"{fault}.", f"{fault}[")) for key in problem.keys for fault in at_fault)
     ]
 
@@ -261,23 +257,18 @@ for _yaml_class in (_Loader, _Dumper):
 
 
 def _read_file(file: str) -> dict[str, Any]:
+    import fsspec  # late: takes 50 ms, and --help does without it
+
     try:
-        text = _read_url(file) if "://" in file else Path(file).read_text(encoding="utf-8")
+        with fsspec.open(file, "rt", encoding="utf-8") as content:
+            text = content.read()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror or error}), expected a YAML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start}), expected a YAML file") from None
-    return parse_mapping(text, file)
-
-
-def _read_url(url: str) -> str:
-    import fsspec  # late: few configurations lie elsewhere
-
-    try:
-        with fsspec.open(url, "rt", encoding="utf-8") as file:
-            return str(file.read())
     except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: cannot be opened: {error}") from None
+        raise InputError(f"{file}: cannot be opened: {error}") from None
+    return parse_mapping(text, file)
 
 
 def parse_mapping(text: str, name: str) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""What can be set: the sections of a configuration, their keys, types, limits, defaults and descriptions."""
+"""What can be set: the sections of a configuration, their keys, types, limits, defaults, descriptions and rules."""
 
+import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,11 +17,19 @@ from pydantic import (
     model_validator,
 )
 
-from distil_ray.config.checks import divisors, shown
 from distil_ray.errors import InputError
 from distil_ray.outages import WHILE_TRAINING_SECONDS
 
+
+def shown(value: Any) -> str:
+    """Return a value as YAML would have it, on one line and cut to a readable length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
 # --------------------------------------------------------------------------------------------- value types
+
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a submitted job
 
 
 def _file_name(name: str) -> str:
@@ -32,7 +42,7 @@ def _file_name(name: str) -> str:
 
 
 def _absolute(path: str) -> str:
-    """Make a local path absolute; leave a URL as it is. (Workers run in another directory.)"""
+    """Make a local path absolute, as workers run in another directory; leave a URL as it is."""
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
@@ -49,13 +59,10 @@ def output_path(path: str, option: str = "") -> str:
     if "://" not in path and not os.path.isabs(os.path.expanduser(path)) and _JOB_VARIABLE in os.environ:
         name = f"{option}: " if option else ""
         raise InputError(
-            f"{name}given {shown(path)}, which in a Ray job lies in the job's package, which Ray removes; "
+            f"{name}given {shown(path)}, which in a Ray job is in the job's package, which Ray removes; "
             "expected a URL such as s3://bucket/prefix, or the absolute path of a folder that all nodes share"
         )
     return _absolute(path)
-
-
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the command of a submitted job
 
 
 def _absolute_if_there(path: str) -> str:
@@ -85,8 +92,28 @@ LocalPathOrHubId = Annotated[str, Field(min_length=1), AfterValidator(_absolute_
 # ------------------------------------------------------------------------------------------------ sections
 
 
+class Problem(NamedTuple):
+    """Settings that are each valid but do not go together.
+
+    Attributes:
+        keys: all of them, dotted.
+        line: what the user is told.
+    """
+
+    keys: tuple[str, ...]
+    line: str
+
+
+def problem(keys: tuple[str, ...], message: str) -> Problem:
+    """Return a problem whose line begins with the first of its keys."""
+    return Problem(keys, f"{keys[0]}: {message}")
+
+
 class Section(BaseModel):
-    """A frozen group of settings. The text below each field is its description in `--help`."""
+    """A frozen group of settings. The text below each field is its description in `--help`.
+
+    A rule for one setting is part of its type; a rule for several is in `problems` of the section that it is about.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -96,6 +123,10 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    def problems(self, config: "Config") -> Iterable[Problem]:
+        """Return the settings of this section that do not go together, or not with others of ``config``."""
+        return ()
+
 
 class Run(Section):
     """What the run is called and where its results go."""
@@ -103,7 +134,7 @@ class Run(Section):
     name: Annotated[str, AfterValidator(_file_name)]
     """Name of the run and of its folder; the same name resumes where that run stopped."""
     storage_path: OutputPathOrUrl = Field("runs", validate_default=True)
-    """Folder or URL (s3://bucket/prefix, gs://bucket/prefix) below which the run's folder lies."""
+    """Folder or URL (s3://bucket/prefix, gs://bucket/prefix) that holds the run's folder."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 56
     """Seed of the split, shuffling, masks, dropout and random weights (DistilBERT's authors: 56)."""
 
@@ -129,9 +160,39 @@ class Student(Section):
     path: LocalPathOrHubId | None = None
     """Local folder or Hub id of an existing student to train on; excludes `config`."""
     config: dict[str, Any] | LocalPathOrHubId | None = None
-    """Model to train from random weights: Hugging Face config keys with `model_type`, or where they lie."""
+    """Model to train from random weights: Hugging Face config keys with `model_type`, or the place of a config.json."""
     tokenizer: LocalPathOrHubId | None = None
     """Local folder or Hub id of the tokenizer; null takes the one of the teacher or of `student.path`."""
+
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        if self.path is not None and self.config is not None:
+            yield problem(("student.config", "student.path"), "given beside student.path, expected only one of them")
+        if isinstance(self.config, dict) and not isinstance(self.config.get("model_type"), str):
+            yield problem(
+                ("student.config",), "given a mapping without model_type, expected one such as {model_type: bert}"
+            )
+        origin = "path" if self.path is not None else "config" if self.config is not None else None
+        if config.teacher is None and origin is None:
+            yield problem(
+                ("student", "teacher", "student.path", "student.config"),
+                "given nothing to make it from; without a teacher, expected student.path, "
+                "or student.config and student.tokenizer",
+            )
+        elif config.teacher is None and origin == "config" and self.tokenizer is None:
+            yield problem(
+                ("student.tokenizer", "teacher", "student.path", "student.config"),
+                "missing; expected a local folder or Hub id, as there is no teacher to take a tokenizer from",
+            )
+        # The weights of a student that is described by its config are random in any case.
+        unused = {None: (), "path": ("layers", "architecture", "init"), "config": ("layers", "architecture")}
+        for name in unused[origin]:
+            given = getattr(self, name)
+            if given != Student.model_fields[name].default:
+                yield problem(
+                    (f"student.{name}", f"student.{origin}"),
+                    f"given {shown(given)}, which applies only to a student made from the teacher's layers; "
+                    f"expected no such key beside student.{origin}",
+                )
 
 
 class Source(Section):
@@ -152,7 +213,7 @@ class Source(Section):
     column: Text = "text"
     """Column (Parquet, Arrow) or JSON key that holds the text."""
     format: Literal["text", "jsonl", "parquet", "arrow"] | None = None
-    """What the files at `path` are; null tells it by their suffixes."""
+    """Format of the files at `path`; null infers it from their suffixes."""
 
     def __str__(self) -> str:
         """What stands for the source in a sentence."""
@@ -166,13 +227,13 @@ class Source(Section):
                 f"given {' and '.join(kinds) or 'none of path, hub and docstrings'}, "
                 f"expected exactly one of {', '.join(_SELECTORS)}"
             )
-        idle = [
+        unused = [
             f"{name} {shown(getattr(self, name))}"
-            for name in {name for names in _SELECTORS.values() for name in names} - {*_SELECTORS[kinds[0]]}
+            for name in sorted({*chain(*_SELECTORS.values())} - {*_SELECTORS[kinds[0]]})
             if getattr(self, name) != Source.model_fields[name].default
         ]
-        if idle:
-            raise ValueError(f"given {' and '.join(sorted(idle))}, expected no such key beside {kinds[0]}")
+        if unused:
+            raise ValueError(f"given {' and '.join(unused)}, expected no such key beside {kinds[0]}")
         if self.docstrings is not None and self.split not in DOCSTRING_SPLITS:
             raise ValueError(f"given split {shown(self.split)}, expected {' or '.join(DOCSTRING_SPLITS)}")
         return self
@@ -210,9 +271,30 @@ class Data(Section):
     mlm_smoothing: Weight = 0.0
     """Masks rare pieces more often, by weights count^-x; 0 masks all alike (DistilBERT: 0.7)."""
     on_bad_file: Literal["error", "skip"] = "error"
-    """What to do about a file that cannot be read as what it is: end the run, or list it and continue."""
+    """What to do about a file that is damaged or not what its name says: end the run, or list it and continue."""
     warn_skipped_fraction: Probability = 0.01
     """Share of the documents that cannot be used (not UTF-8, no text under the key, …) above which to warn."""
+
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        replaced = self.mask_replace_prob + self.random_replace_prob
+        if replaced > 1 + 1e-9:
+            yield problem(
+                ("data.mask_replace_prob", "data.random_replace_prob"),
+                f"given {self.mask_replace_prob:g}, which makes {replaced:g} with "
+                f"data.random_replace_prob {self.random_replace_prob:g}; expected a sum of at most 1",
+            )
+        num_maskable = self.max_seq_length - 2
+        if round(self.mlm_probability * num_maskable) < 1:
+            yield problem(
+                ("data.mlm_probability", "data.max_seq_length"),
+                f"given {self.mlm_probability:g}, which masks none of the {num_maskable} positions of a row "
+                f"(data.max_seq_length {self.max_seq_length}); expected at least {1 / num_maskable:.3g}",
+            )
+        if self.eval_sources is not None and "eval_fraction" in self.model_fields_set:
+            yield problem(
+                ("data.eval_fraction", "data.eval_sources"),
+                f"given {self.eval_fraction:g} beside data.eval_sources, expected only one of them",
+            )
 
 
 class Distill(Section):
@@ -235,6 +317,19 @@ class Distill(Section):
         alphas = {"ce": self.alpha_ce, "mlm": self.alpha_mlm, "cos": self.alpha_cos}
         total = sum(alphas.values())
         return {name: alpha / total for name, alpha in alphas.items()}
+
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        if config.teacher is None and (self.alpha_ce > 0 or self.alpha_cos > 0):
+            yield problem(
+                ("distill.alpha_ce", "distill.alpha_cos", "teacher"),
+                f"given {self.alpha_ce:g}, and distill.alpha_cos {self.alpha_cos:g}, without a teacher; "
+                "expected both set to 0, or a teacher.path",
+            )
+        if self.alpha_ce == self.alpha_mlm == self.alpha_cos == 0:
+            yield problem(
+                ("distill.alpha_ce", "distill.alpha_mlm", "distill.alpha_cos"),
+                "given 0 like distill.alpha_mlm and distill.alpha_cos, expected one of the three above 0",
+            )
 
 
 class Optim(Section):
@@ -264,7 +359,12 @@ class Optim(Section):
     max_grad_norm: Positive = 5.0
     """L2 norm to which the whole gradient is clipped (DistilBERT: 5)."""
     max_skipped_updates: Count = 10
-    """Updates in a row skipped for a gradient norm that is not finite, after which the run ends."""
+    """Consecutive updates skipped for a gradient norm that is not finite, after which the run ends."""
+
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            given = "neither it nor optim.num_epochs" if self.num_steps is None else "both it and optim.num_epochs"
+            yield problem(("optim.num_steps", "optim.num_epochs"), f"given {given}, expected exactly one of them")
 
 
 class Eval(Section):
@@ -289,7 +389,20 @@ class Checkpoint(Section):
     every_steps: Count = 500
     """Steps between two checkpoints."""
     keep: Count = 2
-    """Newest checkpoints that are kept; with more than 1, a damaged one can be replaced by the one before."""
+    """Number of newest checkpoints to keep; with more than 1, a damaged one can be replaced by the one before."""
+
+
+def divisors(number: int) -> list[int]:
+    """Return all divisors, ascending."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def _nearest(value: int, choices: Iterable[int]) -> str:
+    """Return the choices just below and just above ``value``, as text."""
+    choices = list(choices)
+    below = [choice for choice in choices if choice < value][-1:]
+    above = [choice for choice in choices if choice > value][:1]
+    return " or ".join(map(str, below + above))
 
 
 class Runtime(Section):
@@ -326,9 +439,32 @@ class Runtime(Section):
         """The most workers, which is also the number of blocks that a step's rows are cut into."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        rows = config.optim.global_batch_size
+        workers, micro_batch = self.max_workers, self.micro_batch_size
+        if self.min_workers > workers:
+            yield problem(
+                ("runtime.num_workers",),
+                f"given {shown(self.num_workers)}, expected [min, max] with min at most max",
+            )
+        elif rows % workers:
+            yield problem(
+                ("optim.global_batch_size", "runtime.num_workers"),
+                f"given {rows}, which {workers} workers (runtime.num_workers) cannot share equally; expected "
+                f"{_nearest(rows, range(workers, rows + 2 * workers, workers))}, "
+                f"or {_nearest(workers, divisors(rows))} workers",
+            )
+        elif micro_batch is not None and config.block_rows % micro_batch:
+            yield problem(
+                ("runtime.micro_batch_size", "optim.global_batch_size", "runtime.num_workers"),
+                f"given {micro_batch}, which does not divide a worker's {config.block_rows} rows "
+                f"(optim.global_batch_size {rows} over {workers} workers); expected "
+                f"{_nearest(micro_batch, divisors(config.block_rows))}",
+            )
+
 
 class Config(Section):
-    """The whole configuration of a run; `parse_config` makes one that is checked across its settings, too."""
+    """The whole configuration of a run, as `parse_config` makes it."""
 
     run: Run
     teacher: Teacher | None = None

@@ -17,7 +17,7 @@ either of the last two, .gz/.zst  the whole file                     as these
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,16 +28,15 @@ import pyarrow as pa
 
 from distil_ray.config import Source
 from distil_ray.data.documents import documents_of
-from distil_ray.data.files import BadFileError, File, ReachableFile, first_of
+from distil_ray.data.files import BadFileError, File, ReachableFile
 from distil_ray.data.probing import Probed, try_probe
 from distil_ray.data.sources import SkippedFile, find_files
 from distil_ray.data.tally import Skip, Tally
-from distil_ray.errors import InputError, reason_of
+from distil_ray.errors import InputError, first_of, reason_of
 from distil_ray.outages import AT_START, Patience
 
-__all__ = ["BadFileError", "Corpus", "File", "SkippedFile", "Source", "explain_difference", "list_corpus", "read_unit"]
-
-_MIN_UNIT_BYTES, _MAX_UNIT_BYTES, _RANGES_PER_CORPUS = 16 * 2**10, 2**20, 128
+_MIN_UNIT_BYTES, _MAX_UNIT_BYTES = 16 * 2**10, 2**20
+_RANGES_PER_CORPUS = 128
 _COMPRESSION_RATIO = 3  # of English text, roughly: it sizes the groups and never decides what is read
 _NUM_PROBE_THREADS = 16
 _MAX_ERRORS_SHOWN, _MAX_NAMES_SHOWN = 10, 5
@@ -69,7 +68,7 @@ class Corpus:
         return int(self.unit_bytes.sum())
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what identifies the text and its units, as JSON: the same wherever the sources lie.
+        """Return what identifies the text and its units, as JSON: the same wherever the sources are stored.
 
         It depends on names, sizes, row counts and order, not on the files' bytes.
         """
@@ -162,6 +161,43 @@ def read_unit(
             raise BadFileError(f"{file.path}: {place}damaged ({reason_of(error)})") from error
 
 
+def read_texts(
+    corpus: Corpus,
+    units: Iterable[int],
+    tally: Tally | None = None,
+    *,
+    skip_bad_units: bool = False,
+    max_characters: int | None = None,
+    patience: Patience = AT_START,
+) -> Iterator[str]:
+    """Yield the documents of some units that can be used, one after the other.
+
+    Args:
+        units: their indices, in reading order.
+        tally: counts the documents, those that are skipped by reason, and the units that are left out.
+        skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
+        max_characters: stop after the document with which so many are read, to look at a text; None reads it all.
+
+    Raises:
+        BadFileError: a unit is damaged, and ``skip_bad_units`` is off.
+        InputError, OutageError: as `read_unit`.
+    """
+    tally = Tally() if tally is None else tally
+    num_characters = 0
+    for unit in units:
+        try:
+            for document in read_unit(corpus, int(unit), tally, patience):
+                if document is not None:
+                    yield document
+                    num_characters += len(document)
+                if max_characters is not None and num_characters >= max_characters:
+                    return
+        except BadFileError as error:
+            if not skip_bad_units:
+                raise
+            tally.unit_errors.append(str(error))
+
+
 def explain_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Say in words how the fingerprint `new` differs from `old`; an empty list if it does not."""
     if old["digest"] == new["digest"]:
@@ -186,7 +222,7 @@ def explain_difference(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _cut_into_units(probed: list[Probed], skipped: tuple[SkippedFile, ...]) -> Corpus:
-    total = sum(sum(one.row_group_bytes) or _text_bytes(one.file) for one in probed)
+    total = sum(sum(one.row_group_bytes) or one.file.size_bytes * _text_ratio(one.file) for one in probed)
     unit_size = min(max(total // _RANGES_PER_CORPUS, _MIN_UNIT_BYTES), _MAX_UNIT_BYTES)
     units = [_units_of_file(one, unit_size) for one in probed]
     if not units:
@@ -198,8 +234,9 @@ def _cut_into_units(probed: list[Probed], skipped: tuple[SkippedFile, ...]) -> C
     return Corpus(files, unit_file, start.copy(), stop.copy(), size.copy(), skipped_files=skipped)
 
 
-def _text_bytes(file: File) -> int:
-    return file.size_bytes * (_COMPRESSION_RATIO if file.compression else 1)
+def _text_ratio(file: File) -> int:
+    """Return how many bytes of text a byte of the file stands for."""
+    return _COMPRESSION_RATIO if file.compression else 1
 
 
 def _units_of_file(probed: Probed, unit_size: int) -> npt.NDArray[np.int64]:
@@ -209,16 +246,14 @@ def _units_of_file(probed: Probed, unit_size: int) -> npt.NDArray[np.int64]:
         sizes = np.array(probed.row_group_bytes, dtype=np.int64)
         groups = np.flatnonzero(sizes)
         return np.stack([groups, groups + 1, sizes[groups]], axis=1)
-    if file.compression is not None:
-        return np.array([[0, file.size_bytes, _text_bytes(file)]], dtype=np.int64)
     if file.format == "arrow":
         batches = np.array(probed.batch_edges, dtype=np.int64)
         wanted = [*range(batches[0], batches[-1], unit_size), batches[-1]]
         edges = batches[np.unique(np.searchsorted(batches, wanted))]
-        return np.stack([edges[:-1], edges[1:], np.diff(edges)], axis=1)
-    num_ranges = -(-file.size_bytes // unit_size)
-    edges = np.arange(num_ranges + 1, dtype=np.int64) * file.size_bytes // num_ranges
-    return np.stack([edges[:-1], edges[1:], np.diff(edges)], axis=1)
+    else:
+        num_ranges = 1 if file.compression else -(-file.size_bytes // unit_size)
+        edges = np.arange(num_ranges + 1, dtype=np.int64) * file.size_bytes // num_ranges
+    return np.stack([edges[:-1], edges[1:], np.diff(edges) * _text_ratio(file)], axis=1)
 
 
 # --- Messages

@@ -130,11 +130,12 @@ def read_docstrings(module: str, file: Path) -> list[Docstring]:
         tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []  # templates, Python 2, another encoding than it says
-    return [
-        Docstring(text, module, name)
-        for node, name in _documented(tree, "")
-        if (text := (ast.get_docstring(node) or "").strip()) and _is_prose(text)
-    ]
+    docstrings = []
+    for node, name in _documented(tree, ""):
+        text = (ast.get_docstring(node) or "").strip()
+        if _is_prose(text):
+            docstrings.append(Docstring(text, module, name))
+    return docstrings
 
 
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distil_ray.data.files import STREAM_BYTES, File, ReachableFile, read_batches, read_footer
+from distil_ray.data.arrow import read_batches
+from distil_ray.data.files import STREAM_BYTES, File, ReachableFile, read_footer
 from distil_ray.data.tally import Reason, Skip
 
 _TEXT_KINDS = (
@@ -94,7 +95,7 @@ def column_texts(values: pa.Array, *, is_json: bool) -> Iterator[str | Reason]:
         values = values.dictionary_decode()
     decode = _decode_json if is_json else text_of_bytes
     raw = values.cast(pa.large_binary())  # because Arrow does not check that a string column is UTF-8
-    raw.validate(full=True)  # nor, in an IPC file, that its offsets lie within the data
+    raw.validate(full=True)  # nor, in an IPC file, that its offsets are within the data
     for value in raw.to_pylist():
         yield Reason.NULL if value is None else decode(value)
 

@@ -1,17 +1,17 @@
-"""Data files wherever they lie: their formats, file systems, bytes, Parquet footers and Arrow batches.
+"""A data file, wherever it is stored -> its format, its bytes in ranges, its Parquet footer.
 
-Every file system goes through fsspec: local paths, `s3://`, `gs://` and `hf://` alike.
+Every store goes through fsspec (local paths, `s3://`, `gs://`), except the Hugging Face Hub, which `hub` reads.
 """
 
 import io
 import os
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from functools import lru_cache
+from typing import Any, Literal, Protocol
 
 import fsspec
 import pyarrow as pa
@@ -141,7 +141,6 @@ class _StoredFile:
     """A file of an object store. What fsspec opens asks the store what it is, once, and reads no other version."""
 
     def __init__(self, fs: fsspec.AbstractFileSystem, path: str) -> None:
-        self._fs = fs  # kept, so that no other one takes its place in `_opened`
         self._file = fs.open(path, "rb", cache_type="none")
         self._lock = threading.Lock()
         details = getattr(self._file, "details", None)
@@ -159,11 +158,6 @@ def version_of(entry: Mapping[str, Any]) -> str:
     return str(entry.get("ETag") or entry.get("generation") or "").strip('"')
 
 
-_NUM_OPENED = 256
-_opened: OrderedDict[tuple[int, str, str], _StoredFile] = OrderedDict()
-_opened_lock = threading.Lock()
-
-
 def _open(file: File) -> Opened:
     hub_path = HubPath.parse(file.path)
     if hub_path is not None and (file.size_bytes or file.version):  # what a listing gave
@@ -171,30 +165,24 @@ def _open(file: File) -> Opened:
     fs, inner = file_system(file.path)
     if isinstance(fs, LocalFileSystem):
         return _LocalFile(inner)
-    key = id(fs), inner, file.version
-    with _opened_lock:
-        kept = _opened.pop(key, None)
-    opened = kept or _StoredFile(fs, inner)
-    with _opened_lock:
-        _opened[key] = opened
-        if len(_opened) > _NUM_OPENED:
-            _opened.popitem(last=False)
+    return _open_version(fs, inner, file.version) if file.version else _StoredFile(fs, inner)
+
+
+@lru_cache(maxsize=256)
+def _open_version(fs: fsspec.AbstractFileSystem, path: str, version: str) -> _StoredFile:
+    """Ask the store once what a file is. A failure is not kept."""
+    opened = _StoredFile(fs, path)
+    if opened.version != version:
+        url = fs.unstrip_protocol(path)
+        raise InputError(f"{url}: changed while in use: {version} when listed, {opened.version} now")
     return opened
 
 
-def forget(path: str) -> None:
-    """Reopen a file of an object store the next time."""
-    inner = path.partition("://")[2]
-    with _opened_lock:
-        for key in [key for key in _opened if inner and key[1].lstrip("/") == inner.lstrip("/")]:
-            del _opened[key]
-
-
 class ReachableFile(io.RawIOBase):
-    """A file opened for reading in ranges of exactly what is asked for, whose every failure to deliver is no damage.
+    """A file opened for reading, in ranges of exactly what is asked for. Outages are waited out.
 
-    Outages are waited out. Arrow passes the exceptions of a Python file on unchanged, so whatever else it raises is the
-    content's fault: a refused permission or a lost connection is never mistaken for a damaged file.
+    Arrow raises the exceptions of a Python file unchanged, so all others that it raises are about the content: a
+    refused permission or a lost connection is never mistaken for a damaged file.
 
     Raises (like its methods):
         InputError: the file cannot be reached, or is another one than was listed.
@@ -209,8 +197,6 @@ class ReachableFile(io.RawIOBase):
         self.size, self.version = self._opened.size, self._opened.version
         if file.size_bytes and self.size != file.size_bytes:
             raise InputError(f"{self.path}: changed while in use: {file.size_bytes} bytes when listed, {self.size} now")
-        if file.version and self.version != file.version:
-            raise InputError(f"{self.path}: changed while in use: {file.version} when listed, {self.version} now")
 
     def close(self) -> None:
         super().close()
@@ -254,12 +240,7 @@ class ReachableFile(io.RawIOBase):
         return pa.CompressedInputStream(pa.PythonFile(io.BufferedReader(self, buffer_bytes), mode="r"), compression)
 
 
-def first_of(items: list[str], limit: int, what: str) -> list[str]:
-    """Return the first `limit` items, and in place of the others how many they are."""
-    return items if len(items) <= limit else [*items[:limit], f"and {len(items) - limit} more {what}"]
-
-
-_KEPT_BYTES = 32 * 2**20  # as they lie in files; parsed, they take six times as much
+_KEPT_BYTES = 32 * 2**20  # of footers as they are stored; parsed, they take six times as much
 
 _kept: OrderedDict[tuple[str, int, str], pq.FileMetaData] = OrderedDict()
 _lock = threading.Lock()
@@ -288,98 +269,3 @@ def read_footer(stream: ReachableFile, footer_bytes: int = 0) -> pq.FileMetaData
         while len(_kept) > 1 and sum(one.serialized_size for one in _kept.values()) > _KEPT_BYTES:
             _kept.popitem(last=False)
     return footer
-
-
-FILE_MAGIC = b"ARROW1\0\0"
-STREAM_MAGIC = b"\xff\xff\xff\xff"  # in front of each message
-
-_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3  # Message.fbs: MessageHeader
-_HEADER_TYPE, _BODY_LENGTH = 1, 3  # Message.fbs: numbers of the fields of Message
-
-
-class Message(NamedTuple):
-    """What a message is, and where in the file it lies."""
-
-    kind: int
-    start: int
-    stop: int
-
-
-class BatchPlaces(NamedTuple):
-    """The schema of a file, and the bytes at which its record batches begin, with the end of the last one."""
-
-    schema: pa.Schema
-    edges: list[int]
-
-
-def find_batches(stream: ReachableFile) -> BatchPlaces:
-    """Look at the headers of all messages.
-
-    Raises:
-        pa.ArrowInvalid: this is not a whole Arrow stream or file, or its dictionaries change on the way.
-    """
-    messages = list(_messages(stream, _first_byte(stream), stream.size))
-    batches = [message for message in messages if message.kind == _BATCH]
-    if not messages or messages[0].kind != _SCHEMA:
-        raise pa.ArrowInvalid("it does not begin with a schema")
-    if batches and any(message.kind == _DICTIONARY and message.start > batches[0].start for message in messages):
-        raise pa.ArrowInvalid("its dictionaries change on the way; write its columns as plain strings")
-    schema = pa.ipc.read_schema(pa.py_buffer(_read(stream, messages[0].start, messages[0].stop)))
-    edges = [*(message.start for message in batches), batches[-1].stop] if batches else []
-    return BatchPlaces(schema, edges)
-
-
-def read_batches(stream: ReachableFile, start: int, stop: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the record batches that lie in [start, stop), each with its first byte; one is in memory at a time."""
-    first = _first_byte(stream)
-    head_stop = next((message.start for message in _messages(stream, first, stop) if message.kind == _BATCH), start)
-    head = _read(stream, first, head_stop)
-    for message in _messages(stream, start, stop):
-        with pa.ipc.open_stream(pa.py_buffer(head + _read(stream, message.start, message.stop))) as reader:
-            yield message.start, reader.read_next_batch()
-
-
-def _first_byte(stream: ReachableFile) -> int:
-    return len(FILE_MAGIC) if _read(stream, 0, len(FILE_MAGIC)) == FILE_MAGIC else 0
-
-
-def _messages(stream: ReachableFile, start: int, stop: int) -> Iterator[Message]:
-    """Yield the messages that begin in [start, stop), up to the mark of the end if there is one."""
-    while start < stop:
-        prefix = _read(stream, start, start + 8)
-        if not prefix.startswith(STREAM_MAGIC):
-            raise pa.ArrowInvalid(f"no Arrow message at byte {start}")
-        (metadata_length,) = struct.unpack_from("<i", prefix, 4)
-        if metadata_length == 0:  # the mark of the end
-            return
-        if not 0 < metadata_length <= stream.size - start - 8:
-            raise pa.ArrowInvalid(f"the message at byte {start} is cut off")
-        metadata = _read(stream, start + 8, start + 8 + metadata_length)
-        body_length = _field(metadata, _BODY_LENGTH, "<q")
-        message = Message(_field(metadata, _HEADER_TYPE, "<B"), start, start + 8 + metadata_length + body_length)
-        if body_length < 0 or message.stop > stream.size:
-            raise pa.ArrowInvalid(f"the message at byte {start} is cut off")
-        yield message
-        start = message.stop
-
-
-def _field(table: bytes, number: int, form: str) -> int:
-    """Return a number of the flatbuffer's root table; 0 if it is not given."""
-    try:
-        (root,) = struct.unpack_from("<I", table, 0)
-        (to_fields,) = struct.unpack_from("<i", table, root)
-        fields = root - to_fields
-        (fields_length,) = struct.unpack_from("<H", table, fields)
-        entry = 4 + 2 * number
-        (place,) = struct.unpack_from("<H", table, fields + entry) if entry < fields_length else (0,)
-        return int(struct.unpack_from(form, table, root + place)[0]) if place else 0
-    except struct.error as error:
-        raise pa.ArrowInvalid(f"a message's header is damaged ({error})") from error
-
-
-def _read(stream: ReachableFile, start: int, stop: int) -> bytes:
-    stream.seek(start)
-    data = stream.read(stop - start)
-    if len(data) != stop - start:
-        raise pa.ArrowInvalid(f"it ends at byte {start + len(data)}, in the middle of a message")
-    return data

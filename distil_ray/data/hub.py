@@ -1,16 +1,15 @@
 """Repositories of the Hugging Face Hub: pinned to a commit, listed in few calls, read in ranges.
 
-The Hub limits the calls of its API, and how often it says where a file's bytes lie. So the driver lists a repository
-once, at a commit; whoever reads needs only what was listed, asks where a file lies once in a while, and takes the bytes
+The Hub limits calls of its API, and how often it says where a file's bytes are stored. So the driver lists a repository
+once, at a commit. Readers need only that listing: they ask for a file's location once in a while, and read the bytes
 from there, which is not limited.
 """
 
-import functools
 import json
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -26,7 +25,7 @@ _TIMEOUT_SECONDS = 30.0
 _LOCATION_SECONDS = 300.0  # signed addresses are good for an hour
 _EXPIRED = (400, 401, 403, 404, 410)
 
-_locations: dict[str, tuple[str, float]] = {}  # where the bytes of an address lie, and until when
+_locations: dict[str, tuple[str, float]] = {}  # where the bytes of an address are stored, and until when
 
 
 class HubPath(NamedTuple):
@@ -53,15 +52,14 @@ class HubPath(NamedTuple):
 
     @property
     def repository(self) -> str:
-        """What an outage is of, for messages."""
+        """What does not answer in an outage, for messages."""
         return f"the Hugging Face Hub ({self.repo_id})"
 
     def pinned(self, patience: Patience) -> Self:
         """The same place at the commit that the revision points to now; one call, none if it is a commit already."""
         if self.revision and _COMMIT.fullmatch(self.revision):
             return self
-        at = {"revision": self.revision, "repo_type": self.kind, "timeout": _TIMEOUT_SECONDS}
-        info = _ask(self, patience, lambda api: api.repo_info(self.repo_id, **at))
+        info = _ask(self, patience, "repo_info", timeout=_TIMEOUT_SECONDS)
         return self._replace(revision=str(info.sha))
 
 
@@ -83,31 +81,20 @@ def list_below(place: HubPath, *, recursive: bool, patience: Patience) -> list[H
     """
     from huggingface_hub.errors import EntryNotFoundError
 
-    at: dict[str, Any] = {"revision": place.revision, "repo_type": place.kind}
     try:
-        entries = _ask(
-            place,
-            patience,
-            lambda api: list(api.list_repo_tree(place.repo_id, place.inner or None, recursive=recursive, **at)),
-        )
+        entries = _ask(place, patience, "list_repo_tree", path_in_repo=place.inner or None, recursive=recursive)
     except EntryNotFoundError as error:
         raise FileNotFoundError(reason_of(error)) from error
-    return [file for entry in entries if (file := _file_of(entry)) is not None]
+    return [file for file in map(_file_of, entries) if file is not None]
 
 
 def look_up(place: HubPath, inners: list[str], patience: Patience) -> dict[str, HubEntry | None]:
     """Return the files of these paths, a call for 500 of them; None is a folder, and what is absent is left out."""
-    at: dict[str, Any] = {"revision": place.revision, "repo_type": place.kind}
     found: dict[str, HubEntry | None] = {}
     for start in range(0, len(inners), _PATHS_PER_CALL):
-        some = inners[start : start + _PATHS_PER_CALL]
-        entries = _ask(place, patience, functools.partial(_paths_info, place.repo_id, some, at))
+        entries = _ask(place, patience, "get_paths_info", paths=inners[start : start + _PATHS_PER_CALL])
         found |= {entry.path: _file_of(entry) for entry in entries}
     return found
-
-
-def _paths_info(repo_id: str, inners: list[str], at: dict[str, Any], api: Any) -> list[Any]:
-    return list(api.get_paths_info(repo_id, inners, **at))
 
 
 def fetch(place: HubPath, patience: Patience) -> None:
@@ -132,13 +119,14 @@ def _file_of(entry: Any) -> HubEntry | None:
     return HubEntry(entry.path, int(entry.size), entry.lfs.sha256 if entry.lfs else str(entry.blob_id))
 
 
-def _ask(place: HubPath, patience: Patience, call: Callable[[Any], Any]) -> Any:
-    """Call the API, with patience."""
+def _ask(place: HubPath, patience: Patience, method: str, **arguments: Any) -> Any:
+    """Call a method of `HfApi` for a repository, with patience."""
     from huggingface_hub import HfApi
 
     def attempt() -> Any:
         try:
-            return call(HfApi())
+            answer = getattr(HfApi(), method)(place.repo_id, revision=place.revision, repo_type=place.kind, **arguments)
+            return list(answer) if isinstance(answer, Iterator) else answer  # an iterator asks only when it is read
         except json.JSONDecodeError as error:  # something else has answered, such as a proxy's page
             raise ConnectionError(f"what answered is not the API ({error})") from error
 
@@ -172,7 +160,7 @@ class HubFile:
         hf_raise_for_status(response)
         content = bytes(response.content)
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        if response.status_code == 200 and len(content) == self.size:  # whoever answered knows no ranges
+        if response.status_code == 200 and len(content) == self.size:  # the server does not support ranges
             return content[start:stop]
         if total != str(self.size) or len(content) != stop - start:
             raise ConnectionError(

@@ -19,7 +19,6 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionOptions, 
 
 from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Arrays, filler_rows
 from distil_ray.data.plan import DataPlan, TextPlan
-from distil_ray.data.rows import count_pieces
 from distil_ray.data.schedule import Position
 from distil_ray.data.tally import Tally
 from distil_ray.errors import InputError, OutageError, RunError
@@ -28,7 +27,7 @@ from distil_ray.outages import AT_START, Patience
 Result = TypeVar("Result")
 
 MAX_TASKS = 4096
-"""Tasks in one pipeline: Ray Data prepares them beforehand, at about a millisecond and a few kB each."""
+"""Tasks in one pipeline: Ray Data prepares all of them first, at about a millisecond and a few kB each."""
 
 HORIZON_GROUPS = 4 * MAX_TASKS
 """Groups in one pipeline. A task makes several where there are more than tasks; not more than four, as a slot must be
@@ -55,8 +54,8 @@ class Listener(Protocol):
         """Take a line for the user."""
 
     def note(self, topic: str, group: int, content: Any) -> None:
-        """Take news of a group: that it is ``empty`` (with notes), or ``unreadable`` (whether the input
-        is at fault, and why).
+        """Take what happened to a group: it is ``empty`` (``content``: notes), or ``unreadable`` (``content``: whether
+        the input is at fault, and why).
         """
 
 
@@ -181,25 +180,31 @@ def train_dataset(
                 listener.post_text(note)
             yield {name: values[start.row + 1 :] for name, values in rows.items()} if group == start.group else rows
 
-    dataset = (
-        ray.data.range(num_tasks + 1, override_num_blocks=num_tasks + 1)
-        .map_batches(make_groups, batch_size=None, batch_format="numpy", zero_copy_batch=True)
-        .repartition(target_num_rows_per_block=block_rows, strict=True)
-    )
-    _cut_beside_the_groups(dataset, num_tasks=max(4, num_cpus // 2))
-    return dataset
+    tasks = ray.data.range(num_tasks + 1, override_num_blocks=num_tasks + 1)
+    return _in_blocks(tasks, make_groups, block_rows, num_cutting_tasks=max(4, num_cpus // 2))
 
 
-def _cut_beside_the_groups(dataset: Dataset, num_tasks: int) -> None:
-    """Let the last operator run beside the groups, without a CPU slot: cutting blocks needs next to no time.
+def _in_blocks(
+    tasks: Dataset,
+    make_rows: Callable[[Any], Iterator[Arrays]],
+    block_rows: int,
+    *,
+    num_cutting_tasks: int,
+    **options: Any,
+) -> Dataset:
+    """Make the rows of each task, and cut all of them into equal blocks, in order.
 
-    Ray would keep up to half of the slots free for it; and a single slot would go to the groups until the last of them
-    is made, with no block until then. Without a slot its tasks need a limit of their own, or each takes a process.
-    `Dataset.repartition` has no argument for either.
+    Blocks are cut alongside, without a CPU slot, as that needs next to no time. Ray would keep up to half of the slots
+    free for it; and a single slot would be used for rows until the last of them are made, with no block until then.
+    Without a slot, the cutting tasks need a limit of their own, or each takes a process. `Dataset.repartition` has no
+    argument for either.
     """
-    operator = _last_operator(dataset)
-    operator.ray_remote_args["num_cpus"] = 0
-    object.__setattr__(operator, "compute", TaskPoolStrategy(size=num_tasks))
+    rows = tasks.map_batches(make_rows, batch_size=None, batch_format="numpy", zero_copy_batch=True, **options)
+    blocks = rows.repartition(target_num_rows_per_block=block_rows, strict=True)
+    cutting = _last_operator(blocks)
+    cutting.ray_remote_args["num_cpus"] = 0
+    object.__setattr__(cutting, "compute", TaskPoolStrategy(size=num_cutting_tasks))
+    return blocks
 
 
 def _last_operator(dataset: Dataset) -> Any:
@@ -248,8 +253,8 @@ class Room(NamedTuple):
     Attributes:
         num_actors: evaluators, at most.
         cpus, gpus: CPU slots and GPUs of each.
-        data_cpus: CPU slots for reading and masking; with 0 that is done beside the evaluators, one task at a time.
-        max_restarts: how often an evaluator is begun again after the loss of its process or node.
+        data_cpus: CPU slots for reading and masking; with 0, that is done alongside the evaluators, one task at a time.
+        max_restarts: how often an evaluator is restarted after the loss of its process or node.
     """
 
     num_actors: int
@@ -296,18 +301,15 @@ def evaluated_blocks(
 
     num_tasks = min(max(room.data_cpus, 1), len(parts))
     # Not `ray.data.range`: its tasks would take a slot even where the evaluators leave none.
-    blocks = (
-        ray.data.from_items(list(range(len(parts))), override_num_blocks=len(parts))
-        .map_batches(
-            make_part,
-            batch_size=None,
-            batch_format="numpy",
-            num_cpus=min(room.data_cpus, 1),
-            compute=TaskPoolStrategy(size=num_tasks),
-        )
-        .repartition(target_num_rows_per_block=block_rows, strict=True)
+    items = ray.data.from_items(list(range(len(parts))), override_num_blocks=len(parts))
+    blocks = _in_blocks(
+        items,
+        make_part,
+        block_rows,
+        num_cutting_tasks=min(4, len(parts)),
+        num_cpus=min(room.data_cpus, 1),
+        compute=TaskPoolStrategy(size=num_tasks),
     )
-    _cut_beside_the_groups(blocks, num_tasks=min(4, len(parts)))
     evaluated = blocks.map_batches(
         evaluator,
         fn_constructor_args=arguments,
@@ -339,7 +341,7 @@ def _in_a_line(error: ray.exceptions.RayError) -> Exception:
 
 
 def look_at_text(plan: DataPlan, *, node_label: Mapping[str, str] | None) -> tuple[Tally, list[str]]:
-    """Read some of the training text where data tasks will: what becomes of it, and its first documents.
+    """Read some of the training text on a node for data tasks; return what became of it, and its first documents.
 
     Raises:
         InputError: it cannot be read, or no group of an epoch gives a row.
@@ -367,7 +369,7 @@ def sample_piece_counts(
     num_groups = min(SAMPLE_GROUPS, plan.schedule.groups_per_epoch)
 
     def count_group(plan: DataPlan, group: int) -> npt.NDArray[np.int64]:
-        return count_pieces(plan.corpus, plan.schedule.units_of(group), plan.vocabulary, plan.skip_bad_files)
+        return plan.piece_counts_of(group)
 
     counts = list(_run(count_group, plan, num_groups, num_cpus, node_label))
     total: npt.NDArray[np.int64] = np.sum(counts, axis=0, dtype=np.int64)

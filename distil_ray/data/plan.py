@@ -1,4 +1,4 @@
-"""The whole plan of a run's data, worked out before anything is read: what, in which order, masked how."""
+"""Sources and settings -> the plan of a run's data: which text, in which order, masked how; and a first look at it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from distil_ray.config import Source
 from distil_ray.data.batch import Arrays
-from distil_ray.data.corpus import Corpus, Source, explain_difference, list_corpus
+from distil_ray.data.corpus import Corpus, explain_difference, list_corpus, read_texts
 from distil_ray.data.hashing import draws, stream_key
-from distil_ray.data.rows import RowSettings, count_documents, first_documents, make_rows
+from distil_ray.data.rows import RowSettings, count_pieces, make_rows
 from distil_ray.data.schedule import Schedule, split_units
 from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary
@@ -21,14 +22,15 @@ MAX_HELDOUT_UNITS = 64
 """Held-out rows come from at most so many units, an equal share from each."""
 
 IN_SAMPLE = "in_sample"
-"""Name of a further array of held-out rows, ``[B]`` bool: the rows of which more is asked."""
+"""Name of a further array of held-out rows, ``[B]`` bool: the rows that are in the sample."""
 
 _MAX_BYTES_WITHOUT_ROW = 32 * 2**20
-"""Of text from all over the corpus; if none of it gives a row, the rest is not read to find one."""
+"""Bytes of text from all over the corpus; if none of it gives a row, the rest is not read to find one."""
 
 _MAX_BYTES_TALLIED = 8 * 2**20
 
-_MAX_GLANCES, _MAX_UNITS_GLANCED_AT, _GLANCE_CHARACTERS = 16, 256, 100_000
+_MAX_GLANCES, _MAX_UNITS_GLANCED_AT = 16, 256
+_GLANCE_CHARACTERS = 100_000
 
 _AMPLE_BYTES_PER_TOKEN = 32
 _ALL = np.iinfo(np.int64).max
@@ -53,31 +55,38 @@ class DataPlan:
     def rows_of(
         self, split: Literal["train", "eval"], group: int, patience: Patience = AT_START
     ) -> tuple[Arrays, Tally]:
-        """Make the rows of a group of the schedule, or of the held-out unit of that number. See `make_rows`."""
-        in_training = split == "train"
-        return make_rows(
-            self.corpus if in_training else self.eval_corpus,
-            self.schedule.units_of(group) if in_training else self.eval_units[group : group + 1],
-            self.vocabulary,
-            self.settings,
-            split=split,
-            group=group,
-            skip_bad_units=self.skip_bad_files,
-            patience=patience,
-        )
-
-    def first_documents(self) -> list[str]:
-        """Some text, as it will be trained on: the first documents of an epoch, to try the tokenizer on.
+        """Make the rows of a group of the schedule, or of the held-out unit of that number, and tally its text.
 
         Raises:
-            InputError: the text cannot be read.
+            InputError, OutageError: as `read_texts`.
         """
-        units = np.concatenate([self.schedule.units_of(group) for group in range(self._groups_glanced_at)])
-        return first_documents(self.corpus, units, _GLANCE_CHARACTERS)
+        if split == "train":
+            corpus, units = self.corpus, self.schedule.units_of(group)
+        else:
+            corpus, units = self.eval_corpus, self.eval_units[group : group + 1]
+        tally = Tally()
+        texts = read_texts(corpus, units, tally, skip_bad_units=self.skip_bad_files, patience=patience)
+        return make_rows(texts, tally, self.vocabulary, self.settings, split=split, group=group), tally
 
-    @property
-    def _groups_glanced_at(self) -> int:
-        return min(self.schedule.groups_per_epoch, _MAX_UNITS_GLANCED_AT)
+    def piece_counts_of(self, group: int) -> npt.NDArray[np.int64]:
+        """Count the pieces ``[V]`` of a group of the schedule; raises what `rows_of` does."""
+        texts = read_texts(self.corpus, self.schedule.units_of(group), skip_bad_units=self.skip_bad_files)
+        return count_pieces(texts, self.vocabulary)
+
+    # What follows looks at a little of the text before a run, to see whether it can be used.
+
+    def first_documents(self) -> list[str]:
+        """Return the first 100,000 characters of an epoch, as documents, to try the tokenizer on.
+
+        Damaged units are left out without a message: whoever trains on them gets one.
+        """
+        units = self._first_units()
+        texts = read_texts(self.corpus, units, skip_bad_units=True, max_characters=_GLANCE_CHARACTERS)
+        return [text[:_GLANCE_CHARACTERS] for text in texts]
+
+    def _first_units(self) -> npt.NDArray[np.int64]:
+        num_groups = min(self.schedule.groups_per_epoch, _MAX_UNITS_GLANCED_AT)
+        return np.concatenate([self.schedule.units_of(group) for group in range(num_groups)])
 
     def first_rows(self) -> tuple[Arrays, Tally]:
         """Make the rows of the first group of an epoch that gives any, and tally the text up to there.
@@ -95,9 +104,10 @@ class DataPlan:
             if rows is None:
                 made, of_group = self.rows_of("train", group)
                 rows = made if len(made["row"]) else None
+                tally.add(of_group)
             else:
-                of_group = count_documents(self.corpus, units, self.skip_bad_files)
-            tally.add(of_group)
+                for _ in read_texts(self.corpus, units, tally, skip_bad_units=self.skip_bad_files):
+                    pass
             num_bytes += int(self.corpus.unit_bytes[units].sum())
             if num_bytes >= (_MAX_BYTES_WITHOUT_ROW if rows is None else _MAX_BYTES_TALLIED):
                 break
@@ -114,8 +124,7 @@ class DataPlan:
         Raises:
             InputError: the text cannot be read, or gives no row.
         """
-        units = np.concatenate([self.schedule.units_of(group) for group in range(self._groups_glanced_at)])
-        tally = self._glance("data.sources", self.corpus, units)
+        tally = self._glance("data.sources", self.corpus, self._first_units())
         if len(self.eval_units):
             tally.add(self._glance("the held-out text", self.eval_corpus, self.eval_units))
         return tally
@@ -124,16 +133,11 @@ class DataPlan:
         tally = Tally()
         num_tried = 0
         for unit in units[:_MAX_UNITS_GLANCED_AT]:
-            rows, of_unit = make_rows(
-                corpus,
-                [unit],
-                self.vocabulary,
-                self.settings,
-                split="glance",
-                group=0,
-                skip_bad_units=self.skip_bad_files,
-                max_characters=_GLANCE_CHARACTERS,
+            of_unit = Tally()
+            texts = read_texts(
+                corpus, [unit], of_unit, skip_bad_units=self.skip_bad_files, max_characters=_GLANCE_CHARACTERS
             )
+            rows = make_rows(texts, of_unit, self.vocabulary, self.settings, split="glance", group=0)
             tally.add(of_unit)
             if len(rows["row"]):
                 return tally
@@ -194,9 +198,9 @@ def _heldout_order(units: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.in
 
 def explain_fingerprints(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Say in words what differs between two fingerprints; an empty list if nothing does."""
-    reasons = [
-        f"{name}: {reason}" for name in ("corpus", "eval_corpus") for reason in explain_difference(old[name], new[name])
-    ]
+    reasons = []
+    for name in ("corpus", "eval_corpus"):
+        reasons += [f"{name}: {reason}" for reason in explain_difference(old[name], new[name])]
     if old["tokenizer"] != new["tokenizer"]:
         reasons.append("tokenizer: it maps text to other ids than before")
     return reasons
@@ -226,10 +230,9 @@ class TextPlan:
             InputError: the unit cannot be read.
             OutageError: its store did not answer in time.
         """
-        units = self.units[index : index + 1]
-        made, _ = make_rows(
-            self.corpus, units, self.vocabulary, self.settings, split="eval", group=index, patience=patience
-        )
+        tally = Tally()
+        texts = read_texts(self.corpus, self.units[index : index + 1], tally, patience=patience)
+        made = make_rows(texts, tally, self.vocabulary, self.settings, split="eval", group=index)
         rows = {name: values[: self.num_rows[index]].copy() for name, values in made.items()}
         return rows | {IN_SAMPLE: _spread(int(self.num_sampled[index]), len(rows["row"]))}
 

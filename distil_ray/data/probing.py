@@ -1,7 +1,6 @@
 """The beginning or the footer of a data file -> what it is, or what is wrong with it, before anything else is read."""
 
 import codecs
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -10,20 +9,11 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
+from distil_ray.data.arrow import FILE_MAGIC, STREAM_MAGIC, find_batches
 from distil_ray.data.documents import is_text_type, parse_json
-from distil_ray.data.files import (
-    FILE_MAGIC,
-    STREAM_MAGIC,
-    BadFileError,
-    File,
-    ReachableFile,
-    find_batches,
-    first_of,
-    forget,
-    read_footer,
-)
+from distil_ray.data.files import BadFileError, File, ReachableFile, read_footer
 from distil_ray.data.tally import Reason
-from distil_ray.errors import InputError, reason_of
+from distil_ray.errors import InputError, did_you_mean, first_of, reason_of
 from distil_ray.outages import Patience
 
 _PROBE_BYTES = 64 * 2**10
@@ -72,17 +62,23 @@ class Probed:
 
 
 def try_probe(file: File, patience: Patience) -> Probed | InputError:
-    num_attempts = 2 if "://" in file.path else 1  # bytes may be damaged on their way
-    for attempt in range(1, num_attempts + 1):
-        forget(file.path)  # it may be another file than when this process saw it last
-        try:
-            return _probe(file, patience)
-        except BadFileError as error:
-            if attempt == num_attempts:
-                return error
-        except InputError as error:
+    """Look at a file; return what is wrong with it instead of raising that. A bad one that came from afar is fetched
+    once more, as its bytes may have been damaged on their way.
+
+    Raises:
+        OutageError: its store did not answer in time.
+    """
+    try:
+        return _probe(file, patience)
+    except BadFileError as error:
+        if "://" not in file.path:
             return error
-    raise AssertionError("the last attempt returns")
+    except InputError as error:
+        return error
+    try:
+        return _probe(file, patience)
+    except InputError as error:
+        return error
 
 
 def _probe(file: File, patience: Patience) -> Probed:
@@ -297,9 +293,8 @@ def _check_key(file: File, records: list[dict[str, Any]]) -> None:
 
 
 def _missing_column(file: File, types: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(file.column, types, n=1)
     columns = first_of([f"{name} ({kind})" for name, kind in types.items()], _MAX_COLUMNS_SHOWN, "column(s)")
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    hint = did_you_mean(file.column, types)
     return f"{file.path}: no column {file.column!r}{hint}; its columns: {', '.join(columns)}"
 
 

@@ -1,21 +1,19 @@
-"""A group of units -> masked rows: ids packed into full rows, then masked.
+"""A group's documents -> masked rows: ids packed into full rows, then shuffled and masked.
 
-Shapes: N tokens, B rows, T tokens per row.
+Shapes: N tokens, B rows, T tokens per row, K masked positions per row, V pieces.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from distil_ray.data.batch import SKIPPED, Arrays
-from distil_ray.data.corpus import BadFileError, Corpus, read_unit
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import MaskedRows, count_maskable, mask_rows, num_masked_positions, special_table
 from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary, token_stream
-from distil_ray.outages import AT_START, Patience
 
 
 def pack_rows(
@@ -66,43 +64,28 @@ class RowSettings:
 
 
 def make_rows(
-    corpus: Corpus,
-    units: Sequence[int] | npt.NDArray[np.integer],
+    documents: Iterable[str],
+    tally: Tally,
     vocabulary: Vocabulary,
     settings: RowSettings,
     *,
     split: str,
     group: int,
-    skip_bad_units: bool = False,
-    max_characters: int | None = None,
-    patience: Patience = AT_START,
-) -> tuple[Arrays, Tally]:
+) -> Arrays:
     """Make the masked rows of one group, in their final order.
 
     Args:
-        corpus: where the units are listed.
-        units: indices of the group's units, in reading order.
+        documents: the group's texts, in reading order.
+        tally: what whoever reads ``documents`` counts of them; pieces and rows are counted here.
         vocabulary: the tokenizer.
         settings: row length, masking and seed.
         split: ``"train"`` or ``"eval"``: names the stream of random draws.
         group: the group's number in the run; epochs have numbers of their own, so masks differ between them.
-        skip_bad_units: leave out a unit whose content is damaged, from the damage on, instead of raising.
-        max_characters: read no further document after so many characters, to look at a text; None reads it all.
-        patience: how long to wait out an outage of the text's storage.
 
     Returns:
-        The arrays of `batch`, and what became of the text, which stands at the first row, too (a group without any row
-        has nothing else to count it). Rows with fewer than K ordinary pieces carry no signal and are left out.
-
-    Raises:
-        BadFileError: a unit is damaged and ``skip_bad_units`` is off.
-        InputError: a unit cannot be reached or has changed since it was listed.
-        OutageError: its storage did not answer in the time allowed.
+        The arrays of `batch`, with the tally's counts at the first row. Rows with fewer than K ordinary pieces carry no
+        signal and are left out.
     """
-    tally = Tally()
-    documents = _documents(corpus, units, tally, skip_bad_units, patience)
-    if max_characters is not None:
-        documents = _beginning(documents, max_characters)
     stream = token_stream(vocabulary, documents)
     rows = pack_rows(
         stream,
@@ -145,18 +128,12 @@ def make_rows(
         "row": row_numbers.astype(np.int32),
         "group_rows": np.full(len(rows), len(rows), dtype=np.int32),
         "skipped": skipped,
-    }, tally
+    }
 
 
-def count_pieces(
-    corpus: Corpus,
-    units: Sequence[int] | npt.NDArray[np.integer],
-    vocabulary: Vocabulary,
-    skip_bad_units: bool,
-    patience: Patience = AT_START,
-) -> npt.NDArray[np.int64]:
-    """Return how often each piece occurs in ``units``, ``[V]``."""
-    stream = token_stream(vocabulary, _documents(corpus, units, Tally(), skip_bad_units, patience))
+def count_pieces(documents: Iterable[str], vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """Return how often each piece occurs in ``documents``, ``[V]``."""
+    stream = token_stream(vocabulary, documents)
     counts = np.zeros(vocabulary.size, dtype=np.int64)
     for part in _slices(len(stream), _TOKENS_AT_ONCE):
         counts += np.bincount(stream[part], minlength=vocabulary.size)
@@ -166,47 +143,3 @@ def count_pieces(
 def _slices(length: int, size: int) -> Iterator[slice]:
     """Cut ``length`` into slices of ``size``, the last one shorter."""
     return (slice(start, start + size) for start in range(0, length, size))
-
-
-def first_documents(corpus: Corpus, units: Sequence[int] | npt.NDArray[np.integer], max_characters: int) -> list[str]:
-    """Return the first documents of ``units`` up to so many characters in all, the last one cut there.
-
-    Damaged units are left out without a word: whoever trains on them will be told.
-    """
-    documents = _beginning(_documents(corpus, units, Tally(), skip_bad_units=True), max_characters)
-    return [document[:max_characters] for document in documents]
-
-
-def count_documents(corpus: Corpus, units: Sequence[int] | npt.NDArray[np.integer], skip_bad_units: bool) -> Tally:
-    """Read ``units`` and tally their documents, without tokenizing them."""
-    tally = Tally()
-    for _ in _documents(corpus, units, tally, skip_bad_units):
-        pass
-    return tally
-
-
-def _documents(
-    corpus: Corpus,
-    units: Sequence[int] | npt.NDArray[np.integer],
-    tally: Tally,
-    skip_bad_units: bool,
-    patience: Patience = AT_START,
-) -> Iterator[str]:
-    """Yield the documents of ``units`` and count what is left out."""
-    for unit in units:
-        try:
-            for document in read_unit(corpus, int(unit), tally, patience):
-                if document is not None:
-                    yield document
-        except BadFileError as error:
-            if not skip_bad_units:
-                raise
-            tally.unit_errors.append(str(error))
-
-
-def _beginning(documents: Iterator[str], max_characters: int) -> Iterator[str]:
-    for document in documents:
-        yield document
-        max_characters -= len(document)
-        if max_characters <= 0:
-            return

@@ -1,12 +1,9 @@
-"""Sources -> data files and what tells their content apart: a path, a glob, a folder, a Hub data set, or docstrings."""
+"""Sources -> the data files that they name: a path, a glob, a folder, a Hub data set, or documentation strings."""
 
-import difflib
-import hashlib
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import fsspec
@@ -15,15 +12,15 @@ from fsspec.utils import glob_translate
 
 from distil_ray.config import Source
 from distil_ray.data.docstrings import docstring_folder
-from distil_ray.data.files import SUPPORTED, File, Format, file_system, first_of, format_of, reaching, version_of
+from distil_ray.data.files import SUPPORTED, File, Format, file_system, format_of, reaching, version_of
 from distil_ray.data.hub import HubEntry, HubPath, advice_on, fetch, list_below, look_up
-from distil_ray.errors import InputError, OutageError, reason_of
+from distil_ray.errors import InputError, OutageError, did_you_mean, first_of, reason_of
 from distil_ray.outages import AT_START, Patience
 
 _GLOB = re.compile(r"[*?[]")
 _MAX_NAMES_SHOWN, _MAX_CONFIGURATIONS_SHOWN = 5, 10
 
-# Files beside the data that hold no text to learn from. The last ones are of `datasets`' `save_to_disk`.
+# Files beside the data that hold no text to learn from; _DESCRIPTIONS are of `save_to_disk` of `datasets`.
 _DOCUMENTATION = re.compile(
     r"(readme|licen[sc]e|copying|notice|citation|changelog)(\.(md|rst|cff|bib))?$", re.IGNORECASE
 )
@@ -31,10 +28,10 @@ _DESCRIPTIONS = ("dataset_info.json", "state.json", "dataset_dict.json")
 
 
 def commits_of(sources: Sequence[Source], paths: Iterable[str]) -> dict[str, str]:
-    """Return the commits at which ``paths`` lie, by repository of the Hub as the sources name it."""
-    places = [place for path in paths if (place := HubPath.parse(path)) is not None and place.revision]
-    commits = {(place.kind, place.repo_id): str(place.revision) for place in places}
-    named = [place for source in sources if (place := _repository_of(source)) is not None]
+    """Return the commits that ``paths`` are at, by repository of the Hub as the sources name it."""
+    places = filter(None, map(HubPath.parse, paths))
+    commits = {(place.kind, place.repo_id): place.revision for place in places if place.revision}
+    named = filter(None, map(_repository_of, sources))
     return {str(one): commits[one.kind, one.repo_id] for one in named if (one.kind, one.repo_id) in commits}
 
 
@@ -163,7 +160,7 @@ def _match(fs: fsspec.AbstractFileSystem, path: str) -> tuple[str, list[dict[str
 
 
 def _root_of(glob: str) -> tuple[str, int | None]:
-    """Return the folder below which the glob's matches lie, and how deep; None is any depth."""
+    """Return the folder that holds the glob's matches, and how deep they are below it; None is any depth."""
     root = _GLOB.split(glob, maxsplit=1)[0].rpartition("/")[0]
     return root, None if "**" in glob else glob[len(root) :].count("/")
 
@@ -188,7 +185,8 @@ def _find_in_repository(place: HubPath, patience: Patience) -> list[_Listed]:
     """Like `_find_in_store`, with one listing of all folders at once."""
     inner = place.inner.rstrip("/")
     named: dict[str, HubEntry | None] = look_up(place, [inner], patience) if inner else {inner: None}
-    if (file := named.get(inner)) is not None:
+    file = named.get(inner)
+    if file is not None:
         root, entries = inner.rpartition("/")[0], [file]
     elif inner in named:
         root, entries = inner, list_below(place._replace(inner=inner), recursive=True, patience=patience)
@@ -221,7 +219,8 @@ def _find_on_hub(source: Source, patience: Patience) -> list[_Listed]:
         if not os.path.isdir(name):
             place = HubPath("dataset", name, revision, "README.md").pinned(patience)
             revision = place.revision
-            fetch(place, patience)  # the library takes one that does not come for none, and thus all files for its own
+            # Where the card does not arrive, the library takes it for absent, and then all files for data.
+            fetch(place, patience)
 
         def attempt() -> Any:
             builder = load_dataset_builder(name, name=source.name, revision=revision)
@@ -232,7 +231,7 @@ def _find_on_hub(source: Source, patience: Patience) -> list[_Listed]:
         builder = patience.wait_out(f"the Hugging Face Hub ({name})", attempt)
     except OutageError as error:
         raise OutageError(f"{asked} cannot be reached: {reason_of(error)}") from error
-    except Exception as error:  # ValueError, HTTP and YAML errors: whatever it meets
+    except Exception as error:  # such as ValueError, HTTP and YAML errors
         known = _configurations(name, revision) if isinstance(error, ValueError) else []
         if known and source.name not in known:
             raise InputError(f"Hub data set {name!r}: {_not_among('configuration', source.name, known)}") from error
@@ -276,73 +275,19 @@ def _configurations(name: str, revision: str | None) -> list[str]:
 
     try:
         return list(get_dataset_config_names(name, revision=revision))
-    except Exception:  # then the error that brought us here has to do
+    except Exception:  # the error that led here is reported in any case
         return []
 
 
 def _not_among(kind: str, given: str | None, known: list[str]) -> str:
     """Say that a name is wrong or missing, with the most similar ones first."""
-    nearest = difflib.get_close_matches(given, known, n=3) if given else []
-    hint = f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
-    missing = f"no {kind} {given!r}{hint}" if given else f"it has several {kind}s and none is named"
+    missing = (
+        f"no {kind} {given!r}{did_you_mean(given, known, limit=3)}"
+        if given
+        else f"it has several {kind}s and none is named"
+    )
     return f"{missing}; its {kind}s: {_some_of(known)}"
 
 
 def _some_of(names: list[str]) -> str:
     return ", ".join(first_of(names, _MAX_CONFIGURATIONS_SHOWN, "of them")) or "none"
-
-
-_NUM_THREADS = 4  # hashing releases Python's lock
-_SHA256, _GIT_BLOB = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
-
-
-class Content(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        name: of the file, below its source.
-        kind: of ``value``; values of different kinds cannot be compared.
-        value: differs if the bytes do.
-        stamp: of a local file: path, size and time of change when it was hashed.
-    """
-
-    name: str
-    kind: str
-    value: str
-    stamp: str = ""
-
-
-def contents_of(files: Sequence[File], known: Sequence[Content] = ()) -> list[Content]:
-    """Return what each file holds; a local one that has not been touched since ``known`` is not read again.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    hashed = {one.stamp: one for one in known if one.stamp}
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return list(pool.map(lambda file: _content_of(file, hashed), files))
-
-
-def _content_of(file: File, hashed: Mapping[str, Content]) -> Content:
-    if "://" in file.path:
-        protocol = file.path.partition("://")[0]
-        is_hub = protocol == "hf"
-        if is_hub and _SHA256.fullmatch(file.version):
-            return Content(file.name, "sha256", file.version)
-        kind = "git" if is_hub and _GIT_BLOB.fullmatch(file.version) else f"etag of {protocol}"
-        return Content(file.name, kind if file.version else "", file.version)
-    status = os.stat(file.path)
-    stamp = f"{file.path} {status.st_size} {status.st_mtime_ns}"
-    if stamp in hashed:
-        return hashed[stamp]._replace(name=file.name)
-    with open(file.path, "rb") as content:
-        return Content(file.name, "sha256", hashlib.file_digest(content, "sha256").hexdigest(), stamp)
-
-
-def changed_contents(old: Sequence[Content], new: Sequence[Content]) -> list[str]:
-    """Return the names of files whose bytes are known to differ. Both lists are of the same files in the same order."""
-    return [
-        was.name
-        for was, now in zip(old, new, strict=False)
-        if was.name == now.name and was.kind and was.kind == now.kind and was.value != now.value
-    ]

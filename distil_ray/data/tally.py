@@ -1,4 +1,4 @@
-"""What became of some text: how many documents it had, and which of them were skipped, why, and where the first lay."""
+"""Documents as they are read -> counts: how many there are, how many are skipped and why, and where the first is."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ COUNTS = (
 ``pieces`` a [SEP] after each document."""
 
 MAX_UNKNOWN_FRACTION = 0.03
-"""A larger share of [UNK] among the pieces is warned of. (On text that a vocabulary is made for: 0.1% or so.)"""
+"""A larger share of [UNK] among the pieces causes a warning. (Text that a vocabulary was made for has about 0.1%.)"""
 
 
 class Skip(NamedTuple):
@@ -148,14 +148,16 @@ def text_warnings(
     *,
     max_lost_fraction: float,
 ) -> list[str]:
-    """What the person who gave the text should look at: much of it is lost, or the tokenizer does not know it."""
+    """Return what to look at in the text: that much of it is lost, or that the tokenizer does not know it."""
     warnings = []
-    if (lost := lost_fraction(counts)) > max_lost_fraction:
+    lost = lost_fraction(counts)
+    if lost > max_lost_fraction:
         warnings.append(
             f"{lost:.1%} of the documents that hold something cannot be used (warned of above "
             f"data.warn_skipped_fraction = {max_lost_fraction:g}): {describe_skipped(counts, first_places)}"
         )
-    if (unknown := unknown_fraction(counts)) > MAX_UNKNOWN_FRACTION:
+    unknown = unknown_fraction(counts)
+    if unknown > MAX_UNKNOWN_FRACTION:
         warnings.append(
             f"{unknown:.1%} of the pieces are [UNK], from which nothing is learned: the tokenizer does not know this "
             "text's language or script; take a teacher or a vocabulary that does"

@@ -147,7 +147,8 @@ def _found_by_model(tokenizer_json: str, special: set[str]) -> set[str]:
 def _check_ids(expected: dict[str, int], ids: dict[str, int]) -> None:
     """Raise InputError if a piece has another id than expected (control pieces perhaps under another name)."""
     for piece, index in ids.items():
-        if index != (right := expected.get(piece, expected.get(piece.removeprefix(" ")))):
+        right = expected.get(piece, expected.get(piece.removeprefix(" ")))
+        if index != right:
             raise InputError(
                 f"the tokenizer numbers its pieces in a way that does not survive loading it again: {piece!r} has the "
                 f"id {right}, then {index}; give its added pieces the ids that follow those of its vocabulary"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.data.corpus import read_unit
+from distil_ray.data.corpus import read_texts
 from distil_ray.data.tally import counts_of, describe_skipped, text_warnings
 from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
@@ -269,7 +269,7 @@ def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> 
     plan = build_plan(history.config, tokenizer, history.commits)
     for is_first_pass in (True, False):
         for unit in plan.eval_units:
-            documents = (text for text in read_unit(plan.eval_corpus, int(unit)) if text is not None)
+            documents = read_texts(plan.eval_corpus, [unit])
             yield from [max(islice(documents, _NUM_LOOKED_AT), key=len, default="")] if is_first_pass else documents
 
 

@@ -68,7 +68,8 @@ def check_config(config: PreTrainedConfig, source: str) -> None:
         )
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise InputError(f"{source} is set up as a decoder (is_decoder, add_cross_attention); expected an encoder")
-    if (kind := getattr(config, "position_embedding_type", "absolute")) != "absolute":
+    kind = getattr(config, "position_embedding_type", "absolute")
+    if kind != "absolute":
         raise InputError(f"{source} has position_embedding_type {kind!r}; only 'absolute' is supported")
     if family_of(config).counts_after_padding and config.pad_token_id is None:
         raise InputError(f"{source} has no pad_token_id, from which {config.model_type} counts its positions")

@@ -26,7 +26,8 @@ from transformers import (
 from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
 from distil_ray.models.families import FAMILIES, check_config, family_of, first_position, own_fields
-from distil_ray.models.files import CONFIG_FILE, TOKENIZER_FILES, loading
+from distil_ray.models.files import loading
+from distil_ray.models.origin import CONFIG_FILE, TOKENIZER_FILES
 from distil_ray.models.tokenizer import fit_inputs, load_as_filed
 
 _LOGITS_ROWS = 256  # [N, V] at once, where all logits are looked at
@@ -75,7 +76,8 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
         config = _read_config(location, path)
         model, info = _read_weights(AutoModelForMaskedLM, location, config, attn_implementation="sdpa")
     _check_shapes(path, info["mismatched_keys"])
-    if missing := sorted(_without_twins(model, info["missing_keys"])):
+    missing = sorted(_without_twins(model, info["missing_keys"]))
+    if missing:
         raise InputError(
             f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
             "expected a whole model with its masked-language-modelling head (an AutoModelForMaskedLM)"
@@ -198,7 +200,7 @@ def load_classifier(path: str, num_labels: int, seed: int, revision: str | None 
     """Load an encoder in fp32, with a new head of ``num_labels`` outputs whose weights are drawn from ``seed``.
 
     Raises:
-        InputError: as `load_masked_lm`, but for the MLM head, which is not needed.
+        InputError: as `load_masked_lm`, except that the MLM head is not needed.
         OutageError: the Hub does not answer.
     """
     return _load_with_new_head(AutoModelForSequenceClassification, path, num_labels, seed, revision)
@@ -222,7 +224,8 @@ def _load_with_new_head(
         model, info = _read_weights(auto_class, location, config)
     encoder = f"{model.base_model_prefix}."
     _check_shapes(path, [entry for entry in info["mismatched_keys"] if entry[0].startswith(encoder)])
-    if missing := [key for key in sorted(info["missing_keys"]) if key.startswith(encoder) and ".pooler." not in key]:
+    missing = [key for key in sorted(info["missing_keys"]) if key.startswith(encoder) and ".pooler." not in key]
+    if missing:
         raise InputError(f"{path} has no weights for {', '.join(missing[:3])}; expected a whole model")
     return model
 
@@ -230,7 +233,7 @@ def _load_with_new_head(
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer that has the special tokens cls, sep, mask and pad, from a folder or the Hub.
 
-    It is what `AutoTokenizer` gives, unless that would split texts otherwise than the folder's tokenizer.json does.
+    It is what `AutoTokenizer` gives, unless that would split texts differently from the folder's tokenizer.json.
 
     Raises:
         InputError: nothing there, no vocabulary, a slow tokenizer, or a special token that is not set.
@@ -243,7 +246,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     # A folder without tokenizer files is no error to transformers: it answers with the special tokens alone.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise InputError(f"{path} holds no tokenizer; expected a folder with tokenizer.json, or vocab.txt")
-    if unset := [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]:
+    unset = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
+    if unset:
         raise InputError(
             f"the tokenizer of {path} has no {' and no '.join(unset)} token; expected one made for masked "
             "language modelling, with cls, sep, mask and pad set"
@@ -271,7 +275,7 @@ def model_from_config(
     Args:
         config: ``{"model_type": …, …}`` with the fields of that family's configuration, or the path of a
             config.json or of a folder that holds one.
-        vocab_size, pad_token_id: the tokenizer's; they replace whatever ``config`` says.
+        vocab_size, pad_token_id: the tokenizer's; they replace those of ``config``.
         seed: of the random weights.
         revision: of a ``config`` on the Hub.
 
@@ -286,7 +290,8 @@ def model_from_config(
         return initialize(model_config, seed)
 
     fields = {**config, **from_tokenizer}
-    if (model_type := fields.pop("model_type", None)) not in FAMILIES:
+    model_type = fields.pop("model_type", None)
+    if model_type not in FAMILIES:
         raise InputError(f"model_type is {model_type!r}; the types that work are {', '.join(FAMILIES)}")
     config_class = type(AutoConfig.for_model(model_type))
     known = [*config_class.attribute_map, *own_fields(config_class)]
@@ -344,7 +349,8 @@ def check_vocabulary(teacher: PreTrainedTokenizerBase, student: PreTrainedTokeni
 
 def check_vocabulary_fits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise InputError if the tokenizer gives ids for which the model has no embeddings."""
-    if (num_ids := id_space(tokenizer)) > model.config.vocab_size:
+    num_ids = id_space(tokenizer)
+    if num_ids > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has ids for {num_ids} tokens, the model only {model.config.vocab_size} embeddings "
             "(vocab_size); expected the tokenizer that the model was trained with"

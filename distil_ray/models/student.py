@@ -72,7 +72,8 @@ def select_layers(num_teacher_layers: int, layers: int | Sequence[int] | None) -
         return evenly_spaced(num_teacher_layers, layers)
     if not layers:
         raise InputError("the student's list of teacher layers is empty; expected at least one layer")
-    if outside := [layer for layer in layers if not 0 <= layer < num_teacher_layers]:
+    outside = [layer for layer in layers if not 0 <= layer < num_teacher_layers]
+    if outside:
         raise InputError(f"teacher layers {outside} do not exist; expected 0 to {num_teacher_layers - 1}")
     if len(set(layers)) != len(layers):
         raise InputError(f"the student's teacher layers {list(layers)} name a layer twice; expected each at most once")

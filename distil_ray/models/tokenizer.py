@@ -14,12 +14,8 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from distil_ray.models.files import (
-    TOKENIZER_FILE,
-    TOKENIZER_FILES,
-    VOCABULARY_FILES,
-    check_no_pointers,
-)
+from distil_ray.models.files import check_no_pointers
+from distil_ray.models.origin import TOKENIZER_FILE, TOKENIZER_FILES, VOCABULARY_FILES
 
 _PROBES = (
     "The Quick brown fox's 1,234.5 jumps -- don't you think so? (e-mail: a_b@c.org)",
@@ -44,7 +40,7 @@ def load_as_filed(folder: str) -> PreTrainedTokenizerBase:
 
     Raises:
         InputError: a file of the tokenizer is a Git LFS pointer.
-        Exception: whatever transformers raises.
+        Exception: what transformers raises.
     """
     has_file = (Path(folder) / TOKENIZER_FILE).is_file()
     # With a tokenizer.json, no other file of the vocabulary is read.
@@ -74,7 +70,7 @@ def load_as_filed(folder: str) -> PreTrainedTokenizerBase:
     given, expected = (backend.encode(text, add_special_tokens=False).tokens for backend in (own, its))
     shown = "" if given == expected else f" {text!r} into {given[:_SHOWN_PIECES]} and not {expected[:_SHOWN_PIECES]}"
     return _remarked(
-        filed, f"{type(tokenizer).__name__}, as which transformers loads it, splits texts otherwise{shown}"
+        filed, f"{type(tokenizer).__name__}, as which transformers loads it, splits texts differently{shown}"
     )
 
 
@@ -105,7 +101,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 def remarks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Lines about what a user may not expect of a tokenizer of `load_as_filed`; mostly none."""
-    lines = [remark] if (remark := getattr(tokenizer, _REMARK, None)) else []
+    remark = getattr(tokenizer, _REMARK, None)
+    lines = [remark] if remark else []
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None or normalizer.normalize_str("A") != "a":
         return lines

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distil_ray import __version__
 from distil_ray.config import Config, Source, dump_yaml, to_settings
 from distil_ray.data.tally import counts_of, describe_text, text_warnings
-from distil_ray.models.files import CARD_FILE, quiet
+from distil_ray.models.files import quiet
 from distil_ray.models.loading import agree_twins, max_tokens
+from distil_ray.models.origin import CARD_FILE
 from distil_ray.models.tokenizer import fit_inputs, save_tokenizer
 from distil_ray.runs.storage import EXPORT_FOLDER, RunFolder
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from distil_ray.config import Config, parse_yaml
+from distil_ray.config import Config, parse_config, parse_mapping
 from distil_ray.errors import InputError
 from distil_ray.runs.storage import CONFIG_FILE, EXPORT_FOLDER, FINISHED_FILE, IDENTITY_FILE, METRICS_FILE, RunFolder
 from distil_ray.training.identity import Identity, Pins, with_commits
@@ -72,7 +72,7 @@ def read_history(path: str) -> History:
     assert identity is not None
     learned = dict(identity.learned)
     heldout = {key: value for key, value in learned.items() if key.startswith(("data.", "run.seed"))}
-    config = parse_yaml(folder.read_bytes(CONFIG_FILE).decode(), f"{path}/{CONFIG_FILE}")
+    config = parse_config(parse_mapping(folder.read_bytes(CONFIG_FILE).decode(), f"{path}/{CONFIG_FILE}"))
     records, damaged_records = folder.read_json_lines(METRICS_FILE)
     digests, damaged_digests = read_digests(folder)
     return History(

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Self
 
 from distil_ray.config import Config, Section, difference
+from distil_ray.data.contents import Content, changed_contents, contents_of
 from distil_ray.data.plan import DataPlan, explain_fingerprints
-from distil_ray.data.sources import Content, changed_contents, commits_of, contents_of
+from distil_ray.data.sources import commits_of
 from distil_ray.errors import InputError, reason_of
 from distil_ray.models.origin import Origin, config_digest, content_digest, resolve
 from distil_ray.outages import AT_START, Patience

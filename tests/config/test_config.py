@@ -22,8 +22,8 @@ from distil_ray.config import (
     load_config,
     output_path,
     parse_config,
+    parse_mapping,
     parse_sources,
-    parse_yaml,
     to_yaml,
 )
 from distil_ray.errors import InputError
@@ -197,7 +197,7 @@ def test_local_paths_become_absolute_and_others_stay(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("settings", "given"), [(["run.storage_path=out/runs"], "out/runs"), ([], "runs")])
 def test_in_a_ray_job_outputs_do_not_go_into_its_package(settings, given, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(ConfigError, match=f'run.storage_path: given "{given}", which in a Ray job lies in the job'):
+    with pytest.raises(ConfigError, match=f'run.storage_path: given "{given}", which in a Ray job is in the job'):
         load("teacher.path=org/teacher", *settings)
     for place in ("/shared/runs", "s3://bucket/runs"):
         assert load("teacher.path=org/teacher", f"run.storage_path={place}").run.storage_path == place
@@ -702,9 +702,9 @@ def test_sources_of_a_command_line_are_paths_or_mappings(tmp_path, monkeypatch):
 
 
 def test_yaml_text_reads_like_a_file():
-    assert parse_yaml(to_yaml(load()), "config.yaml") == load()
+    assert parse_config(parse_mapping(to_yaml(load()), "config.yaml")) == load()
     with pytest.raises(InputError, match=r"config\.yaml, line 1"):
-        parse_yaml("run: {", "config.yaml")
+        parse_mapping("run: {", "config.yaml")
 
 
 def test_a_file_may_lie_elsewhere(tmp_path):

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
-from distil_ray.data.corpus import BadFileError, Source, list_corpus, read_unit
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus, read_unit
+from distil_ray.data.files import BadFileError
 from distil_ray.errors import InputError
 
 TEXTS = [f"document {i} " * (1 + i % 7) for i in range(2500)]
@@ -140,7 +142,8 @@ def test_damage_within_a_batch_is_an_error_and_no_crash(tmp_path):
 
 READ_AND_REPORT_PEAK = r"""
 import re, sys
-from distil_ray.data.corpus import Source, list_corpus, read_unit
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus, read_unit
 def peak(): return int(re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1]) * 1024
 corpus = list_corpus([Source(path=sys.argv[1])])
 before = peak()

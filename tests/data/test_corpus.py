@@ -17,21 +17,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distil_ray.config import Source
 from distil_ray.data import documents
-from distil_ray.data.corpus import (
-    BadFileError,
-    Source,
-    explain_difference,
-    list_corpus,
-    read_unit,
-)
-from distil_ray.data.files import ReachableFile
+from distil_ray.data.corpus import explain_difference, list_corpus, read_unit
+from distil_ray.data.files import BadFileError, ReachableFile
 from distil_ray.errors import InputError
 
 # Not ru_maxrss: it starts at what the parent process holds when it forks.
 READ_AND_REPORT_PEAK = """
 import re, sys
-from distil_ray.data.corpus import Source, list_corpus, read_unit
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus, read_unit
 def peak(): return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 corpus = list_corpus([Source(path=sys.argv[1])])
 before = peak()

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
+from distil_ray.config import Source
 from distil_ray.data import files
-from distil_ray.data.corpus import BadFileError, Source, list_corpus, read_unit
+from distil_ray.data.corpus import list_corpus, read_unit
+from distil_ray.data.files import BadFileError
 from distil_ray.errors import InputError, OutageError
 from distil_ray.outages import Patience
 
@@ -164,7 +166,8 @@ def test_permission_lost_between_listing_and_reading(bucket, forbidding_endpoint
     bucket.put_object(Key=name, Body=bodies[name])
     corpus = list_corpus([Source(path=f"s3://runs/{name}")])
     monkeypatch.setenv("AWS_ENDPOINT_URL", forbidding_endpoint)
-    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem.clear_instance_cache()  # as in another process
+    files._open_version.cache_clear()
     with pytest.raises(InputError, match=rf"s3://runs/{name}: cannot be reached: PermissionError") as caught:
         list(read_unit(corpus, 0))
     assert not isinstance(caught.value, BadFileError)
@@ -176,7 +179,7 @@ def test_permission_lost_between_listing_and_reading(bucket, forbidding_endpoint
 def test_a_missing_package_names_the_extra(path, package, extra):
     script = (
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from distil_ray.data.corpus import Source, list_corpus\n"
+        "from distil_ray.config import Source\nfrom distil_ray.data.corpus import list_corpus\n"
         f"list_corpus([Source(path={path!r})])"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -259,7 +262,8 @@ def test_hub_errors_list_what_there_is(hub):
     ],
 )
 def test_hub_out_of_reach(source, message):
-    script = f"from distil_ray.data.corpus import Source, list_corpus\nlist_corpus([Source(**{source})])"
+    imports = "from distil_ray.config import Source\nfrom distil_ray.data.corpus import list_corpus\n"
+    script = f"{imports}list_corpus([Source(**{source})])"
     run = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -318,7 +322,7 @@ def _short_pauses(monkeypatch):
 
 def as_another_process():
     files._kept.clear()
-    files._opened.clear()
+    files._open_version.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from distil_ray.config import Source
 from distil_ray.data import docstrings
-from distil_ray.data.corpus import Source, list_corpus, read_unit
+from distil_ray.data.corpus import list_corpus, read_unit
 from distil_ray.data.docstrings import Docstring, docstring_folder, is_heldout, read_docstrings, split_docstrings
 from distil_ray.errors import InputError
 

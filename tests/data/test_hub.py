@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from local_hub import TOKEN, LocalHub
 
+from distil_ray.config import Source
 from distil_ray.data import files, hub
-from distil_ray.data.corpus import BadFileError, Corpus, Source, list_corpus, read_unit
+from distil_ray.data.corpus import Corpus, list_corpus, read_unit
+from distil_ray.data.files import BadFileError
 from distil_ray.errors import InputError, OutageError
 from distil_ray.outages import Patience
 
@@ -357,7 +359,8 @@ def test_a_data_set_prepared_earlier_is_no_list_of_files_offline(local_hub: Loca
 
     local_hub.push("owner/texts", {"data/a.parquet": parquet_bytes(["one"])})
     load_dataset("owner/texts")
-    script = "from distil_ray.data.corpus import Source, list_corpus\nlist_corpus([Source(hub='owner/texts')])"
+    imports = "from distil_ray.config import Source\nfrom distil_ray.data.corpus import list_corpus\n"
+    script = f"{imports}list_corpus([Source(hub='owner/texts')])"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
     assert re.search(r"InputError: Hub data set 'owner/texts'.*cannot be reached: OfflineModeIsEnabled", run.stderr)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizer
 
-from distil_ray.data.corpus import Source
+from distil_ray.config import Source
 from distil_ray.data.plan import MAX_HELDOUT_UNITS, explain_fingerprints, make_plan
 from distil_ray.data.rows import RowSettings
 from distil_ray.data.tokenization import Vocabulary

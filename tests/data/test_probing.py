@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from distil_ray.data.corpus import Source, list_corpus, read_unit
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus, read_unit
 from distil_ray.errors import InputError
 
 GERMAN = "Größere Bäume wüchsen schöner; über Äcker müßten Füchse flüchten.\n\n" * 50

@@ -15,12 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import BertTokenizer
 
+from distil_ray.config import Source
 from distil_ray.data.batch import SKIPPED, digest
-from distil_ray.data.corpus import BadFileError, Source, list_corpus
+from distil_ray.data.corpus import list_corpus, read_texts
+from distil_ray.data.files import BadFileError
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import mask_rows, special_table
 from distil_ray.data.rows import RowSettings, count_pieces, make_rows
-from distil_ray.data.tally import Reason
+from distil_ray.data.tally import Reason, Tally
 from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
 
@@ -43,7 +45,9 @@ def write_corpus(folder, texts, row_group_size=5, name="a.parquet", **options):
 
 def make(corpus, units=None, settings=SETTINGS, split="train", group=3, **options):
     units = range(corpus.num_units) if units is None else units
-    return make_rows(corpus, units, VOCABULARY, settings, split=split, group=group, **options)
+    tally = Tally()
+    texts = read_texts(corpus, units, tally, **options)
+    return make_rows(texts, tally, VOCABULARY, settings, split=split, group=group), tally
 
 
 def reference(texts_of_units, settings, split, group):
@@ -268,7 +272,7 @@ def test_a_unit_that_is_gone_or_changed_is_an_error_always(tmp_path):
 
 def test_pieces_are_counted(tmp_path):
     texts = random_texts(10)
-    counts = count_pieces(write_corpus(tmp_path, [*texts, None]), [1, 0], VOCABULARY, skip_bad_units=False)
+    counts = count_pieces(read_texts(write_corpus(tmp_path, [*texts, None]), [1, 0]), VOCABULARY)
     expected = Counter(PIECES[word] for text in texts for word in text.split()) + Counter({SEP: 10})
     assert counts.shape == (len(PIECES),)
     assert counts.dtype == np.int64
@@ -277,14 +281,14 @@ def test_pieces_are_counted(tmp_path):
 
 PEAK_OF_TWO = """
 import re, sys
-from distil_ray.data.corpus import Source, list_corpus
-from distil_ray.data.rows import make_rows
-from test_rows import SETTINGS, VOCABULARY
+from distil_ray.config import Source
+from distil_ray.data.corpus import list_corpus
+from test_rows import make
 def peak(): return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 for path in sys.argv[1:]:
     corpus = list_corpus([Source(path=path)])
     assert corpus.num_units == 1
-    rows, _ = make_rows(corpus, [0], VOCABULARY, SETTINGS, split="train", group=0)
+    make(corpus)
     print(peak())
 """
 

@@ -24,7 +24,6 @@ from training_parts import save_model, small_tokenizer
 from distil_ray.config import Source
 from distil_ray.data.masking import special_table
 from distil_ray.data.plan import IN_SAMPLE, MAX_HELDOUT_UNITS, make_plan
-from distil_ray.data.rows import make_rows
 from distil_ray.errors import InputError
 from distil_ray.evaluation.intrinsic import (
     Totals,
@@ -204,9 +203,7 @@ def test_rows_are_those_that_a_run_holds_out(sources):
         on_bad_file="error",
     )
     for index in (0, 14):
-        held_out, _ = make_rows(
-            run.eval_corpus, run.eval_units[index : index + 1], VOCABULARY, run.settings, split="eval", group=index
-        )
+        held_out, _ = run.rows_of("eval", index)
         rows = plan.rows_of(index)
         assert all(np.array_equal(rows[name], values) for name, values in held_out.items())
 

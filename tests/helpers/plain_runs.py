@@ -22,7 +22,6 @@ from processes import run_workers
 from distil_ray.config import Config, learned, parse_config, to_yaml
 from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Arrays, digest, filler_rows
 from distil_ray.data.plan import DataPlan
-from distil_ray.data.rows import count_pieces
 from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError
 from distil_ray.runs.console import Console
@@ -246,8 +245,7 @@ def _with_smoothing(plan: DataPlan, smoothing: float) -> DataPlan:
     if not smoothing:
         return plan
     groups = range(min(8, plan.schedule.groups_per_epoch))  # data.pipeline.SAMPLE_GROUPS
-    units = [plan.schedule.units_of(group) for group in groups]
-    counts = sum(count_pieces(plan.corpus, some, plan.vocabulary, plan.skip_bad_files) for some in units)
+    counts = sum(plan.piece_counts_of(group) for group in groups)
     return replace(plan, settings=replace(plan.settings, piece_weights=smoothing_weights(counts, smoothing)))
 
 

@@ -10,7 +10,8 @@ from training_parts import save_model
 
 from distil_ray.errors import InputError, OutageError
 from distil_ray.models import loading as models
-from distil_ray.models.files import CARD_FILE, TOKENIZER_FILES, loading
+from distil_ray.models.files import loading
+from distil_ray.models.origin import CARD_FILE, TOKENIZER_FILES
 from distil_ray.outages import Patience
 
 pytest.importorskip("local_hub", reason="tests/local_hub.py, a Hub of the tests' own, is not there")
@@ -116,7 +117,11 @@ def test_a_hub_that_stays_away_is_an_outage(published):
 @pytest.mark.parametrize(
     ("name", "revision", "message"),
     [
-        ("owner/nothing", None, r"from 'owner/nothing': .*Hub: .*Check the name, the revision and the network"),
+        (
+            "owner/nothing",
+            None,
+            r"no local folder 'owner/nothing', .*Hub: .*Check .* and the network",
+        ),
         (NAME, "v9", r"at revision 'v9': .*Check the name, the revision"),
         ("owner/private", None, "HF_TOKEN if it is private"),
     ],

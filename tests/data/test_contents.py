@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from distil_ray.data import sources
+from distil_ray.data import contents
+from distil_ray.data.contents import Content, changed_contents, contents_of
 from distil_ray.data.files import File
-from distil_ray.data.sources import Content, changed_contents, contents_of
 
 
 def file_of(path, name="a.txt", version=""):
@@ -29,7 +29,7 @@ def test_a_file_that_was_not_touched_is_not_read_again(tmp_path, monkeypatch):
     file = tmp_path / "a.txt"
     file.write_text("good")
     before = contents_of([file_of(file)])
-    monkeypatch.setattr(sources.hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(contents.hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
     assert contents_of([file_of(file)], before) == before
 
     os.utime(file, ns=(1, 1))
