@@ -12,7 +12,7 @@ from distil_ray.data.tally import counts_of, describe_skipped, text_warnings
 from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
 from distil_ray.evaluation.guesses import Guess, MaskedWord, guess_words, mask_words
-from distil_ray.evaluation.speed import NUM_TOKENS, Cost, measure
+from distil_ray.evaluation.speed import NUM_TOKENS, Cost, measure_costs
 from distil_ray.models.loading import load_masked_lm, max_tokens
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Code, Gap, Report, ReportSection, Table, made_by
@@ -66,7 +66,7 @@ def compare(histories: list[History]) -> Report:
     """
     teachers = _teachers(histories)
     models = dict(_load_models(histories, teachers))
-    costs = measure(models) if models else {}
+    costs = measure_costs(models) if models else {}
     masked, guesses, remarks = _guess(histories[0], models)
     teacher_rows = [_teacher_row(name, teacher, histories, costs, guesses) for name, teacher in teachers.items()]
     students = [_student_row(history, costs, guesses) for history in histories]
