@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import rmtree
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,7 @@ from distil_ray.evaluation.finetuning import finetuner_of
 from distil_ray.evaluation.kinds import Labeling, encode_rows
 from distil_ray.evaluation.nodes import join
 from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json
+from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json, to_json
 from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_function, measure_latency, using_threads
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
 from distil_ray.models.loading import load_tokenizer, max_tokens
@@ -37,6 +38,8 @@ from distil_ray.models.tokenizer import save_tokenizer
 from distil_ray.reporting.report import writing
 
 MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
+FORMATS = {"PyTorch": "model.safetensors", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
+"""The file of a fine-tuned model in each format."""
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 # Rounding made 1.2e-5 for a fine-tuned model of 4 layers and 5e-6 for one of 12 with random weights; two inputs in each
@@ -49,20 +52,20 @@ LOW_AGREEMENT = 0.9
 
 _MAX_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
 _ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
+_FIGURES_FILE = "figures.json"
 
 
-class Exported(NamedTuple):
-    """A file and how its logits differ from the original model's, over the rows that were checked.
+class Checked(NamedTuple):
+    """A format's answers to the rows that were checked, and how they differ from the original model's.
 
     Attributes:
-        num_bytes: of the file.
+        logits: [rows, C] float32.
         max_difference: the largest absolute difference of a logit.
         agreement: share of rows whose predicted class is the original's; whose number is within 0.25 of the
             original's where numbers are asked for.
     """
 
-    path: Path
-    num_bytes: int
+    logits: Array
     max_difference: float
     agreement: float
 
@@ -100,19 +103,29 @@ def check_packages() -> None:
 
 
 def export_and_check(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, folder: Path, max_seq_length: int
-) -> tuple[Exported, Exported]:
-    """Write a classifier as ONNX and as int8, and compare both with it on ``rows``; return them in this order.
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    folder: Path,
+    max_seq_length: int,
+    num_threads: int = 1,
+) -> dict[str, Checked]:
+    """Write a classifier as ONNX and as int8, and compare both with it on ``rows``; return a `Checked` by format.
 
     Raises:
         InputError: packages are missing, or the model is too large for one file.
         RunError: see `check`.
     """
-    path = export_onnx(model, tokenizer, folder)
-    smaller = quantize(folder)
-    reference = logits_of(as_function(model, torch.device("cpu")), tokenizer, rows, max_seq_length)
-    logits, rounded = (logits_of(OnnxModel(file, 1), tokenizer, rows, max_seq_length) for file in (path, smaller))
-    return check(path, reference, logits, TOLERANCE), check(smaller, reference, rounded)
+    export_onnx(model, tokenizer, folder)
+    quantize(folder)
+    original = as_function(model, torch.device("cpu"))
+    reference = logits_of(original, tokenizer, rows, max_seq_length)
+    checked = {"PyTorch": Checked(reference, 0.0, 1.0)}
+    for name, tolerance in (("ONNX", TOLERANCE), ("ONNX int8", None)):
+        path = folder / FORMATS[name]
+        logits = logits_of(OnnxModel(path, num_threads), tokenizer, rows, max_seq_length)
+        checked[name] = check(path, reference, logits, tolerance)
+    return checked
 
 
 def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
@@ -192,7 +205,7 @@ def logits_of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_
     return np.concatenate([run(batch)["logits"] for batch in batches])
 
 
-def check(path: Path, reference: Array, logits: Array, tolerance: float | None = None) -> Exported:
+def check(path: Path, reference: Array, logits: Array, tolerance: float | None = None) -> Checked:
     """Compare a file's ``logits`` [rows, C] with the original model's.
 
     Args:
@@ -217,7 +230,7 @@ def check(path: Path, reference: Array, logits: Array, tolerance: float | None =
         is_equal = np.abs(logits - reference) <= NUMBER_TOLERANCE
     else:
         is_equal = logits.argmax(-1) == reference.argmax(-1)
-    return Exported(path, path.stat().st_size, difference, float(is_equal.mean()))
+    return Checked(logits, difference, float(is_equal.mean()))
 
 
 @contextmanager
@@ -233,12 +246,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-_FIGURES_FILE = "figures.json"
-FORMATS = {"PyTorch": "", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
-
-
 class Figures(NamedTuple):
-    """What a file scores on the task, in percent, and how its logits differ from the original's; see `Exported`."""
+    """What a file scores on the task, in percent, and how its logits differ from the original's; see `Checked`."""
 
     score: float
     max_difference: float
@@ -316,26 +325,19 @@ def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) ->
     """The files of a fine-tuned model, by name. Runs on a node of the cluster."""
     finetuner = finetuner_of(job, task, protocol)
     finetuner.train(splits)
-    model, tokenizer = finetuner.model, finetuner.tokenizer
-    adapter, rows, length = Labeling(task), first_validation(splits), protocol.finetuning_on(task.name).max_seq_length
+    length = protocol.finetuning_on(task.name).max_seq_length
+    rows = first_validation(splits)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        original = as_function(model.cpu(), torch.device("cpu"))
-        exported = export_and_check(model, tokenizer, rows, folder, length)
-        runs: list[Run] = [original, *(OnnxModel(one.path, protocol.resources.cpus) for one in exported)]
-        scores = [_score(adapter, rows, logits_of(run, tokenizer, rows, length)) for run in runs]
-        same = [(0.0, 1.0), *((one.max_difference, one.agreement) for one in exported)]
-        figures = {
-            kind: Figures(score, *pair)._asdict() for kind, score, pair in zip(FORMATS, scores, same, strict=True)
-        }
+        model = finetuner.model.cpu()
+        checked = export_and_check(model, finetuner.tokenizer, rows, folder, length, protocol.resources.cpus)
         model.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    figures = {}
+    for name, one in checked.items():
+        score = fmean(Labeling(task).scores(rows, list(one.logits)).values())
+        figures[name] = Figures(score, one.max_difference, one.agreement)._asdict()
     return files | {_FIGURES_FILE: json.dumps(figures).encode()}
-
-
-def _score(adapter: Labeling, rows: Rows, logits: Any) -> float:
-    scores = adapter.scores(rows, list(logits)).values()
-    return sum(scores) / len(scores)
 
 
 def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]) -> None:
@@ -346,7 +348,7 @@ def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]
     for name, content in files.items():
         (partial / name).write_bytes(content)
     figures = {"formats": json.loads(files[_FIGURES_FILE]), "made_with": made_with}
-    (partial / _FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (partial / _FIGURES_FILE).write_bytes(to_json(figures))
     rmtree(folder, ignore_errors=True)  # of which the figures are missing or damaged
     partial.replace(folder)
 
@@ -354,31 +356,28 @@ def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]
 def _latency(
     jobs: Sequence[FinetuneJob], task: Task, folder: Path, rows: Rows, protocol: Protocol
 ) -> dict[tuple[str, str], Timing]:
+    """Milliseconds per row on one thread, by row and format."""
     contenders: dict[tuple[str, str], Contender] = {}
     for job in jobs:
         own = folder / job.row
         tokenizer = load_tokenizer(str(own))
-        for kind, file in FORMATS.items():
-            contenders[job.row, kind] = Contender(_run(own, file, task), tokenizer)
+        for name in FORMATS:
+            contenders[job.row, name] = Contender(_run(own, name, task), tokenizer)
     with using_threads(1):
         return measure_latency(contenders, rows, protocol.finetuning_on(task.name).max_seq_length)
 
 
-def _run(folder: Path, file: str, task: Task) -> Run:
-    if file:
-        return OnnxModel(folder / file, num_threads=1)
-    return as_function(Labeling(task).load(str(folder), seed=0), torch.device("cpu"))
+def _run(folder: Path, format_name: str, task: Task) -> Run:
+    if format_name == "PyTorch":
+        return as_function(Labeling(task).load(str(folder), seed=0), torch.device("cpu"))
+    return OnnxModel(folder / FORMATS[format_name], num_threads=1)
 
 
 def _deployed(job: FinetuneJob, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:
-    own, figures = folder / job.row, _figures(folder, job)
-    assert figures is not None, f"{job} is not done"
-    return [
-        Deployed(
-            kind,
-            (own / (file or "model.safetensors")).stat().st_size,
-            latency[job.row, kind],
-            Figures(**figures["formats"][kind]),
-        )
-        for kind, file in FORMATS.items()
-    ]
+    noted = _figures(folder, job)
+    assert noted is not None, f"{job} is not done"
+    found = []
+    for name, file in FORMATS.items():
+        num_bytes = (folder / job.row / file).stat().st_size
+        found.append(Deployed(name, num_bytes, latency[job.row, name], Figures(**noted["formats"][name])))
+    return found

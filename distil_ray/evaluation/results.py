@@ -103,17 +103,14 @@ class Results:
     def put(self, job: FinetuneJob, scores: Mapping[str, float], seconds: float) -> None:
         """Note the scores of a job; a file is whole or not there."""
         content = {"scores": dict(scores), "seconds": round(seconds, 1), "made_with": self.made_with(job)}
-        _write(self._file(job), content)
+        write_file(self._file(job), to_json(content))
 
     def put_soft_targets(self, job: FinetuneJob, logits: Logits) -> None:
         """Keep a teacher's logits, to be put before its scores are."""
         content = io.BytesIO()
         lengths = [one.shape[-1] for one in logits]
         np.savez_compressed(content, logits=np.concatenate(logits, axis=-1), lengths=lengths)
-        file = self._soft_target_file(job)
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, content.getvalue())
+        write_file(self._soft_target_file(job), content.getvalue())
 
     def soft_targets(self, job: FinetuneJob) -> Logits:
         with np.load(self._soft_target_file(job)) as arrays:
@@ -230,7 +227,8 @@ class Results:
 
     def put_text(self, models: Sequence[Model], digest: str, figures: Mapping[str, Any]) -> None:
         """Note what was found on a text; that of another text is replaced, as finding it again takes little."""
-        _write(self._text_file, {"figures": figures, "made_with": self._text_made_with(models, digest)})
+        content = {"figures": figures, "made_with": self._text_made_with(models, digest)}
+        write_file(self._text_file, to_json(content))
 
     def _text_made_with(self, models: Sequence[Model], digest: str) -> dict[str, Any]:
         return {
@@ -245,10 +243,19 @@ class Results:
         return self._folder / "text.json"
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file, and its folder if need be; whoever reads it sees the old or the new content.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, (json.dumps(content, indent=2) + "\n").encode())
+        replace_file(file, content)
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def read_json(file: Path) -> dict[str, Any] | None:

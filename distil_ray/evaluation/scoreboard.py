@@ -9,11 +9,10 @@ from distil_ray.errors import InputError
 from distil_ray.evaluation.deployment import TOLERANCE, Deployed
 from distil_ray.evaluation.intrinsic import Intrinsic
 from distil_ray.evaluation.kinds import Summary, TaskFacts, macro
-from distil_ray.evaluation.results import SECOND_STEP
+from distil_ray.evaluation.results import SECOND_STEP, write_file
 from distil_ray.evaluation.speed import Speed, Timing
 from distil_ray.reporting.plots import scatter_chart
-from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table, writing
-from distil_ray.runs.storage import replace_file
+from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table
 
 _NOT_LEARNED = " †"  # marks a task on which the teacher is not above one answer for all rows
 CONSTANT = "one answer for all rows"
@@ -338,5 +337,4 @@ def add_to_card(path: str, board: Scoreboard) -> None:
     after = rest.partition(_END)[2]
     own = board.of([board.teacher.name, *(result.name for result in board.results if result.path == path)])
     tables = f"{_BEGIN}\n{report_on(own).to_markdown(level=2)}{_END}"
-    with writing(file):
-        replace_file(file, (before.rstrip("\n") + "\n\n" + tables + (after or "\n")).encode())
+    write_file(file, (before.rstrip("\n") + "\n\n" + tables + (after or "\n")).encode())
