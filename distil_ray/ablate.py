@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
 def _ablate(argv: list[str] | None) -> None:
     # Imported late, here and below, so that mistakes answer at once.
     from distil_ray.evaluation.protocol import Protocol, load_protocol
-    from distil_ray.studies.variants import AblationConfig, load_ablation
+    from distil_ray.studies.settings import AblationConfig, load_ablation
 
     keys = "\n\n".join([describe_keys(AblationConfig), describe_keys(), f"protocol keys:\n\n{describe_keys(Protocol)}"])
     parser = parser_of("distil_ray.ablate", "Do a run without each part of the recipe, over seeds, and compare.", keys)

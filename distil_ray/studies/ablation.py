@@ -14,7 +14,7 @@ from distil_ray.models.origin import resolve
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import NOTHING, Charts, Report, ReportSection, Table, made_by
 from distil_ray.runs.console import Console
-from distil_ray.studies.variants import Plan
+from distil_ray.studies.settings import AblationPlan
 from distil_ray.training.history import History, read_history
 from distil_ray.training.launcher import launch
 
@@ -37,7 +37,7 @@ class Outcome:
     tasks: dict[str, float] = field(default_factory=dict)
 
 
-def run_all(plan: Plan, console: Console) -> list[Outcome]:
+def run_all(plan: AblationPlan, console: Console) -> list[Outcome]:
     """Do each run, or what is left of it, one after the other.
 
     Raises:
@@ -57,14 +57,14 @@ def run_all(plan: Plan, console: Console) -> list[Outcome]:
     return [_outcome(plan, variant, seed) for variant, seed in plan.runs]
 
 
-def _outcome(plan: Plan, variant: str, seed: int) -> Outcome:
+def _outcome(plan: AblationPlan, variant: str, seed: int) -> Outcome:
     config = plan.runs[variant, seed].run
     history = read_history(f"{config.storage_path}/{config.name}")
     figures = {name: value for name in FIGURES if (value := history.last(name)) is not None}
     return Outcome(variant, seed, figures, history)
 
 
-def check_tasks(plan: Plan) -> None:
+def check_tasks(plan: AblationPlan) -> None:
     """Raise InputError where the students would lie in a place that fine-tuning cannot read from."""
     if "://" in plan.folder:
         raise InputError(
@@ -73,7 +73,7 @@ def check_tasks(plan: Plan) -> None:
         )
 
 
-def check_heldout(plan: Plan) -> None:
+def check_heldout(plan: AblationPlan) -> None:
     """Raise InputError where neither tasks nor held-out text would tell the variants apart."""
     data = plan.config.data
     if data.eval_sources is None and data.eval_fraction == 0:

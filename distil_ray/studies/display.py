@@ -12,7 +12,7 @@ from rich.table import Table
 
 from distil_ray.runs.console import Console, format_seconds
 from distil_ray.runs.events import EventQueue
-from distil_ray.studies.settings import Plan
+from distil_ray.studies.settings import SearchPlan, brief, short
 from distil_ray.studies.trials import Score, Trial, Trials, best
 
 _NUM_SHOWN = 12  # settled trials in the live table, the best first
@@ -40,7 +40,7 @@ class TrialConsole(Console):
 class SearchDisplay(Console):
     """The console of the search: a live table of its trials on a terminal, else a line for each event."""
 
-    def __init__(self, plan: Plan, trials: Trials) -> None:
+    def __init__(self, plan: SearchPlan, trials: Trials) -> None:
         super().__init__()
         self._plan, self._trials = plan, trials
         self._terminal = Terminal(highlight=False, markup=False)
@@ -66,7 +66,7 @@ class SearchDisplay(Console):
     def started(self, trial: Trial) -> None:
         self._running[trial.name] = {}
         verb = "resumes" if trial.scores else "starts"
-        described = describe(self._plan, trial.settings)
+        described = self._plan.describe(trial.settings)
         if not trial.settings:
             described = f"the settings as they stand ({described})"
         self.line(f"{trial.name}  {verb}: {described}")
@@ -129,16 +129,3 @@ class SearchDisplay(Console):
         )
         spent = format_seconds(time.monotonic() - self._began)
         return f"{num_settled} of {self._plan.num_trials} trials done, {len(self._running)} running, {spent}{found}"
-
-
-def describe(plan: Plan, settings: Mapping[str, Any]) -> str:
-    """The values that a trial has for what is searched, in words."""
-    return ", ".join(f"{short(key)} {brief(value)}" for key, value in plan.values(settings).items())
-
-
-def short(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def brief(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

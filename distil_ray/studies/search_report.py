@@ -7,8 +7,7 @@ from distil_ray.errors import InputError
 from distil_ray.reporting.plots import line_chart, scatter_chart, ternary_chart
 from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Report, ReportSection, Table, made_by
 from distil_ray.runs.storage import RunFolder
-from distil_ray.studies.display import brief, short
-from distil_ray.studies.settings import SEARCH_FILE, TRIALS_FOLDER, Plan, plan_of
+from distil_ray.studies.settings import SEARCH_FILE, SearchPlan, brief, plan_of, short
 from distil_ray.studies.space import Range
 from distil_ray.studies.suggest import MIN_TRIALS, importances
 from distil_ray.studies.trials import TRIALS_FILE, Trial, Trials, best, common_step, value_at
@@ -22,7 +21,7 @@ _LABELS = {
 }
 
 
-def read_search(path: str) -> tuple[Plan, Trials]:
+def read_search(path: str) -> tuple[SearchPlan, Trials]:
     """Read the folder of a search, ``<storage_path>/<name>``, wherever it lies now.
 
     Raises:
@@ -32,14 +31,14 @@ def read_search(path: str) -> tuple[Plan, Trials]:
     if not is_search(path):
         raise InputError(f"{path}: is not the folder of a search (it has no {TRIALS_FILE})")
     plan = plan_of(parse_mapping(folder.read_bytes(SEARCH_FILE).decode(), f"{path}/{SEARCH_FILE}"))
-    return plan, Trials(folder, f"{path.rstrip('/')}/{TRIALS_FOLDER}", plan.search.metric)
+    return plan, Trials(path, plan.search.metric)
 
 
 def is_search(path: str) -> bool:
     return RunFolder.at(path).exists(TRIALS_FILE)
 
 
-def report_on(plan: Plan, trials: Trials) -> Report:
+def report_on(plan: SearchPlan, trials: Trials) -> Report:
     listed = list(trials)
     step = common_step(listed)
     shares = importances(plan, listed, step)
@@ -66,14 +65,14 @@ def report_on(plan: Plan, trials: Trials) -> Report:
     )
 
 
-def _highlighted(plan: Plan, trials: list[Trial]) -> list[list[str | Cell]]:
+def _highlighted(plan: SearchPlan, trials: list[Trial]) -> list[list[str | Cell]]:
     top = best(trials, plan.direction)
     return [
         [Cell(text, is_right=top is not None and row[0] == top.name) for text in row] for row in table(plan, trials)
     ]
 
 
-def _importance(plan: Plan, shares: dict[str, float], step: int | None) -> list[Block]:
+def _importance(plan: SearchPlan, shares: dict[str, float], step: int | None) -> list[Block]:
     if not shares:
         return [f"Too few trials can be compared to say: at least {MIN_TRIALS} with different figures are needed."]
     rows = [[Cell(key), Cell(f"{share:.0%}"), Cell("", bar=share)] for key, share in shares.items()]
@@ -85,7 +84,7 @@ def _importance(plan: Plan, shares: dict[str, float], step: int | None) -> list[
     ]
 
 
-def table(plan: Plan, trials: list[Trial]) -> list[list[str]]:
+def table(plan: SearchPlan, trials: list[Trial]) -> list[list[str]]:
     """A header and one row per trial: those that finished, the best first, then the others by how far they came."""
 
     def rank(trial: Trial) -> tuple[bool, int, float]:
@@ -101,7 +100,7 @@ def table(plan: Plan, trials: list[Trial]) -> list[list[str]]:
     return rows
 
 
-def findings(plan: Plan, trials: list[Trial]) -> list[str]:
+def findings(plan: SearchPlan, trials: list[Trial]) -> list[str]:
     """What the search found, also where it is not what one hopes for."""
     top, first = best(trials, plan.direction), trials[0]
     sentences = [_count(plan, trials)]
@@ -120,14 +119,14 @@ def findings(plan: Plan, trials: list[Trial]) -> list[str]:
     return sentences
 
 
-def _count(plan: Plan, trials: list[Trial]) -> str:
+def _count(plan: SearchPlan, trials: list[Trial]) -> str:
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "open": "not finished"}
     counts = {how: sum(trial.status == status for trial in trials) for status, how in words.items()}
     listed = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
     return f"{len(trials)} of {max(plan.num_trials, len(trials))} trials: {listed}."
 
 
-def remarks(plan: Plan, trials: Trials) -> list[str]:
+def remarks(plan: SearchPlan, trials: Trials) -> list[str]:
     caution = (
         "The best was chosen by these held-out rows, so its figure flatters it a little: before relying on a small "
         "difference, train it and the settings as they stand again with another run.seed."
@@ -153,7 +152,7 @@ def _digests(trials: Trials, name: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------- charts
 
 
-def _charts(plan: Plan, trials: list[Trial], step: int | None) -> Iterator[tuple[str, str]]:
+def _charts(plan: SearchPlan, trials: list[Trial], step: int | None) -> Iterator[tuple[str, str]]:
     label = _LABELS[plan.search.metric]
     title = f"{label[0].upper()}{label[1:]}"
     scored = [trial for trial in trials if trial.scores]
@@ -194,7 +193,7 @@ def _charts(plan: Plan, trials: list[Trial], step: int | None) -> Iterator[tuple
             )
 
 
-def _curves(plan: Plan, trials: list[Trial], label: str) -> str:
+def _curves(plan: SearchPlan, trials: list[Trial], label: str) -> str:
     top = best(trials, plan.direction)
     named = {trial.name: "the settings as they stand" for trial in trials[:1] if not trial.settings}
     if top is not None:

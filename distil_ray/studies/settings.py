@@ -1,11 +1,14 @@
-"""The configuration of a search: an ordinary configuration with one more section, checked before anything starts."""
+"""The configurations of a search and of an ablation: a run's with one more section, checked before anything starts.
+
+Imports little: a mistake is found before anything heavy is loaded.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from distil_ray.config import (
     Config,
@@ -35,6 +38,37 @@ _NEED_TEACHER = ("eval/kl_to_teacher", "eval/teacher_agreement")
 DEFAULT_NUM_TRIALS = 16
 SEARCH_FILE = "search.yaml"
 TRIALS_FOLDER = "trials"
+ABLATION_RUNS_FOLDER = "runs"
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Study = TypeVar("Study", bound=Section)
+Value = TypeVar("Value")
+
+
+def _parse_study(
+    settings: Mapping[str, Any], study: type[Study], problems: list[str]
+) -> tuple[Config | None, Study | None]:
+    """Check the configuration of a run that has the sections of ``study`` in addition; what is wrong goes to
+    ``problems``.
+    """
+    own = {name: settings.get(name) or {} for name in study.model_fields}
+    rest = {name: section for name, section in settings.items() if name not in own}
+    config = _collect(problems, parse_config, rest)
+    return config, _collect(problems, partial(parse_section, study), own)
+
+
+def _collect(
+    problems: list[str], parse: Callable[[Mapping[str, Any]], Value], settings: Mapping[str, Any], place: str = ""
+) -> Value | None:
+    """What ``parse`` makes of settings; None if they are faulty: then the list gets each problem, after ``place``."""
+    try:
+        return parse(settings)
+    except ConfigError as error:
+        problems += [f"{place}{problem}" for problem in error.problems]
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------- a search
 
 
 def _objective(given: Any) -> Any:
@@ -85,7 +119,7 @@ class Search(Section):
     """Trials at a time at most; null takes as many as the cluster holds."""
     max_failures: Annotated[int, Field(ge=0)] = 1
     """Times that a failed trial is tried again."""
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    seed: Seed = 0
     """Seed of the settings that are tried; the trials' data and weights are seeded by run.seed, all alike."""
 
 
@@ -96,7 +130,7 @@ class SearchConfig(Section):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """A search, checked and complete.
 
     Attributes:
@@ -124,7 +158,13 @@ class Plan:
 
     @property
     def folder(self) -> str:
-        return f"{self.config.run.storage_path}/{self.config.run.name}/{TRIALS_FOLDER}"
+        """Path or URL of the search's folder."""
+        return f"{self.config.run.storage_path}/{self.config.run.name}"
+
+    @property
+    def trials_folder(self) -> str:
+        """Path or URL of the folder that the trials' runs are in."""
+        return f"{self.folder}/{TRIALS_FOLDER}"
 
     def identity(self) -> dict[str, Any]:
         """What two invocations must have in common to be the same search, by dotted key."""
@@ -140,6 +180,10 @@ class Plan:
             values |= {key: (values[key] or 0.0) / (total or 1.0) for key in simplex.keys}
         return values
 
+    def describe(self, settings: Mapping[str, Any]) -> str:
+        """The same in words."""
+        return ", ".join(f"{short(key)} {brief(value)}" for key, value in self.values(settings).items())
+
     def to_yaml(self) -> str:
         """The whole configuration of the search, which reads back as an equal one."""
         return dump_yaml({**self.base, "search": self.search.model_dump(mode="json")})
@@ -150,8 +194,17 @@ class Plan:
         Raises:
             InputError: these settings do not go together.
         """
-        place = {"run.name": name, "run.storage_path": self.folder}
+        place = {"run.name": name, "run.storage_path": self.trials_folder}
         return parse_config(with_settings(self.base, {**settings, **place}))
+
+
+def short(key: str) -> str:
+    """distill.temperature -> temperature."""
+    return key.rpartition(".")[2]
+
+
+def brief(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _value_at(settings: Any, key: str) -> Any:
@@ -160,7 +213,7 @@ def _value_at(settings: Any, key: str) -> Any:
     return settings
 
 
-def load_search(files: Sequence[str], overrides: Sequence[str]) -> Plan:
+def load_search(files: Sequence[str], overrides: Sequence[str]) -> SearchPlan:
     """Read the configuration of a search from YAML files and dotted settings, as `load_config` reads a run's.
 
     Raises:
@@ -169,43 +222,28 @@ def load_search(files: Sequence[str], overrides: Sequence[str]) -> Plan:
     return plan_of(load_settings(files, overrides))
 
 
-def plan_of(settings: Mapping[str, Any]) -> Plan:
+def plan_of(settings: Mapping[str, Any]) -> SearchPlan:
     """Check the configuration of a search given as a mapping of sections.
 
     Raises:
         InputError: with one line a problem, all problems at once.
     """
-    given = dict(settings)
-    section = {"search": given.pop("search", None) or {}}
     problems: list[str] = []
-    config = _collect(problems, lambda: parse_config(given))
-    search = _collect(problems, lambda: parse_section(SearchConfig, section).search)
-    if search is None:
+    config, study = _parse_study(settings, SearchConfig, problems)
+    if study is None:
         raise ConfigError(problems)
+    search = study.search
     space, space_problems = parse_space(search.space)
     problems += space_problems
     problems += [f"search.space.{key}: cannot be searched, as {why}" for key in space.keys if (why := _fixed(key))]
     if config is None or problems:
         raise ConfigError(problems)
-    plan = Plan(search, space, config)
+    plan = SearchPlan(search, space, config)
     problems += dict.fromkeys([*_unfit_values(plan), *_across(plan)])
     if problems:
         raise ConfigError(problems)
     return plan
 
-
-_T = TypeVar("_T")
-
-
-def _collect(problems: list[str], parse: Callable[[], _T]) -> _T | None:
-    try:
-        return parse()
-    except ConfigError as error:
-        problems += error.problems
-    return None
-
-
-# ------------------------------------------------------------------------- what may be searched, and with which values
 
 _NO_EFFECT = "it does not change what is learned"
 _OTHER_ROWS = "trials could not be compared that learn from other rows"
@@ -235,17 +273,16 @@ def _fixed(key: str) -> str | None:
     return _FIXED.get(names[0]) or _FIXED.get(".".join(names[:2]))
 
 
-def _unfit_values(plan: Plan) -> Iterator[str]:
+def _unfit_values(plan: SearchPlan) -> Iterator[str]:
     """Values at the edges of the space that the configuration refuses."""
     for rule in plan.space.rules:
         for example in rule.examples():
-            try:
-                parse_config(with_settings(plan.base, example))
-            except ConfigError as error:
-                yield from (f"search.space: {problem}" for problem in error.problems)
+            problems: list[str] = []
+            _collect(problems, parse_config, with_settings(plan.base, example), "search.space: ")
+            yield from problems
 
 
-def _across(plan: Plan) -> Iterator[str]:
+def _across(plan: SearchPlan) -> Iterator[str]:
     search, config = plan.search, plan.config
     if config.data.eval_sources is None and config.data.eval_fraction == 0:
         yield (
@@ -270,3 +307,86 @@ def _across(plan: Plan) -> Iterator[str]:
             f"(search.grace_fraction {search.grace_fraction:g} of optim.num_steps {steps}); expected at most "
             f"{max(int(first), 1)}, or search.scheduler none"
         )
+
+
+# ---------------------------------------------------------------------------------------------------- an ablation
+
+_ABLATED = ("distill", "student", "optim")
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"given {shown(list(seeds))}, expected different seeds")
+    return seeds
+
+
+class Ablation(Section):
+    """Runs that differ from a first one in a setting or two, over seeds."""
+
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=2)]
+    """Name: {key: value}, what a variant changes; the others are compared with the first."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Strict(False), AfterValidator(_distinct)] = (1, 2, 3)
+    """Values of run.seed: each variant is run with each of them, on the same batches for all variants."""
+
+
+class AblationConfig(Section):
+    """The section that an ablation has more than a run."""
+
+    ablation: Ablation
+
+
+@dataclass(frozen=True)
+class AblationPlan:
+    """An ablation, checked and complete.
+
+    Attributes:
+        config: of a run with the settings as they stand.
+        runs: by variant and seed; one after the other they have the workers to themselves.
+    """
+
+    config: Config
+    variants: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    runs: Mapping[tuple[str, int], Config]
+
+    @property
+    def folder(self) -> str:
+        """Where runs and report lie."""
+        return f"{self.config.run.storage_path}/{self.config.run.name}"
+
+
+def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> AblationPlan:
+    """Read the configuration of an ablation from YAML files and dotted settings, as `load_config` reads a run's.
+
+    Raises:
+        InputError: with one line a problem.
+    """
+    problems: list[str] = []
+    config, study = _parse_study(load_settings(files, overrides), AblationConfig, problems)
+    if study is not None:
+        problems += _unfit_keys(study.ablation)
+    if config is None or study is None or problems:
+        raise ConfigError(problems)
+    ablation, base = study.ablation, to_settings(config)
+    folder = f"{config.run.storage_path}/{config.run.name}/{ABLATION_RUNS_FOLDER}"
+    runs: dict[tuple[str, int], Config] = {}
+    for seed in ablation.seeds:
+        for name, changes in ablation.variants.items():
+            place = {"run.name": f"{name}-seed-{seed}", "run.storage_path": folder, "run.seed": seed}
+            settings = with_settings(base, {**changes, **place})
+            run = _collect(problems, parse_config, settings, f"ablation.variants.{name}: ")
+            if run is not None:
+                runs[name, seed] = run
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return AblationPlan(config, ablation.variants, ablation.seeds, runs)
+
+
+def _unfit_keys(ablation: Ablation) -> Iterator[str]:
+    for name, changes in ablation.variants.items():
+        for key in changes:
+            if key.partition(".")[0] not in _ABLATED or "." not in key:
+                yield (
+                    f"ablation.variants.{name}: given {shown(key)}, expected a key of {', '.join(_ABLATED)}, such as "
+                    "distill.alpha_ce; the rest is the same for all variants, so that they can be compared"
+                )

@@ -16,7 +16,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from distil_ray.config import shown
-from distil_ray.studies.settings import Direction, Plan, Search
+from distil_ray.studies.settings import Direction, Search, SearchPlan
 from distil_ray.studies.space import Point, Space
 from distil_ray.studies.trials import Trial, value_at
 
@@ -70,7 +70,7 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
 MIN_TRIALS = 8
 
 
-def importances(plan: Plan, trials: list[Trial], step: int | None) -> dict[str, float]:
+def importances(plan: SearchPlan, trials: list[Trial], step: int | None) -> dict[str, float]:
     """Shares of the objective's variance at ``step`` that a forest of trees puts down to each setting, largest first.
 
     Empty with fewer than `MIN_TRIALS` trials, or if the objective or all settings were the same everywhere.

@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from distil_ray.config import Config, shown, to_yaml
 from distil_ray.errors import InputError
 from distil_ray.runs.storage import RunFolder
-from distil_ray.studies.settings import Direction, Plan
+from distil_ray.studies.settings import TRIALS_FOLDER, Direction, SearchPlan
 from distil_ray.studies.space import Point, Settings
 from distil_ray.training.loop import FINISHED_FILE
 from distil_ray.training.metrics import TENSORBOARD_FOLDER, Record, read_records
@@ -75,14 +75,22 @@ class Trial:
 class Trials:
     """All trials of a search, in the order of their making. There is one writer: the process that runs the search."""
 
-    def __init__(self, folder: RunFolder, runs: str, metric: str) -> None:
-        """Read back what is in the folder of a search, whose trials' runs lie below the path or URL ``runs``."""
-        self.folder = folder
-        self._runs = runs
+    def __init__(self, path: str, metric: str) -> None:
+        """Read back what is in the folder of a search, which may have been moved.
+
+        Args:
+            path: path or URL of the folder.
+            metric: the objective.
+
+        Raises:
+            InputError: its notes are damaged.
+        """
+        self.folder = RunFolder.at(path)
+        self._runs = f"{path.rstrip('/')}/{TRIALS_FOLDER}"
         self._metric = metric
         self._trials: dict[str, Trial] = {}
-        if folder.exists(TRIALS_FILE):
-            for entry in folder.read_json(TRIALS_FILE, "trials")["trials"]:
+        if self.folder.exists(TRIALS_FILE):
+            for entry in self.folder.read_json(TRIALS_FILE, "trials")["trials"]:
                 self._trials[entry["name"]] = self._caught_up(Trial(**entry))
 
     def __iter__(self) -> Iterator[Trial]:
@@ -109,10 +117,10 @@ class Trials:
         kept = tuple(old for old in trial.scores if old.step < score.step)
         self._trials[name] = replace(trial, scores=(*kept, score))
 
-    def settle(self, name: str, *, is_stopped: bool = False) -> Trial:
-        """Note how a trial ended, as its folder tells; one that neither finished nor failed was stopped."""
+    def settle(self, name: str) -> Trial:
+        """Note how a trial ended, as its folder says; one that neither finished nor failed was stopped."""
         trial = self._caught_up(self._trials[name])
-        if trial.status == "open" and is_stopped:
+        if trial.status == "open":
             trial = replace(trial, status="stopped")
         self._trials[name] = trial
         self._write()
@@ -176,7 +184,7 @@ PARQUET_FILE = "trials.parquet"
 BEST_FILE = "best.yaml"
 
 
-def write_results(plan: Plan, trials: Trials) -> None:
+def write_results(plan: SearchPlan, trials: Trials) -> None:
     """Write what is known so far into the search's folder."""
     folder = trials.folder
     table = to_table(plan, trials)
@@ -190,7 +198,7 @@ def write_results(plan: Plan, trials: Trials) -> None:
         folder.write_text(BEST_FILE, best_yaml(plan, top, len(trials)))
 
 
-def to_table(plan: Plan, trials: Trials) -> pa.Table:
+def to_table(plan: SearchPlan, trials: Trials) -> pa.Table:
     """One row a trial: how it ended, its settings, its newest held-out figures."""
     rows = [_row(plan, trial, read_records(trials.run_folder(trial.name))) for trial in trials]
     columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
@@ -200,7 +208,7 @@ def to_table(plan: Plan, trials: Trials) -> pa.Table:
     return pa.table(columns)
 
 
-def _row(plan: Plan, trial: Trial, records: list[Record]) -> dict[str, Any]:
+def _row(plan: SearchPlan, trial: Trial, records: list[Record]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for record in records:
         figures |= {name: value for name, value in record.items() if name.startswith("eval/")}
@@ -217,14 +225,14 @@ def _row(plan: Plan, trial: Trial, records: list[Record]) -> dict[str, Any]:
     }
 
 
-def best_config(plan: Plan, trial: Trial) -> Config:
+def best_config(plan: SearchPlan, trial: Trial) -> Config:
     """The configuration of a run that trains a trial's settings again, beside the search."""
     run = plan.config.run
     config = plan.trial_config(f"{run.name[:95]}-best", trial.settings)
     return config.model_copy(update={"run": config.run.model_copy(update={"storage_path": run.storage_path})})
 
 
-def best_yaml(plan: Plan, trial: Trial, num_trials: int) -> str:
+def best_yaml(plan: SearchPlan, trial: Trial, num_trials: int) -> str:
     """The best configuration as YAML, with a comment on where it comes from."""
     score = trial.scores[-1]
     return (
@@ -234,7 +242,7 @@ def best_yaml(plan: Plan, trial: Trial, num_trials: int) -> str:
     )
 
 
-def write_hparams(plan: Plan, trial: Trial, run: RunFolder) -> None:
+def write_hparams(plan: SearchPlan, trial: Trial, run: RunFolder) -> None:
     """Add the trial's settings to the TensorBoard files of its run, where the objective's curve already is."""
     settings = {key: _plain(value) for key, value in plan.values(trial.settings).items()}
     metrics = {} if trial.value is None else {plan.search.metric: trial.value}

@@ -21,7 +21,7 @@ from distil_ray.studies.ablation import (
     table,
     task_table,
 )
-from distil_ray.studies.variants import load_ablation
+from distil_ray.studies.settings import load_ablation
 
 
 def outcome(variant, seed, loss, score=None, digests=("a", "b")):

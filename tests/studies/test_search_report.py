@@ -13,7 +13,7 @@ from distil_ray.errors import InputError
 from distil_ray.reporting.plots import scatter_chart, ternary_chart
 from distil_ray.runs.storage import RunFolder
 from distil_ray.studies.search_report import findings, read_search, remarks, report_on, table
-from distil_ray.studies.settings import SEARCH_FILE, Plan, plan_of
+from distil_ray.studies.settings import SEARCH_FILE, SearchPlan, plan_of
 from distil_ray.studies.suggest import MIN_TRIALS, importances
 from distil_ray.studies.trials import TRIALS_FILE, Score, Trial, Trials, write_results
 from distil_ray.training.loop import FINISHED_FILE
@@ -21,7 +21,7 @@ from distil_ray.training.loop import FINISHED_FILE
 WEIGHTS = ("distill.alpha_ce", "distill.alpha_mlm", "distill.alpha_cos")
 
 
-def plan_in(folder: Path, **search) -> Plan:
+def plan_in(folder: Path, **search) -> SearchPlan:
     return plan_of(
         {
             "run": {"name": "search", "storage_path": str(folder)},
@@ -47,11 +47,11 @@ def settings(temperature: float, *weights: float, layers=2) -> dict:
 
 
 @pytest.fixture
-def searched(tmp_path) -> tuple[Plan, Trials]:
+def searched(tmp_path) -> tuple[SearchPlan, Trials]:
     """A search of four trials: two finished, one stopped, one still open."""
     plan = plan_in(tmp_path)
     folder = RunFolder(str(tmp_path), "search")
-    trials = Trials(folder, plan.folder, plan.search.metric)
+    trials = Trials(plan.folder, plan.search.metric)
     curves = ({0: 9.0, 25: 5.0, 50: 4.5, 100: 4.0}, {25: 4.8, 50: 4.3, 100: 3.75}, {25: 5.5}, {})
     given = ({}, settings(4.0, 0.5, 0, 0.5), settings(8.0, 0, 1, 0), settings(1.0, 1, 0, 0, layers=[0, 3]))
     for values, curve in zip(given, curves, strict=True):
@@ -62,7 +62,7 @@ def searched(tmp_path) -> tuple[Plan, Trials]:
         if max(curve, default=0) == 100:
             (run / FINISHED_FILE).write_text("{}")
         if curve:
-            trials.settle(trial.name, is_stopped=True)
+            trials.settle(trial.name)
     folder.write_text(SEARCH_FILE, plan.to_yaml())
     return plan, trials
 

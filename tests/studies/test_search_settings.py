@@ -51,7 +51,7 @@ def test_defaults():
     assert search.num_trials == 16
     assert (search.search.metric, search.direction) == ("eval/mlm_loss", "min")
     assert (search.search.searcher, search.search.scheduler) == ("optuna", "asha")
-    assert search.folder == "/runs/search/trials"
+    assert (search.folder, search.trials_folder) == ("/runs/search", "/runs/search/trials")
 
 
 def test_a_grid_is_gone_through_once_by_default():

@@ -21,7 +21,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distil_ray import report, train, tune
 from distil_ray.config import load_config
 from distil_ray.errors import RunError
-from distil_ray.runs.storage import RunFolder
 from distil_ray.studies import tuner
 from distil_ray.studies.display import SearchDisplay
 from distil_ray.studies.settings import plan_of
@@ -244,7 +243,7 @@ def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, r
 def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings, tmp_path, monkeypatch):
     """Tune alone counts to search.max_failures, whatever it is that fails."""
     plan = plan_of(changed(search_settings, run__storage_path=str(tmp_path), search__max_failures=5))
-    trials = Trials(RunFolder(str(tmp_path), "search"), plan.folder, plan.search.metric)
+    trials = Trials(plan.folder, plan.search.metric)
     trial = tuner.new_trial(plan, trials)
     suggestions = tuner._Suggestions(plan, trials, SearchDisplay(plan, trials))
     spec = suggestions.suggest("id")
