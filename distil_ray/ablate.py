@@ -64,7 +64,7 @@ def _ablate(argv: list[str] | None) -> None:
     if arguments.dry_run:
         for (variant, seed), _ in plan.runs.items():
             changes = ", ".join(f"{key}={value}" for key, value in plan.variants[variant].items())
-            console.line(f"{variant}, seed {seed}: {changes or 'as it stands'}")
+            console.line(f"{variant}, seed {seed}: {changes or 'no change'}")
         return
     make_folder(output)
     with holding(RunFolder.at(str(output)), "distil_ray.ablate", console.line):

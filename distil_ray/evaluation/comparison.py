@@ -15,7 +15,19 @@ from distil_ray.evaluation.guesses import Guess, MaskedWord, guess_words, mask_w
 from distil_ray.evaluation.speed import NUM_TOKENS, Cost, measure_costs
 from distil_ray.models.loading import load_masked_lm, max_tokens
 from distil_ray.reporting.plots import line_chart
-from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Code, Gap, Report, ReportSection, Table, made_by
+from distil_ray.reporting.report import (
+    NOTHING,
+    Block,
+    Cell,
+    Charts,
+    Code,
+    Gap,
+    Report,
+    ReportSection,
+    Table,
+    made_by,
+    number,
+)
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.export import EXPORT_FOLDER
 from distil_ray.training.history import History
@@ -126,19 +138,15 @@ def figures_table(rows: list[ModelRow]) -> Table:
         table.append(
             [
                 Cell(row.name, note=row.role),
-                _number(row.mlm_loss, ".3f"),
-                _number(row.mlm_accuracy, ".1%"),
-                _number(row.agreement, ".1%"),
-                _number(cost and cost.num_parameters, ",d"),
-                _number(cost and cost.megabytes, ".1f"),
-                _number(cost and cost.latency_ms, ".2f"),
+                number(row.mlm_loss, ".3f"),
+                number(row.mlm_accuracy, ".1%"),
+                number(row.agreement, ".1%"),
+                number(cost and cost.num_parameters, ",d"),
+                number(cost and cost.megabytes, ".1f"),
+                number(cost and cost.latency_ms, ".2f"),
             ]
         )
     return Table(table)
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOTHING if value is None else format(value, form)
 
 
 def _gaps(masked: list[MaskedWord], rows: list[ModelRow]) -> list[Block]:

@@ -21,14 +21,13 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-import ray
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.errors import InputError, RunError, reason_of
+from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.finetuning import finetuner_of
 from distil_ray.evaluation.kinds import Labeling, encode_rows
-from distil_ray.evaluation.nodes import join
+from distil_ray.evaluation.nodes import completed, join, remote_task
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json, to_json
 from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_function, measure_latency, using_threads
@@ -283,21 +282,12 @@ def deploy_all(
     open_jobs = [job for job in jobs if _figures(folder, job) is None]
     if open_jobs:
         tell(join([job.model for job in open_jobs], protocol.resources))
-    function: Any = _export
-    remote: Any = ray.remote(function).options(num_cpus=protocol.resources.cpus, num_gpus=protocol.resources.gpus)
-    waiting = [(job, remote.remote(job, task, splits, protocol)) for job in open_jobs]
-    failures = []
-    for job, reference in waiting:
-        try:
-            files = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            failures.append(f"{job.row}: {reason_of(error)}")
-            continue
+    export = remote_task(_export, protocol.resources)
+    running = {export.remote(job, task, splits, protocol): job for job in open_jobs}
+    for job, files in completed(running, "exports for a device"):
         with writing(folder / job.row):
             _keep(folder / job.row, files, results.made_with(job))
         tell(f"{job.row}: {task.name} for a device, in {folder / job.row}")
-    if failures:
-        raise RunError(f"{len(failures)} of {len(open_jobs)} exports for a device failed:\n  " + "\n  ".join(failures))
     rows = first_validation(splits)
     latency = _latency(jobs, task, folder, rows, protocol)
     found = {job.row: _deployed(job, folder, latency) for job in jobs}

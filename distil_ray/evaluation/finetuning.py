@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from distil_ray.distillation.losses import soft_target_loss
-from distil_ray.errors import InputError, RunError, reason_of
+from distil_ray.errors import InputError
 from distil_ray.evaluation.kinds import Features, Logits, adapter_of
-from distil_ray.evaluation.nodes import join
+from distil_ray.evaluation.nodes import completed, join, remote_task
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
@@ -232,46 +232,32 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
     if not open_jobs:
         return
     console.line(join([job.model for job in open_jobs], results.protocol.resources))
-    waiting = dict(_start(open_jobs, results))
-    failures = []
-    began, num_done = time.monotonic(), 0
-    while waiting:
-        (reference,), _ = ray.wait(list(waiting), num_returns=1)
-        job = waiting.pop(reference)
-        num_done += 1
-        try:
-            tuned: Tuned = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            failures.append(f"{job.row} on {job.task}, seed {job.seed}: {reason_of(error)}")
-            continue
+    running = _start(open_jobs, results)
+    began = time.monotonic()
+    tuned: Tuned
+    for job, tuned in completed(running, "fine-tunings"):
         if tuned.soft_targets is not None:
             results.put_soft_targets(job, tuned.soft_targets)
         results.put(job, tuned.scores, tuned.seconds)
-        left = (time.monotonic() - began) / num_done * len(waiting)
-        ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if waiting else ""
+        num_done = len(open_jobs) - len(running)
+        left = (time.monotonic() - began) / num_done * len(running)
+        ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if running else ""
         console.line(f"{job.task:5} {job.row}, seed {job.seed}: {tuned.scores['score']:.1f}{ending}")
-    if failures:
-        raise RunError(f"{len(failures)} of {len(open_jobs)} fine-tunings failed:\n  " + "\n  ".join(failures))
 
 
-def _start(jobs: Sequence[FinetuneJob], results: Results) -> Iterator[tuple[Any, FinetuneJob]]:
-    """Start all jobs, teachers before those that learn from them; yield what Ray will answer with for each."""
-    protocol = results.protocol
-    function: Any = _fine_tune
-    remote: Any = ray.remote(function).options(
-        num_cpus=protocol.resources.cpus,
-        num_gpus=protocol.resources.gpus,
-        max_retries=protocol.resources.max_retries,
-        name="fine_tune",
-    )
-    splits = {task: ray.put(results.data[task]) for task in {job.task for job in jobs}}
-    tuned: dict[FinetuneJob, Any] = {}
+def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJob]:
+    """Start all jobs, teachers before the students that learn from them; return the job by its task's reference."""
+    task = remote_task(_fine_tune, results.protocol.resources)
+    splits = {name: ray.put(results.data[name]) for name in {job.task for job in jobs}}
+    outcomes: dict[FinetuneJob, Any] = {}  # references to a `Tuned` each
+    running = {}
     for job in sorted(jobs, key=lambda job: job.teacher is not None):
-        if job.teacher is not None and job.teacher not in tuned:
-            tuned[job.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(job.teacher)))
-        teacher = None if job.teacher is None else tuned[job.teacher]
-        tuned[job] = remote.remote(job, results.tasks[job.task], splits[job.task], protocol, teacher)
-        yield tuned[job], job
+        if job.teacher is not None and job.teacher not in outcomes:
+            outcomes[job.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(job.teacher)))
+        teacher = None if job.teacher is None else outcomes[job.teacher]
+        outcomes[job] = task.remote(job, results.tasks[job.task], splits[job.task], results.protocol, teacher)
+        running[outcomes[job]] = job
+    return running
 
 
 def finetuner_of(job: FinetuneJob, task: Task, protocol: Protocol) -> Finetuner:

@@ -5,7 +5,6 @@ Shapes: B rows, T tokens a row, K masked positions a row, P ordinary pieces of a
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
@@ -168,7 +167,7 @@ def room_on(
     Raises:
         InputError: no node has room for a process, or ever will have.
     """
-    num_processes = sum(_places(node, resources) for node in nodes)
+    num_processes = sum(map(resources.num_fitting, nodes))
     if not num_processes and not can_grow:
         raise InputError(
             f"resources: no node of the cluster has {resources.cpus} CPU slots and {resources.gpus:g} GPUs for a "
@@ -177,11 +176,6 @@ def room_on(
     num_processes = max(min(num_processes, max_processes or num_processes), 1)
     spare = int(sum(node.get("CPU", 0.0) for node in nodes)) - num_processes * resources.cpus
     return Room(num_processes, resources.cpus, resources.gpus, max(spare, 0), resources.max_retries)
-
-
-def _places(node: Mapping[str, float], resources: Resources) -> int:
-    by_gpus = node.get("GPU", 0.0) // resources.gpus if resources.gpus else math.inf
-    return int(min(node.get("CPU", 0.0) // resources.cpus, by_gpus))
 
 
 def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:

@@ -1,19 +1,20 @@
-"""The cluster that models are evaluated on: joined, and each node asked whether it can reach the models."""
+"""The cluster that models are evaluated on: joined, its nodes checked for the models, and its tasks waited for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distil_ray.errors import InputError, reason_of
+from distil_ray.errors import InputError, RunError, reason_of
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.loading import load_tokenizer
 from distil_ray.models.origin import Origin
 from distil_ray.runs.cluster import connect
 
+Job = TypeVar("Job")
 Listing = dict[str, int]  # the files of a model's folder: bytes by name
 
 _PARTS = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configuration, tokenizer
@@ -28,14 +29,45 @@ def join(models: Iterable[Model], resources: Resources) -> str:
     """
     line = connect(resources.cpus)
     own = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and _has_room(node, resources)]
+    nodes = [node for node in ray.nodes() if node["Alive"] and resources.num_fitting(node["Resources"])]
+    others = [node for node in nodes if node["NodeID"] != own]
     check_reachable({model: listing_of(model.path) for model in dict.fromkeys(models)}, others)
     return line
 
 
-def _has_room(node: Mapping[str, Any], resources: Resources) -> bool:
-    there = node["Resources"]
-    return bool(there.get("CPU", 0.0) >= resources.cpus and there.get("GPU", 0.0) >= min(resources.gpus, 1.0))
+def remote_task(function: Callable[..., Any], resources: Resources) -> Any:
+    """A function as a Ray task that takes ``resources`` and is named like the function."""
+    untyped: Any = function  # Ray's annotations know functions without arguments only
+    return ray.remote(untyped).options(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        max_retries=resources.max_retries,
+        name=function.__name__.strip("_"),
+    )
+
+
+def completed(running: dict[Any, Job], what: str) -> Iterator[tuple[Job, Any]]:
+    """Wait for Ray tasks; yield the job and the result of each that succeeds, in the order in which they end.
+
+    Args:
+        running: the job by its task's reference. A task is removed when it ends.
+        what: the jobs in the plural, for the message.
+
+    Raises:
+        RunError: after all have ended, if any failed; says which and why.
+    """
+    num_jobs, failures = len(running), []
+    while running:
+        (reference,), _ = ray.wait(list(running), num_returns=1)
+        job = running.pop(reference)
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            failures.append(f"\n  {job}: {reason_of(error)}")
+            continue
+        yield job, result
+    if failures:
+        raise RunError(f"{len(failures)} of {num_jobs} {what} failed:{''.join(failures)}")
 
 
 def check_reachable(models: Mapping[Model, Listing], nodes: Sequence[Mapping[str, Any]]) -> None:

@@ -1,5 +1,7 @@
 """How models are compared on tasks: the same for all of them."""
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
@@ -122,7 +124,13 @@ class Resources(Section):
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs; 0.25 lets four share one."""
     max_retries: Annotated[int, Field(ge=0)] = 2
-    """Times that one is begun again after the loss of its process or node."""
+    """How often one is started again after its process or node was lost."""
+
+    def num_fitting(self, node: Mapping[str, float]) -> int:
+        """How many of them fit on a node with these Ray resources."""
+        by_cpus = node.get("CPU", 0.0) // self.cpus
+        by_gpus = node.get("GPU", 0.0) // self.gpus if self.gpus else math.inf
+        return int(min(by_cpus, by_gpus))
 
 
 class Protocol(Section):

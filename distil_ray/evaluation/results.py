@@ -44,6 +44,9 @@ class FinetuneJob:
     teacher: "FinetuneJob | None" = None
     teaches: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.row} on {self.task}, seed {self.seed}"
+
     @property
     def row(self) -> str:
         """The name of the row that its score is for."""

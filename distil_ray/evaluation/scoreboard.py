@@ -12,7 +12,7 @@ from distil_ray.evaluation.kinds import Summary, TaskFacts, macro
 from distil_ray.evaluation.results import SECOND_STEP, write_file
 from distil_ray.evaluation.speed import Speed, Timing
 from distil_ray.reporting.plots import scatter_chart
-from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table
+from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table, number
 
 _NOT_LEARNED = " †"  # marks a task on which the teacher is not above one answer for all rows
 CONSTANT = "one answer for all rows"
@@ -109,12 +109,14 @@ def score_table(board: Scoreboard) -> list[list[str]]:
     tasks, weak = list(board.teacher.tasks), not_learned(board)
     table = [["model", "score", "retained", *(f"{task}{_NOT_LEARNED}" if task in weak else task for task in tasks)]]
     for result in board.results:
-        row = [result.name, _shown(result.score), _percent(retained_percent(board, result))]
+        row = [result.name, number(result.score, ".1f"), _percent(retained_percent(board, result))]
         table.append([*row, *(_summary(result.tasks.get(task)) for task in tasks)])
     if board.facts:
         constant = [board.facts[task].constant_score for task in tasks]
         score = macro(constant)
-        table.append([CONSTANT, _shown(score), _percent(_share_of_teacher(board, score)), *map(_shown, constant)])
+        scores = [f"{value:.1f}" for value in (score, *constant)]
+        scores.insert(1, _percent(_share_of_teacher(board, score)))
+        table.append([CONSTANT, *scores])
     return table
 
 
@@ -219,17 +221,17 @@ def text_table(board: Scoreboard) -> list[list[str]]:
     """Masked language modeling on text that no model has seen."""
     table = [["model", "MLM loss", "accuracy", "pseudo-perplexity", "KL to teacher", "agrees with teacher"]]
     for result in board.results:
-        if (found := result.text) is None:
+        found = result.text
+        if found is None:
             continue
-        alone, kl, agreement = found.pseudo_perplexity, found.kl_to_teacher, found.teacher_agreement
         table.append(
             [
                 result.name,
                 f"{found.mlm_loss:.3f}",
                 f"{found.mlm_accuracy:.1%}",
-                NOTHING if alone is None else f"{alone:.1f}",
-                NOTHING if kl is None else f"{kl:.3f}",
-                NOTHING if agreement is None else f"{agreement:.1%}",
+                number(found.pseudo_perplexity, ".1f"),
+                number(found.kl_to_teacher, ".3f"),
+                number(found.teacher_agreement, ".1%"),
             ]
         )
     return table
@@ -297,10 +299,6 @@ def _cost_note(board: Scoreboard) -> str:
 
 def _percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1f}%"
-
-
-def _shown(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1f}"
 
 
 def _timing(timing: Timing) -> str:

@@ -16,7 +16,7 @@ from distil_ray.outages import AT_START
 TO_UTF8 = "convert the file, such as by `iconv -f latin1 -t utf-8`"
 
 
-class Origin(NamedTuple):
+class TableSource(NamedTuple):
     """Where rows lie.
 
     Attributes:
@@ -30,21 +30,21 @@ class Origin(NamedTuple):
     option: str = ""
 
 
-def read_table(origin: Origin, split: str) -> pa.Table:
+def read_table(source: TableSource, split: str) -> pa.Table:
     """Read a split.
 
     Raises:
         InputError: it is not there, or cannot be read as what it is.
         OutageError: the Hub does not answer.
     """
-    if origin.hub is None:
-        return _read_files(sorted(glob.glob(split)), f"{origin.option}: there is no file {split}")
-    folder = Path(origin.hub)
+    if source.hub is None:
+        return _read_files(sorted(glob.glob(split)), f"{source.option}: there is no file {split}")
+    folder = Path(source.hub)
     if not folder.is_dir():
-        return _read_hub(origin, split)
-    pattern = "/".join(filter(None, (origin.name, f"{split}-*.parquet")))
+        return _read_hub(source, split)
+    pattern = "/".join(filter(None, (source.name, f"{split}-*.parquet")))
     files = sorted(map(str, folder.glob(pattern)))
-    return _read_files(files, f"{origin.option}: {folder} has no {pattern}; expected the layout of the Hub's data set")
+    return _read_files(files, f"{source.option}: {folder} has no {pattern}; expected the layout of the Hub's data set")
 
 
 def _read_files(files: list[str], complaint: str) -> pa.Table:
@@ -99,18 +99,18 @@ _READERS: dict[str, Callable[[str], pa.Table]] = {
 }
 
 
-def _read_hub(origin: Origin, split: str) -> pa.Table:
+def _read_hub(source: TableSource, split: str) -> pa.Table:
     from datasets import load_dataset
 
     try:
         return AT_START.wait_out(
-            f"the Hub ({origin.hub})", lambda: load_dataset(origin.hub, origin.name, split=split).data.table
+            f"the Hub ({source.hub})", lambda: load_dataset(source.hub, source.name, split=split).data.table
         )
     except OutageError as error:
-        raise OutageError(f"{origin.option}: {error}; type the command again later") from error
+        raise OutageError(f"{source.option}: {error}; type the command again later") from error
     except Exception as error:  # of many types; each means that there is nothing to read
-        what = f"its {origin.name}" if origin.name else "it"
+        what = f"its {source.name}" if source.name else "it"
         raise InputError(
-            f"{origin.option}: {origin.hub} is no folder, and {what} cannot be had from the Hub: "
+            f"{source.option}: {source.hub} is no folder, and {what} cannot be had from the Hub: "
             f"{reason_of(error)}; expected a folder laid out like it, or a network"
         ) from error

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of a search: a live table, or a line for each thing that happens."""
+"""What a search shows at the terminal: a live table of its trials, or a line per event."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ _NUM_SHOWN = 12  # settled trials in the live table, the best first
 
 
 class TrialConsole(Console):
-    """The console of a trial: sends its events to the search, and drops lines that are the same for all trials."""
+    """The console of a trial: sends its events to the search, and drops lines, which are the same for all trials."""
 
     def __init__(self, events: EventQueue, name: str) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class TrialConsole(Console):
         self._name = name
 
     def line(self, text: str) -> None:
-        """Print nothing: the search has printed it."""
+        """Print nothing: the search has printed the same."""
 
     def show(self, kind: str, content: Any) -> None:
         self._events.send(kind, (self._name, content))
@@ -38,7 +38,7 @@ class TrialConsole(Console):
 
 
 class SearchDisplay(Console):
-    """The console of the search: a live table of its trials on a terminal, else a line for each event."""
+    """The console of the search: a live table of its trials on a terminal, otherwise a line per event."""
 
     def __init__(self, plan: SearchPlan, trials: Trials) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class SearchDisplay(Console):
             super().line(text)
 
     def show(self, kind: str, content: Any) -> None:
-        """Take in an event of a trial: ("line" or "record", (its name, text or metrics))."""
+        """Handle an event of a trial: ("line" or "record", (its name, text or metrics))."""
         name, detail = content
         if kind == "line":
             self.line(f"{name}  {detail}")
@@ -68,7 +68,7 @@ class SearchDisplay(Console):
         verb = "resumes" if trial.scores else "starts"
         described = self._plan.describe(trial.settings)
         if not trial.settings:
-            described = f"the settings as they stand ({described})"
+            described = f"the unchanged settings ({described})"
         self.line(f"{trial.name}  {verb}: {described}")
 
     def scored(self, trial: Trial, score: Score) -> None:

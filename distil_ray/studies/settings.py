@@ -81,10 +81,10 @@ def _objective(given: Any) -> Any:
 
 
 _EXCHANGES = (
-    "its trials would have to take over each other's weights, which has no effect when a trial is a training run with "
-    "workers of its own"
+    "its trials would have to take over each other's weights, which has no effect when each trial is a training run "
+    "with its own workers"
 )
-_PAUSES = "it pauses trials, which would keep their workers waiting"
+_PAUSES = "it pauses trials, whose workers would stay reserved"
 _UNFIT_SCHEDULERS = {"pbt": _EXCHANGES, "pb2": _EXCHANGES, "hyperband": _PAUSES, "bohb": _PAUSES}
 
 
@@ -96,35 +96,35 @@ def _scheduler(given: Any) -> Any:
 
 
 class Search(Section):
-    """What is tried, for how long, and what counts as better; the other sections are where it starts from."""
+    """What is tried, for how long, and what counts as better; the other sections are the starting point."""
 
     space: dict[str, Any]
     """Key of a setting: its rule. {uniform|loguniform: [low, high]}, {randint: [low, high]} without high,
       {choice|grid: [values]}; or any name: {simplex: [keys]}, weights that sum to 1 (below 0.05: 0)."""
     num_trials: Annotated[int, Field(ge=1)] | None = None
-    """Trials in all, the first with the settings as they stand; null takes 16, or each grid combination once."""
+    """Number of trials, the first with the unchanged settings; null: 16, or each combination of a grid once."""
     metric: Annotated[Metric, BeforeValidator(_objective)] = "eval/mlm_loss"
     """Held-out figure to improve: losses and divergences downwards, accuracy and agreement upwards."""
     searcher: Literal["optuna", "random"] = "optuna"
-    """Where settings come from: Optuna's TPE (multivariate), or chance alone; a grid needs random."""
+    """Where settings come from: Optuna's TPE (multivariate), or random sampling; a grid needs random."""
     startup_trials: Annotated[int, Field(ge=1)] = 8
     """Trials with random settings before TPE begins."""
     scheduler: Annotated[Literal["asha", "none"], BeforeValidator(_scheduler)] = "asha"
-    """Whether trials that lag behind are stopped early (ASHA, arXiv 1810.05934), or all run to their end."""
+    """asha stops trials early that fall short of others (arXiv 1810.05934); none runs every trial to its end."""
     grace_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Share of its steps that every trial does before ASHA may stop it."""
+    """Share of its steps that every trial takes before ASHA may stop it."""
     reduction_factor: Annotated[float, Field(gt=1)] = 2.0
-    """At each of ASHA's looks, one in so many is kept; the steps before each look grow by the same factor."""
+    """ASHA keeps one in this many trials at each comparison; the steps before each grow by the same factor."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Trials at a time at most; null takes as many as the cluster holds."""
+    """Maximum number of trials at a time; null: as many as the cluster has room for."""
     max_failures: Annotated[int, Field(ge=0)] = 1
-    """Times that a failed trial is tried again."""
+    """How often a failed trial is tried again."""
     seed: Seed = 0
-    """Seed of the settings that are tried; the trials' data and weights are seeded by run.seed, all alike."""
+    """Seed of the settings that are tried; data and weights of all trials are seeded by run.seed."""
 
 
 class SearchConfig(Section):
-    """The section that a search has more than a run."""
+    """What the configuration of a search has in addition to a run's."""
 
     search: Search
 
@@ -134,7 +134,7 @@ class SearchPlan:
     """A search, checked and complete.
 
     Attributes:
-        config: of a run with the settings as they stand.
+        config: of a run with the unchanged settings.
     """
 
     search: Search
@@ -167,13 +167,13 @@ class SearchPlan:
         return f"{self.folder}/{TRIALS_FOLDER}"
 
     def identity(self) -> dict[str, Any]:
-        """What two invocations must have in common to be the same search, by dotted key."""
+        """What two commands must have in common to belong to the same search, by dotted key."""
         names = ("space", "metric", "searcher", "startup_trials", "scheduler", "grace_fraction", "reduction_factor")
         settings = self.search.model_dump(mode="json", include={*names, "seed"})
         return learned(self.config) | {f"search.{name}": value for name, value in settings.items()}
 
     def values(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial has for each key of the space, weights of a simplex as shares of their sum."""
+        """A trial's value of each key of the space; weights of a simplex as shares of their sum."""
         values = {key: settings[key] if key in settings else _value_at(self.base, key) for key in self.space.keys}
         for simplex in self.space.simplexes():
             total = sum(values[key] or 0.0 for key in simplex.keys)
@@ -185,7 +185,7 @@ class SearchPlan:
         return ", ".join(f"{short(key)} {brief(value)}" for key, value in self.values(settings).items())
 
     def to_yaml(self) -> str:
-        """The whole configuration of the search, which reads back as an equal one."""
+        """The complete configuration of the search, which reads back as an equal one."""
         return dump_yaml({**self.base, "search": self.search.model_dump(mode="json")})
 
     def trial_config(self, name: str, settings: Mapping[str, Any]) -> Config:
@@ -246,7 +246,7 @@ def plan_of(settings: Mapping[str, Any]) -> SearchPlan:
 
 
 _NO_EFFECT = "it does not change what is learned"
-_OTHER_ROWS = "trials could not be compared that learn from other rows"
+_OTHER_ROWS = "trials that learn from different rows could not be compared"
 _FIXED = {
     "run": "all trials share their seed, so that they learn from the same rows in the same order",
     "teacher": "trials with different teachers could not be compared",
@@ -255,7 +255,7 @@ _FIXED = {
     "student.path": _OTHER_ROWS,
     "optim.num_steps": "the longer trials would win",
     "optim.num_epochs": "the longer trials would win",
-    "optim.global_batch_size": "trials could not be compared whose steps have other rows",
+    "optim.global_batch_size": "trials whose steps have different rows could not be compared",
     "optim.max_skipped_updates": _NO_EFFECT,
     "eval": _NO_EFFECT,
     "metrics": _NO_EFFECT,
@@ -274,7 +274,7 @@ def _fixed(key: str) -> str | None:
 
 
 def _unfit_values(plan: SearchPlan) -> Iterator[str]:
-    """Values at the edges of the space that the configuration refuses."""
+    """Problems with values at the edges of the space, which the configuration refuses."""
     for rule in plan.space.rules:
         for example in rule.examples():
             problems: list[str] = []
@@ -293,17 +293,17 @@ def _across(plan: SearchPlan) -> Iterator[str]:
         yield f"search.metric: given {shown(search.metric)} without a teacher; expected eval/mlm_loss or a teacher.path"
     grids = plan.space.num_combinations
     if grids > 1 and search.searcher == "optuna":
-        yield "search.searcher: given optuna beside a grid, which TPE cannot follow; expected random, or no grid"
+        yield "search.searcher: given optuna with a grid, which TPE cannot follow; expected random, or no grid"
     elif grids > 1 and (plan.num_trials - 1) % grids:
         yield (
-            f"search.num_trials: given {plan.num_trials}, expected 1 (the settings as they stand) and a multiple of "
+            f"search.num_trials: given {plan.num_trials}, expected 1 (the unchanged settings) and a multiple of "
             f"the grid's {grids} combinations, such as {1 + grids * max(round((plan.num_trials - 1) / grids), 1)}"
         )
     steps = config.optim.num_steps
     if search.scheduler == "asha" and steps and config.eval.every_steps > search.grace_fraction * steps:
         first = search.grace_fraction * steps
         yield (
-            f"eval.every_steps: given {config.eval.every_steps}, but ASHA first looks at a trial after {first:g} steps "
+            f"eval.every_steps: given {config.eval.every_steps}, but ASHA first compares a trial after {first:g} steps "
             f"(search.grace_fraction {search.grace_fraction:g} of optim.num_steps {steps}); expected at most "
             f"{max(int(first), 1)}, or search.scheduler none"
         )
@@ -321,16 +321,16 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Ablation(Section):
-    """Runs that differ from a first one in a setting or two, over seeds."""
+    """Variants of a run that differ from the first in a setting or two, over seeds."""
 
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=2)]
-    """Name: {key: value}, what a variant changes; the others are compared with the first."""
+    """Name of a variant: {key: value}, the settings it changes; the others are compared with the first."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Strict(False), AfterValidator(_distinct)] = (1, 2, 3)
-    """Values of run.seed: each variant is run with each of them, on the same batches for all variants."""
+    """Values of run.seed: each variant is run with each of them, all variants on the same batches."""
 
 
 class AblationConfig(Section):
-    """The section that an ablation has more than a run."""
+    """What the configuration of an ablation has in addition to a run's."""
 
     ablation: Ablation
 
@@ -340,8 +340,8 @@ class AblationPlan:
     """An ablation, checked and complete.
 
     Attributes:
-        config: of a run with the settings as they stand.
-        runs: by variant and seed; one after the other they have the workers to themselves.
+        config: of a run with the unchanged settings.
+        runs: by variant and seed, in the order in which they are run, one at a time.
     """
 
     config: Config
@@ -351,7 +351,7 @@ class AblationPlan:
 
     @property
     def folder(self) -> str:
-        """Where runs and report lie."""
+        """Path or URL of the folder for runs and report."""
         return f"{self.config.run.storage_path}/{self.config.run.name}"
 
 
@@ -388,5 +388,5 @@ def _unfit_keys(ablation: Ablation) -> Iterator[str]:
             if key.partition(".")[0] not in _ABLATED or "." not in key:
                 yield (
                     f"ablation.variants.{name}: given {shown(key)}, expected a key of {', '.join(_ABLATED)}, such as "
-                    "distill.alpha_ce; the rest is the same for all variants, so that they can be compared"
+                    "distill.alpha_ce; everything else is the same for all variants, so that they can be compared"
                 )

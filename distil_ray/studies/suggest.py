@@ -1,5 +1,6 @@
-"""The trials so far -> the next point, and how much each setting mattered: pure functions, so a resumed search has no
-state to restore.
+"""The trials so far -> the next point, and how much each setting mattered.
+
+Pure functions, so that a resumed search has no state to restore.
 """
 
 import math
@@ -30,10 +31,10 @@ _DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 
 def suggest(space: Space, search: Search, direction: Direction, trials: Iterable[Trial], number: int) -> Point:
-    """Return the point of trial ``number`` in the light of all trials before it.
+    """Return the point of trial ``number``, given all trials before it.
 
     TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018) ranks trials that were stopped early below all that
-    got further, and counts those under way as bad, so that the same point is not tried twice at a time.
+    got further, and counts running ones as bad, so that no point is tried twice at the same time.
     """
     study = new_study(direction, _sampler(search, number))
     for trial in trials:
@@ -51,7 +52,7 @@ def _sampler(search: Search, number: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
     if search.searcher == "random":
         return RandomSampler(seed=seed)
-    with warnings.catch_warnings():  # both have been "experimental" for years
+    with warnings.catch_warnings():  # both options have been "experimental" for years
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=search.startup_trials)
 
@@ -71,9 +72,9 @@ MIN_TRIALS = 8
 
 
 def importances(plan: SearchPlan, trials: list[Trial], step: int | None) -> dict[str, float]:
-    """Shares of the objective's variance at ``step`` that a forest of trees puts down to each setting, largest first.
+    """Shares of the objective's variance at ``step`` that a forest of trees attributes to each setting, largest first.
 
-    Empty with fewer than `MIN_TRIALS` trials, or if the objective or all settings were the same everywhere.
+    Empty with fewer than `MIN_TRIALS` trials, or if the objective or all settings were the same in all of them.
     """
     rows = [
         (plan.values(trial.settings), value)

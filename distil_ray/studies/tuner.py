@@ -49,18 +49,18 @@ from distil_ray.studies.trials import (
 from distil_ray.training.identity import Identity
 from distil_ray.training.launcher import check_learned_settings, examine, launch
 
-_TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to resume
-_RETRIED_FILE = "retried.json"  # in a trial's folder: why it failed the last time
+_TUNE_FOLDER = "tune"  # of Ray Tune itself; nothing in it is needed to resume
+_RETRIED_FILE = "retried.json"  # in a trial's folder: why the last attempt failed
 _PROGRESS = "run/progress"
 _NUM_SHOWN = 6  # trials in a dry run
 
 
 def search(plan: SearchPlan, *, retry_failed: bool = False) -> None:
-    """Do the whole search, or what is left of it.
+    """Run the search, or resume it.
 
     Raises:
         InputError: bad configuration or input, found before the start where that is possible.
-        RunError: no trial reached its end.
+        RunError: no trial finished.
     """
     folder = RunFolder.at(plan.folder)
     check_learned_settings(plan.identity(), folder)
@@ -91,10 +91,10 @@ def _search(plan: SearchPlan, claim: Claim, *, retry_failed: bool) -> None:
 
 
 def dry_run(plan: SearchPlan) -> None:
-    """Check everything that a search would, and show what it would try; nothing is trained.
+    """Check everything that a search would check, and show what it would try; trains nothing.
 
     Raises:
-        InputError: whatever a search would refuse.
+        InputError: anything that a search would refuse.
     """
     trials, display, known = _open(plan)
     examine(plan.config, trials.folder, display, known)
@@ -102,7 +102,7 @@ def dry_run(plan: SearchPlan) -> None:
     check_fits(plan.config, DRIVER_CPUS)
     display.line(f"{plan.num_trials} trials, {_at_once(plan, display)} at a time; the first ones:")
     num_by_chance = plan.num_trials if plan.search.searcher == "random" else plan.search.startup_trials
-    display.line(f"  the settings as they stand ({plan.describe({})})")
+    display.line(f"  the unchanged settings ({plan.describe({})})")
     for number in range(1, min(plan.num_trials, num_by_chance, _NUM_SHOWN)):
         point = suggest(plan.space, plan.search, plan.direction, (), number)
         display.line(f"  {plan.describe(plan.space.settings(point, number - 1))}")
@@ -110,14 +110,14 @@ def dry_run(plan: SearchPlan) -> None:
 
 
 def _open(plan: SearchPlan) -> tuple[Trials, SearchDisplay, Identity | None]:
-    """What there is of the search, and what it was made with, if the folder is not another's."""
+    """The trials so far, their display, and the identity of the search that the folder holds, None if it holds none."""
     trials = Trials(plan.folder, plan.search.metric)
     known = check_learned_settings(plan.identity(), trials.folder, SearchConfig)
     return trials, SearchDisplay(plan, trials), known
 
 
 def _fit(plan: SearchPlan, trials: Trials, display: SearchDisplay, known: Identity | None, claim: Claim) -> None:
-    """Run every trial that is open or still to be made."""
+    """Run every trial that is open or yet to be made."""
     config, folder = plan.config, trials.folder
     identity = replace(examine(config, folder, display, known).identity, learned=plan.identity())
     display.line(connect(_own_cpu_slots(plan)))
@@ -133,7 +133,7 @@ def _fit(plan: SearchPlan, trials: Trials, display: SearchDisplay, known: Identi
     )
     scheduler = _scheduler(plan, trials, display)
     num_left = max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials)
-    if not num_left:  # it was killed when the last trial was to be stopped
+    if not num_left:  # the search was killed when only the last trial was to be stopped
         return
     events = EventQueue()
     trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, basis=identity, events=events, claim=claim)
@@ -169,7 +169,7 @@ def _fit(plan: SearchPlan, trials: Trials, display: SearchDisplay, known: Identi
 
 
 def _own_cpu_slots(plan: SearchPlan) -> float:
-    """CPU slots of a Ray that is started on this machine: as many trials as it has cores (or GPUs) for."""
+    """CPU slots of a Ray that is started on this machine: enough for as many trials as it has cores (or GPUs) for."""
     config = plan.config
     workers = config.runtime.max_workers
     if config.runtime.use_gpu:
@@ -182,7 +182,7 @@ def _own_cpu_slots(plan: SearchPlan) -> float:
 
 def _at_once(plan: SearchPlan, display: SearchDisplay) -> int:
     fitting, asked = runs_at_once(plan.config), plan.search.max_concurrent
-    if asked is not None and has_autoscaler():  # for which the nodes of further trials are still to come
+    if asked is not None and has_autoscaler():  # which will add nodes for the other trials
         return min(asked, plan.num_trials)
     if asked is not None and asked > fitting:
         display.line(f"search.max_concurrent: given {asked}, but the cluster has room for {fitting}")
@@ -193,7 +193,7 @@ def _at_once(plan: SearchPlan, display: SearchDisplay) -> int:
 
 
 def _run_trial(spec: Mapping[str, Any], *, plan: SearchPlan, basis: Identity, events: EventQueue, claim: Claim) -> None:
-    """A trial, in an actor of its own. What may pass is raised, for Tune to try again, and written down for then."""
+    """Run a trial, in its own actor. A failure that may be temporary is noted and raised, so that Tune tries again."""
     name = spec["trial"]
     console = TrialConsole(events, name)
     folder = RunFolder(plan.trials_folder, name)
@@ -211,7 +211,7 @@ def _run_trial(spec: Mapping[str, Any], *, plan: SearchPlan, basis: Identity, ev
 
 
 class _Suggestions(Searcher):
-    """Hands Tune the open trials and then new ones, and notes what becomes of each."""
+    """Gives Tune the open trials and then new ones, and notes how each ends."""
 
     def __init__(self, plan: SearchPlan, trials: Trials, display: SearchDisplay) -> None:
         super().__init__(metric=plan.search.metric, mode=plan.direction)
@@ -220,7 +220,7 @@ class _Suggestions(Searcher):
         self._names: dict[str, str] = {}  # by Tune's id of the trial
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial; its settings as text, since Tune would take mappings and slashes in them for its own."""
+        """The next trial; its settings as text, as Tune would interpret mappings and slashes in them."""
         if self._open:
             trial = self._trials[self._open.pop(0)]
         elif len(self._trials) < self._plan.num_trials:
@@ -239,11 +239,11 @@ class _Suggestions(Searcher):
             self._display.scored(self._trials[name], score)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Note the end of a trial; ``error``: it failed too often, or its actor was lost."""
+        """Note how a trial ended; ``error``: it failed too often, or its actor was lost."""
         name = self._names[trial_id]
         run = self._trials.run_folder(name)
         if error:
-            lost = {"message": "the process that launched it was lost, as with its node"}
+            lost = {"message": "the process that launched it was lost, for example with its node"}
             run.write_json(FAILED_FILE, run.read_json(_RETRIED_FILE) if run.exists(_RETRIED_FILE) else lost)
         run.remove(_RETRIED_FILE)
         trial = self._trials.settle(name)
@@ -251,7 +251,7 @@ class _Suggestions(Searcher):
         self._display.settled(trial)
         write_results(self._plan, self._trials)
 
-    # Tune keeps no notes of these: the trials are in the search's folder.
+    # Nothing for Tune to save: the trials are in the search's folder.
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
@@ -263,7 +263,7 @@ class _Suggestions(Searcher):
 
 
 def new_trial(plan: SearchPlan, trials: Trials) -> Trial:
-    """Make and note the next trial: the settings as they stand, then what the searcher suggests."""
+    """Make and note the next trial: first the unchanged settings, then what the searcher suggests."""
     number = len(trials)
     if number == 0:
         return trials.add({}, plan.space.point(plan.values({})))
@@ -280,14 +280,14 @@ def _scheduler(plan: SearchPlan, trials: Trials, display: SearchDisplay) -> FIFO
 
 
 class _Scheduler(FIFOScheduler):
-    """Stops trials early. They are known by their names, which last when a search is resumed."""
+    """Stops trials early. It identifies them by name, which stays the same when a search is resumed."""
 
     def __init__(self, asha: Asha, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._asha, self._objective = asha, metric
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Let ASHA look at an evaluation."""
+        """Let ASHA decide on an evaluation."""
         if self._objective not in result:
             return str(TrialScheduler.CONTINUE)
         is_stopped = self._asha.stops(trial.config["trial"], result[_PROGRESS], result[self._objective])
@@ -295,7 +295,7 @@ class _Scheduler(FIFOScheduler):
 
 
 def replay(asha: Asha, trials: Trials, display: SearchDisplay) -> None:
-    """Let ASHA look at all evaluations so far, in the order in which they were made."""
+    """Let ASHA decide again on all evaluations so far, in the order in which they were made."""
     scores = [(score.time, trial.name, score) for trial in trials for score in trial.scores]
     for _, name, score in sorted(scores, key=itemgetter(0)):
         if asha.stops(name, score.progress, score.value) and trials[name].status == "open":

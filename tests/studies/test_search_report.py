@@ -74,7 +74,7 @@ def test_findings_name_the_best_and_compare_it(searched):
         "4 of 4 trials: 2 finished, 1 stopped early, 1 not finished.",
         "Best: trial-001, held-out MLM loss 3.7500, with distill.temperature 4, distill.alpha_ce 0.5, "
         "distill.alpha_mlm 0, distill.alpha_cos 0.5, student.layers 2.",
-        "The settings as they stand (trial-000) reach 4.0000: the best is lower by 0.2500.",
+        "The unchanged settings (trial-000) reach 4.0000: the best is lower by 0.2500.",
     ]
 
 
@@ -82,7 +82,7 @@ def test_findings_when_nothing_is_better(searched):
     plan, trials = searched
     listed = [trial for trial in trials if trial.name != "trial-001"]
 
-    assert "No trial did better than the settings as they stand." in findings(plan, listed)
+    assert "No trial did better than the unchanged settings." in findings(plan, listed)
 
 
 def test_findings_when_nothing_has_finished(searched):
@@ -133,7 +133,7 @@ def test_the_page_is_well_formed_and_loads_nothing(searched):
         "Held-out MLM loss of every trial",
         "Held-out MLM loss over weights, after 25 steps",
         "Held-out MLM loss against distill.temperature",
-        "trial-000, the settings as they stand",
+        "trial-000, the unchanged settings",
         f"at least {MIN_TRIALS} with different figures are needed",
     ):
         assert text in page

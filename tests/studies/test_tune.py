@@ -93,7 +93,7 @@ def test_the_search_goes_on_and_each_trial_ends_in_its_own_way(searched):
 
     assert "0 of 4 trials are done, 1 at a time" in output  # it had one trial, which was not done
     first, lagging, diverging, fast = (told(output, f"trial-00{i}") for i in range(4))
-    assert first[0].endswith(": the settings as they stand (learning_rate 0.0001)")
+    assert first[0].endswith(": the unchanged settings (learning_rate 0.0001)")
     assert any(line.startswith("resuming from checkpoint_") for line in first)
     assert any(line.startswith("finished: eval/mlm_loss ") for line in first)
     assert any(line.startswith("stopped early at step 50:") for line in lagging)
