@@ -1,4 +1,4 @@
-"""Runs -> a report: their students and teachers evaluated on this machine, side by side, and what the figures say."""
+"""Runs -> a report: their students and teachers side by side, measured on this machine, and what the figures show."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,16 +45,16 @@ _CHARTS = (
     ("MLM loss in training", "train/loss_mlm", "nats per masked token"),
 )
 
-# Runs that differ in these differ in more than the ways of training that the findings are about.
+# Runs that differ in these settings differ in more than the findings are about.
 _SHAPE = ("teacher", "student.layers", "student.architecture", "student.path", "student.config", "optim.")
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model's figures; None stands for what is not known.
+    """One model's figures; None is unknown.
 
     Attributes:
-        kind: of a student: how it was trained.
+        kind: of a student, how it was trained.
         mlm_loss: held-out masked-language-modeling loss, nats per masked token.
         mlm_accuracy, agreement: fractions of the masked tokens: guessed right, and guessed like the teacher.
         guesses: one for each masked word.
@@ -71,7 +71,7 @@ class ModelRow:
 
 
 def compare(histories: list[History]) -> Report:
-    """Measure the runs' models, which takes seconds, and report on them.
+    """Measure the runs' models, which takes seconds, and report on the runs.
 
     Raises:
         InputError: a model cannot be loaded.
@@ -156,9 +156,7 @@ def _gaps(masked: list[MaskedWord], rows: list[ModelRow]) -> list[Block]:
         guesses = [row.guesses[index] for row in rows]
         cells = [Cell(found.word, f"{found.probability:.0%}", is_right=found.is_right) for found in guesses]
         blocks += [Gap(one.before, one.word, one.after), Table([[row.name for row in rows], cells], is_text=True)]
-    note = (
-        "Held-out sentences. The underlined word is what stood there; every model sees [MASK]. Right guesses are green."
-    )
+    note = "Held-out sentences. The underlined word is the original; every model sees [MASK]. Right guesses are green."
     return [*blocks, note]
 
 
@@ -183,7 +181,7 @@ def _students(histories: list[History]) -> Iterator[ReportSection]:
 
 
 def findings(teacher: ModelRow | None, students: list[ModelRow]) -> list[str]:
-    """Say what the comparison shows, also where it is not what one hopes for.
+    """Say what the comparison shows, even if it is not what one hoped for.
 
     The students must be comparable: of one shape, trained on the same batches and evaluated on the same held-out rows.
     """
@@ -240,7 +238,7 @@ def _teachers(histories: list[History]) -> dict[str, Pin]:
 
 
 def _content(teacher: Pin) -> Hashable:
-    """What tells teachers apart: their weights, or of a run of an older version where they lie."""
+    """What distinguishes teachers: their weights or, in runs of older versions, where they are stored."""
     return teacher.digest or (teacher.path, teacher.revision)
 
 
@@ -256,7 +254,7 @@ def _load_models(histories: list[History], teachers: dict[str, Pin]) -> Iterator
 def _guess(
     history: History, models: dict[str, PreTrainedModel]
 ) -> tuple[list[MaskedWord], dict[str, list[Guess]], list[str]]:
-    """Masked words of the run's held-out text, each model's guesses, and a remark if the text is not at hand."""
+    """Masked words of the run's held-out text, each model's guesses, and a remark if the text cannot be read."""
     try:
         tokenizer = build_tokenizer(history.config, history.models)
         masked = mask_words(
@@ -329,14 +327,14 @@ def _kind(history: History) -> Kind:
 
 
 def _obstacle(histories: list[History]) -> str | None:
-    """Why the runs' figures do not tell the ways of training apart, if so."""
+    """Why the runs' figures cannot be compared as ways of training; None if they can."""
     first, *others = histories
     if any(history.heldout_identity != first.heldout_identity for history in others):
         return "The runs were evaluated on different held-out rows: their losses cannot be compared."
     if any(key.startswith(_SHAPE) for key, _ in _differences(histories)):
         return "The runs differ in more than their losses and their start; see the settings below."
     if any(len(history.digests) != len(first.digests) for history in others):
-        return "The runs have done different numbers of steps: their losses cannot be compared."
+        return "The runs took different numbers of steps: their losses cannot be compared."
     if any(history.digests != first.digests for history in others):
         return "The runs did not train on the same batches: their digests differ."
     return None
@@ -358,7 +356,7 @@ def _unfinished(histories: list[History]) -> list[str]:
 
 
 def _of_the_text(histories: list[History]) -> Iterator[str]:
-    """What each run could not use of its text, and what of it calls for a warning."""
+    """Which part of its text each run could not use, and warnings about it."""
     for history in histories:
         counts = counts_of(history.records[-1] if history.records else {})
         if skipped := describe_skipped(counts):
@@ -368,7 +366,7 @@ def _of_the_text(histories: list[History]) -> Iterator[str]:
 
 
 def _differences(histories: list[History]) -> list[tuple[str, list[str]]]:
-    """The learned settings that are not the same in all runs; where models lie is none, if they are the same."""
+    """The learned settings that differ between runs; not where models are stored, if they are the same models."""
     digests = {tuple((role, pin.digest) for role, pin in sorted(history.models.items())) for history in histories}
     are_same_models = len(digests) == 1 and all(digest for _, digest in next(iter(digests)))
     ignored = WHERE_MODELS_LIE if are_same_models else ()

@@ -1,6 +1,6 @@
 """A fine-tuned model -> ONNX, and int8 by dynamic quantization, each compared with the original and measured.
 
-The files run on ONNX Runtime without torch and transformers, on phones as on servers. Their packages are extra ones
+The files run on ONNX Runtime, without torch and transformers, on phones and servers. The packages are optional
 (`PACKAGES`) and are imported where they are used.
 
 Shapes: B rows of a batch, T tokens of its longest row, C labels.
@@ -41,12 +41,12 @@ FORMATS = {"PyTorch": "model.safetensors", "ONNX": MODEL_FILE, "ONNX int8": INT8
 """The file of a fine-tuned model in each format."""
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
-# Rounding made 1.2e-5 for a fine-tuned model of 4 layers and 5e-6 for one of 12 with random weights; two inputs in each
-# other's place made 3e-3 and more.
+# Rounding alone gave 1.2e-5 for a fine-tuned model of 4 layers and 5e-6 for one of 12 with random weights; two swapped
+# inputs gave 3e-3 and more.
 TOLERANCE = 1e-4
 # Numbers count as equal when they are this close: a twentieth of STS-B's range.
 NUMBER_TOLERANCE = 0.25
-# A file that predicts something else for more than one row in ten is worth a line to the user.
+# A file that predicts something else for more than one row in ten is reported to the user.
 LOW_AGREEMENT = 0.9
 
 _MAX_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
@@ -70,7 +70,7 @@ class Checked(NamedTuple):
 
 
 class OnnxModel:
-    """An ONNX file as a function on this machine's CPU, its weights loaded once."""
+    """An ONNX file as a function that runs on this machine's CPU."""
 
     def __init__(self, path: Path, num_threads: int) -> None:
         check_packages()
@@ -89,14 +89,14 @@ class OnnxModel:
         """Return the model's outputs by name, such as "logits" [B, C] float32.
 
         Args:
-            batch: the tokenizer's arrays [B, T] int64 by name; those that the model does not take are left out.
+            batch: the tokenizer's arrays [B, T] int64 by name; those that the model does not take are ignored.
         """
         outputs = self._session.run(self._outputs, {name: batch[name] for name in self._inputs})
         return dict(zip(self._outputs, outputs, strict=True))
 
 
 def check_packages() -> None:
-    """Raise InputError unless the packages for ONNX are installed; imports none of them."""
+    """Raise InputError unless the packages for ONNX are installed. Imports none of them."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise InputError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'distil-ray[onnx]'")
 
@@ -128,15 +128,15 @@ def export_and_check(
 
 
 def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Write ``model.onnx``, weights included, its config.json and its tokenizer: a folder that can be shipped.
+    """Write ``model.onnx``, weights included, its config.json and its tokenizer: a folder to ship.
 
-    The file takes the tokenizer's arrays by name, [B, T] int64 of any B and of T up to what the model has positions
-    for, and returns the model's outputs by name: "logits" of a classifier, "start_logits" and "end_logits" of a model
+    The file takes the tokenizer's arrays by name, [B, T] int64 for any B and any T that the model has positions for,
+    and returns the model's outputs by name: "logits" of a classifier, "start_logits" and "end_logits" of a model
     that answers questions.
 
     Args:
         model: on the CPU, in fp32; it is put in eval mode.
-        tokenizer: left as it is. The folder's cuts texts to what the model takes, and returns what the file takes.
+        tokenizer: not changed; the folder's truncates texts to the model's length and returns the file's inputs.
 
     Raises:
         InputError: packages are missing, or the model is too large for one file.
@@ -149,13 +149,13 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         raise InputError(f"the model has {num_bytes / 1e9:.1f} GB of weights; an ONNX file holds 2.1 GB at most")
     taken = inspect.signature(model.forward).parameters
     names = [name for name in tokenizer.model_input_names if name in taken]
-    # Two unequal rows of several tokens: sizes of 1, or equal ones, could be taken for constants.
+    # Two unequal rows of several tokens: sizes that are 1 or equal could be taken for constants.
     encoded: Any = tokenizer(["a b", "a"], padding=True, return_tensors="pt")
     example = {name: encoded[name] for name in names}
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet(), torch.no_grad():
-        # The older exporter is deprecated, and gives the inputs their names in the order of `forward`.
+        # The older exporter is deprecated, and names the inputs in the order of `forward`.
         program: Any = torch.onnx.export(
             model.eval(),
             kwargs=example,
@@ -166,12 +166,12 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         )
         proto = program.model_proto
         for part in (*proto.graph.node, *proto.graph.value_info):
-            del part.metadata_props[:]  # lines of source code with their paths, which are nobody's business
+            del part.metadata_props[:]  # lines of source code with their paths on this machine
         onnx.save(proto, folder / MODEL_FILE)
         model.config.save_pretrained(folder)
         shipped = copy.deepcopy(tokenizer)
         shipped.model_max_length = min(shipped.model_max_length, max_tokens(model))
-        shipped.model_input_names = shipped.init_kwargs["model_input_names"] = names  # kept where both say so
+        shipped.model_input_names = shipped.init_kwargs["model_input_names"] = names  # is saved only if both are equal
         save_tokenizer(shipped, folder)
     return folder / MODEL_FILE
 
@@ -195,9 +195,9 @@ def quantize(folder: Path) -> Path:
 
 
 def logits_of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Array:
-    """The logits [rows, C] of a classifier, run on a row at a time as on a device.
+    """The logits [rows, C] of a classifier, run on one row at a time, as on a device.
 
-    In a batch, int8 activations would share a scale, and a row's logits would depend on the others.
+    In a batch, int8 activations would share a scale, so that a row's logits would depend on the others.
     """
     encoded = encode_rows(tokenizer, rows, max_seq_length)
     batches = ({name: np.array([values], dtype=np.int64) for name, values in row.items()} for row in encoded)
@@ -208,9 +208,9 @@ def check(path: Path, reference: Array, logits: Array, tolerance: float | None =
     """Compare a file's ``logits`` [rows, C] with the original model's.
 
     Args:
-        tolerance: largest absolute difference that is allowed; None for int8, which rounds as much as it must. Its
-            difference and agreement are figures to report, not errors: a model that has learned nothing has near
-            ties, which any rounding breaks.
+        tolerance: largest absolute difference that is allowed; None for int8, whose rounding has no bound: its
+            difference and agreement are figures to report, not errors. (A model that has learned nothing has near
+            ties, which any rounding breaks.)
 
     Raises:
         RunError: another shape, values that are not finite, or a difference above ``tolerance``.
@@ -223,7 +223,7 @@ def check(path: Path, reference: Array, logits: Array, tolerance: float | None =
     if tolerance is not None and not difference <= tolerance:
         raise RunError(
             f"{path} is not the model it was made from: a logit differs by {difference:.2g}, expected {tolerance:g} at "
-            "most; other versions of torch and onnxscript may export it right"
+            "most; other versions of torch and onnxscript may export it correctly"
         )
     if reference.shape[-1] == 1:
         is_equal = np.abs(logits - reference) <= NUMBER_TOLERANCE
@@ -234,7 +234,7 @@ def check(path: Path, reference: Array, logits: Array, tolerance: float | None =
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's and the quantizer's warnings and log lines, which speak of their own insides."""
+    """Silence the exporter's and the quantizer's warnings and log lines, which are about their internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -263,7 +263,7 @@ class Deployed(NamedTuple):
 
 
 def check_on_device(task: Task) -> None:
-    """Raise InputError unless the packages are there, and the task is one that can be deployed for."""
+    """Raise InputError unless the packages are installed and the task is a classification or regression."""
     check_packages()
     if task.kind == "span":
         raise InputError(f"--on-device: given {task.name}, expected a task that asks for a class or a number")
@@ -272,10 +272,10 @@ def check_on_device(task: Task) -> None:
 def deploy_all(
     jobs: Sequence[FinetuneJob], results: Results, folder: Path, tell: Callable[[str], None]
 ) -> dict[str, list[Deployed]]:
-    """Fine-tune and export models for one task, or what is left of them, to ``folder/<model>``, and time them in turns.
+    """Fine-tune models for one task and export them to ``folder/<model>``, unless done, and time them in turns.
 
     Raises:
-        RunError: exports that failed, with why; the others are kept.
+        RunError: exports failed; says which and why. The others are kept.
     """
     protocol = results.protocol
     task, splits = results.tasks[jobs[0].task], results.data[jobs[0].task]
@@ -294,25 +294,25 @@ def deploy_all(
     for model, files in found.items():
         for one in files:
             if one.figures.agreement < LOW_AGREEMENT:
-                tell(f"{model}: {one.format} agrees with PyTorch on {one.figures.agreement:.0%} of the rows only")
+                tell(f"{model}: {one.format} agrees with PyTorch on only {one.figures.agreement:.0%} of the rows")
     return found
 
 
 def stale_files(jobs: Sequence[FinetuneJob], results: Results, folder: Path) -> list[Stale]:
-    """Files of an earlier comparison that were made with something else than they would be made with now."""
+    """Files of an earlier comparison that would now be made with something else."""
     found = [(job, figures) for job in jobs if (figures := _figures(folder, job)) is not None]
     stale = [results.stale(folder / job.row / _FIGURES_FILE, figures, job) for job, figures in found]
     return [one for one in stale if one is not None]
 
 
 def _figures(folder: Path, job: FinetuneJob) -> dict[str, Any] | None:
-    """What is noted of a model's files; None without them, or if it is damaged."""
+    """The recorded figures of a model's files; None if there are none or they are damaged."""
     found = read_json(folder / job.row / _FIGURES_FILE)
     return found if found is not None and {"formats", "made_with"} <= found.keys() else None
 
 
 def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
-    """The files of a fine-tuned model, by name. Runs on a node of the cluster."""
+    """Fine-tune and export a model; return its files by name. Runs on a node of the cluster."""
     finetuner = finetuner_of(job, task, protocol)
     finetuner.train(splits)
     length = protocol.finetuning_on(task.name).max_seq_length
@@ -331,7 +331,7 @@ def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) ->
 
 
 def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]) -> None:
-    """Write a model's files; the folder is whole or not there."""
+    """Write a model's files; the folder is complete or does not exist."""
     partial = folder.with_name(f"{folder.name}.part")
     rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -339,7 +339,7 @@ def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]
         (partial / name).write_bytes(content)
     figures = {"formats": json.loads(files[_FIGURES_FILE]), "made_with": made_with}
     (partial / _FIGURES_FILE).write_bytes(to_json(figures))
-    rmtree(folder, ignore_errors=True)  # of which the figures are missing or damaged
+    rmtree(folder, ignore_errors=True)  # whose figures are missing or damaged
     partial.replace(folder)
 
 

@@ -1,4 +1,4 @@
-"""Scores and speeds -> a report with the paper's tables, and into the students' model cards."""
+"""Scores and speeds -> a report with the paper's tables, which also go into the students' model cards."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,13 +14,13 @@ from distil_ray.evaluation.speed import Speed, Timing
 from distil_ray.reporting.plots import scatter_chart
 from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table, number
 
-_NOT_LEARNED = " †"  # marks a task on which the teacher is not above one answer for all rows
+_NOT_LEARNED = " †"  # marks a task on which the teacher does not beat one answer for all rows
 CONSTANT = "one answer for all rows"
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What is known of a model.
+    """The results of a model.
 
     Attributes:
         tasks: scores by task, in percent.
@@ -65,7 +65,7 @@ class Scoreboard:
 
 
 def findings(board: Scoreboard) -> list[str]:
-    """One sentence per student: smaller, faster, as good; and one on tasks that tell nothing."""
+    """One sentence per student on size, speed and score; and one on tasks that show no difference."""
     sentences = []
     for student in board.results[1:]:
         parts = [f"{1 - student.num_parameters / board.teacher.num_parameters:.0%} fewer parameters"]
@@ -77,20 +77,20 @@ def findings(board: Scoreboard) -> list[str]:
         sentences.append(f"{student.name}: {', '.join(parts)}.")
     if tasks := not_learned(board):
         sentences.append(
-            f"On {', '.join(tasks)} the teacher is not above one answer for all rows, the commonest class or the mean: "
-            f"{'this task tells' if len(tasks) == 1 else 'these tasks tell'} no models apart."
+            f"On {', '.join(tasks)} the teacher does not beat one answer for all rows, the most common class or the "
+            f"mean: {'this task shows' if len(tasks) == 1 else 'these tasks show'} no difference between models."
         )
     return sentences
 
 
 def not_learned(board: Scoreboard) -> list[str]:
-    """The tasks on which the teacher scores no more than one and the same answer for all rows."""
+    """The tasks on which the teacher scores no more than one answer for all rows."""
     scores = board.teacher.tasks
     return [name for name, facts in board.facts.items() if scores[name].median <= facts.constant_score]
 
 
 def retained_percent(board: Scoreboard, student: ModelResult) -> float | None:
-    """The student's macro score as a share of the teacher's; None if there is none, or the teacher's is 0 or below."""
+    """The student's macro score in percent of the teacher's; None without one, or if the teacher's is not above 0."""
     return _share_of_teacher(board, student.score)
 
 
@@ -121,7 +121,7 @@ def score_table(board: Scoreboard) -> list[list[str]]:
 
 
 def facts_table(facts: Mapping[str, TaskFacts]) -> list[list[str]]:
-    """What the scores are of, and how models were fine-tuned."""
+    """What the scores are based on, and how models were fine-tuned."""
     table = [
         ["task", "score", "training rows", "validation rows", "epochs", "learning rate", "batch", "pieces per row"]
     ]
@@ -168,7 +168,7 @@ def cost_table(board: Scoreboard) -> list[list[str]]:
 
 
 def _distinct(board: Scoreboard) -> list[ModelResult]:
-    """Each model once: it may stand in several rows, fine-tuned in several ways."""
+    """Each model once: it has several rows if it was fine-tuned in several ways."""
     models: dict[tuple[str, str | None], ModelResult] = {}
     for result in board.results:
         models.setdefault((result.path, result.revision), result)
@@ -238,7 +238,7 @@ def text_table(board: Scoreboard) -> list[list[str]]:
 
 
 def device_table(board: Scoreboard) -> list[list[str]]:
-    """Files to run on a device, beside the model that they were made from."""
+    """Files to run on a device, and the model that they were made from."""
     table = [
         ["model", "format", "MB", "ms per row (1 thread)", "score", "agrees with PyTorch", "largest change of a logit"]
     ]
@@ -260,8 +260,8 @@ def device_table(board: Scoreboard) -> list[list[str]]:
 
 def _text_note(found: Intrinsic) -> str:
     return (
-        f"{found.num_masked:,} masked pieces of {found.num_rows:,} rows, the same for all models, in nats per piece; "
-        "pseudo-perplexity masks each piece alone (arXiv 1910.14659), in fewer rows."
+        f"{found.num_masked:,} masked pieces of {found.num_rows:,} rows, the same for all models; losses in nats per "
+        "piece. Pseudo-perplexity masks each piece alone (arXiv 1910.14659), in fewer rows."
     )
 
 
@@ -270,13 +270,13 @@ def _note(board: Scoreboard) -> str:
     seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
     parts = [f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."]
     if board.facts:
-        parts.append(f"{CONSTANT.capitalize()}: the commonest class or the mean of the training rows, or no answer.")
+        parts.append(f"{CONSTANT.capitalize()}: the most common class or the mean of the training rows, or no answer.")
     if not_learned(board):
-        parts.append(f"{_NOT_LEARNED.strip()} The teacher is not above that.")
+        parts.append(f"{_NOT_LEARNED.strip()} The teacher does not beat that.")
     if any(result.name.endswith(SECOND_STEP) for result in board.results):
         step = board.protocol.get("second_step", {})
         parts.append(
-            f"{SECOND_STEP.strip()}: fine-tuned also with the soft targets of the fine-tuned teacher "
+            f"{SECOND_STEP.strip()}: also fine-tuned with the soft targets of the fine-tuned teacher "
             f"(temperature {step.get('temperature', 0):g}, weight {step.get('alpha', 0):g})."
         )
     return " ".join(parts)
@@ -284,16 +284,14 @@ def _note(board: Scoreboard) -> str:
 
 FACTS_NOTE = (
     "The score of a task is the mean of its metrics. Fine-tuning: AdamW, linear warm-up and decay of the learning "
-    "rate; every model in the same way."
+    "rate; the same for every model."
 )
 
 
 def _cost_note(board: Scoreboard) -> str:
-    note = "Times: median and quartiles of forward passes in fp32 over equal texts, in turns."
+    note = "Times: median and quartiles of forward passes in fp32 over the same texts; the models take turns."
     if len({result.dtype for result in board.results}) > 1:
-        note += (
-            " The files hold weights in different formats: compare parameters; bf16 and fp16 take half of fp32's bytes."
-        )
+        note += " The files hold weights in different formats: compare parameters, as bf16 and fp16 halve fp32's bytes."
     return note
 
 
@@ -321,14 +319,14 @@ def check_card(name: str, path: str) -> None:
     """Raise InputError unless the model at ``path`` is a local folder with a model card."""
     if not (Path(path) / CARD).is_file():
         raise InputError(
-            f"--card: {name}, {path}, is no local folder with a {CARD}; expected one as distil_ray exports it"
+            f"--card: {name}, {path}, is not a local folder with a {CARD}; expected one that distil_ray exported"
         )
 
 
 def add_to_card(path: str, board: Scoreboard) -> None:
-    """Put the tables of a student and its teacher at the end of its card; those of an earlier comparison are replaced.
+    """Append the tables of a student and its teacher to its card, replacing those of an earlier comparison.
 
-    (Not into the card's metadata: the scores are those of models fine-tuned from this one.)
+    They do not go into the card's metadata, as the scores are those of models fine-tuned from this one.
     """
     file = Path(path) / CARD
     before, _, rest = file.read_text(encoding="utf-8").partition(_BEGIN)

@@ -1,4 +1,4 @@
-"""Tables of labelled rows: from a file, from a folder laid out like a Hub data set, or from the Hub."""
+"""Tables of labeled rows: from files, from a folder laid out like a data set of the Hub, or from the Hub."""
 
 import glob
 from collections.abc import Callable
@@ -17,12 +17,13 @@ TO_UTF8 = "convert the file, such as by `iconv -f latin1 -t utf-8`"
 
 
 class TableSource(NamedTuple):
-    """Where rows lie.
+    """Where rows are stored.
 
     Attributes:
-        hub: a folder laid out like a Hub data set, or its id; splits are named. None: a split is a file or a glob.
+        hub: a folder laid out like a data set of the Hub, or its id there; splits are names. None: a split is a file
+            or a glob.
         name: of the data set's configuration.
-        option: what the user named it with.
+        option: how the user gave it, for messages.
     """
 
     hub: str | None = None
@@ -34,11 +35,11 @@ def read_table(source: TableSource, split: str) -> pa.Table:
     """Read a split.
 
     Raises:
-        InputError: it is not there, or cannot be read as what it is.
+        InputError: it does not exist, or cannot be read.
         OutageError: the Hub does not answer.
     """
     if source.hub is None:
-        return _read_files(sorted(glob.glob(split)), f"{source.option}: there is no file {split}")
+        return _read_files(sorted(glob.glob(split)), f"{source.option}: found no file {split}")
     folder = Path(source.hub)
     if not folder.is_dir():
         return _read_hub(source, split)
@@ -55,8 +56,8 @@ def _read_files(files: list[str], complaint: str) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise InputError(
-            f"{files[0]} and {len(files) - 1} more: a column is not of the same type in all of them: "
-            f"{reason_of(error)}; write them alike"
+            f"{files[0]} and {len(files) - 1} more: a column does not have the same type in all of them: "
+            f"{reason_of(error)}; store it alike in all"
         ) from error
 
 
@@ -66,10 +67,10 @@ def _read_file(file: str) -> pa.Table:
         raise InputError(f"{file}: expected a name that ends in {', '.join(_READERS)} (or .csv.gz and the like)")
     try:
         table = _READERS[suffixes[-1]](file)
-        str(table.column_names)  # which pyarrow decodes when it is asked
+        str(table.column_names)  # which pyarrow decodes only now
         return table
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}: a name of a column is not UTF-8; {TO_UTF8}") from error
+        raise InputError(f"{file}: a column's name is not UTF-8; {TO_UTF8}") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: cannot be read: {reason_of(error)}") from error
 
@@ -81,7 +82,7 @@ def _read_csv(delimiter: str) -> Callable[[str], pa.Table]:
         table = pyarrow.csv.read_csv(file, parse_options=options)
         if others := [column.name for column in table.schema if pa.types.is_binary(column.type)]:
             raise InputError(
-                f"{file}: is not UTF-8, in column {', '.join(others)}; convert it: "
+                f"{file}: not UTF-8, in column {', '.join(others)}; convert it: "
                 f"iconv -f ENCODING -t UTF-8 {Path(file).name} > NEW_FILE (WINDOWS-1252, GBK, …)"
             )
         return table
@@ -108,9 +109,9 @@ def _read_hub(source: TableSource, split: str) -> pa.Table:
         )
     except OutageError as error:
         raise OutageError(f"{source.option}: {error}; type the command again later") from error
-    except Exception as error:  # of many types; each means that there is nothing to read
+    except Exception as error:  # of many types; with each there is nothing to read
         what = f"its {source.name}" if source.name else "it"
         raise InputError(
-            f"{source.option}: {source.hub} is no folder, and {what} cannot be had from the Hub: "
-            f"{reason_of(error)}; expected a folder laid out like it, or a network"
+            f"{source.option}: {source.hub} is not a folder, and {what} cannot be loaded from the Hub: "
+            f"{reason_of(error)}; expected a folder laid out like the data set, or a network connection"
         ) from error

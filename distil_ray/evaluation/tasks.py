@@ -1,4 +1,4 @@
-"""What a task asks for, and its rows: GLUE's, or from files, a folder laid out like a Hub data set, or the Hub."""
+"""What a task asks for, and its rows: GLUE's or a user's, checked as they are read."""
 
 import hashlib
 import json
@@ -21,9 +21,9 @@ _LABEL_OF = {"classification": "label", "regression": "label", "span": "answers"
 _METRICS_OF = METRICS_OF | {"classification": ("accuracy",)}
 
 _SAMPLE_SEED = 0  # the rows are the same for all models and seeds
-# Numbers below this may leave some out; others are taken for names of classes, as a head has an output a number.
+# Numbers below this may leave some out; others are taken as names of classes, as a head has an output per number.
 _MAX_PLAIN_CLASSES = 1000
-# More classes than this, most of which stand at one row, are not classes.
+# More values than this, most of them in a single row, are not classes.
 _FEW_CLASSES = 100
 
 
@@ -32,13 +32,13 @@ class Task:
     """A task of one text or a pair of them.
 
     Attributes:
-        kind: of what is asked for: a class, a number, or a span of the second text (none, in SQuAD 2.0's way).
+        kind: of what is asked for: a class, a number, or a span of the second text (possibly none, as in SQuAD 2.0).
         columns: of the text; one or two.
-        metrics: official ones, as `scores` names them; the task's score is their mean.
-        classes: names of the classes 0, 1, …; empty = those that the training rows have.
+        metrics: official ones, by their names in `METRICS`; the task's score is their mean.
+        classes: names of the classes 0, 1, …; empty: those that the training rows have.
         label: column of what is asked for.
         validation: names of the splits to score on; the score is the mean over them.
-        limits: of a number that is asked for.
+        limits: lowest and highest number that is asked for.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a head for the task: one a class; one for a number; a start and an end of a span."""
+        """Outputs of a head for the task: one per class; one for a number; a start and an end of a span."""
         return {"regression": 1, "span": 2}.get(self.kind, len(self.classes))
 
 
 class Answers(NamedTuple):
-    """The right answers to a question: their texts and where in the context they begin; none = it has no answer."""
+    """The right answers to a question: their texts and where they begin in the context; empty if it has no answer."""
 
     texts: tuple[str, ...]
     starts: tuple[int, ...]
@@ -72,7 +72,7 @@ class Rows:
     Attributes:
         texts: a tuple of one or two strings per row.
         labels: ``[rows]`` int64 classes or float64 numbers, or a list of `Answers`.
-        drawn_from: how many rows there were, if these are a sample of them.
+        drawn_from: how many rows these were sampled from; None if they are all.
     """
 
     texts: list[tuple[str, ...]]
@@ -80,8 +80,8 @@ class Rows:
     drawn_from: int | None = None
 
     def sample(self, count: int | None) -> "Rows":
-        """So many rows at random, always the same ones, with the classes in their proportions; all rows if there are
-        not more.
+        """This many rows at random, always the same ones, with the classes in their proportions; all rows if there are
+        no more.
         """
         num_rows = len(self.texts)
         if count is None or count >= num_rows:
@@ -319,7 +319,7 @@ def _numbered(task: Task, where: str, labels: list[Any], classes: list[Any]) -> 
         known = ", ".join(map(repr, classes[:5])) + (", …" if len(classes) > 5 else "")
         unlike = ""
         if isinstance(label, str) != isinstance(classes[0], str):
-            unlike = "; one is text and the other a number, write both alike"
+            unlike = "; one is text and the other a number: store both alike"
         raise InputError(
             f"{where}: row {index} has label {label!r}, expected one of those of {task.train}: {known}{unlike}"
         )
@@ -387,14 +387,14 @@ TASKS = {
 
 
 def chosen_tasks(names: Sequence[str], source: str, own: Mapping[str, OwnTask]) -> list[Task]:
-    """The tasks of these names, GLUE's first, in the paper's order; all of them if there is none.
+    """The tasks with these names, GLUE's first, in the paper's order; all tasks if no name is given.
 
     Args:
-        source: of GLUE's rows: a folder laid out like the Hub's data set, or its id.
-        own: tasks as a protocol describes them, by name.
+        source: of GLUE's rows: a folder laid out like the Hub's data set, or its id there.
+        own: the protocol's own tasks, by name.
 
     Raises:
-        InputError: a name is not one of a task.
+        InputError: there is no task with such a name.
     """
     known = {name: replace(task, source=TableSource(source, name, "--glue")) for name, task in TASKS.items()}
     known |= {name: own_task(name, spec) for name, spec in own.items()}

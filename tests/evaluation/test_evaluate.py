@@ -57,7 +57,7 @@ def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, t
 
     out = capsys.readouterr().out
     assert "2 fine-tunings: 2 models, 1 tasks, 1 seeds" in first
-    assert "2 of 8 fine-tunings are done already" in out
+    assert "2 of 8 fine-tunings are already done" in out
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     report = json.loads((tmp_path / "report.json").read_text())
     teacher, half = report["models"]
@@ -82,7 +82,7 @@ def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, t
         patch.setattr("distil_ray.evaluation.finetuning.ray", None)
         patch.setattr("distil_ray.evaluation.finetuning.join", None)
         assert evaluate.main(arguments(folders, tmp_path, tasks=("sst2", "stsb"))) == 0
-    assert "8 of 8 fine-tunings are done already" in capsys.readouterr().out
+    assert "8 of 8 fine-tunings are already done" in capsys.readouterr().out
 
     other = arguments(folders, tmp_path, "--set=finetuning.num_epochs=5")
     assert evaluate.main(other) == 2
@@ -94,7 +94,7 @@ def test_what_has_changed_is_not_taken_for_done_and_a_copy_of_it_is(folders, ray
     out = tmp_path / "out"
     assert evaluate.main(arguments(folders, out, seeds=1)) == 0
     assert evaluate.main(arguments(copies, out, seeds=1)) == 0  # the same content in another place
-    assert "2 of 2 fine-tunings are done already" in capsys.readouterr().out
+    assert "2 of 2 fine-tunings are already done" in capsys.readouterr().out
 
     rows = pq.read_table(copies / "glue/sst2/validation-00000-of-00001.parquet")
     corrected = rows.set_column(1, "label", pa.array([1 - label for label in rows["label"].to_pylist()]))
@@ -119,7 +119,7 @@ def test_the_second_step_adds_rows_and_learns_from_the_teacher_that_was_fine_tun
     assert evaluate.main([*given, "--second-step"]) == 0
 
     out = capsys.readouterr().out
-    assert "1 of 3 fine-tunings are done already" in out  # the teacher's soft targets were not kept
+    assert "1 of 3 fine-tunings are already done" in out  # the teacher's soft targets were not kept
     models = json.loads((tmp_path / "report.json").read_text())["models"]
     assert [model["name"] for model in models] == ["teacher", "half", "half (D)"]
     assert models[2]["num_parameters"] == models[1]["num_parameters"]
@@ -130,7 +130,7 @@ def test_the_second_step_adds_rows_and_learns_from_the_teacher_that_was_fine_tun
 
     (results / "half (D)/sst2/seed-1.json").unlink()  # resumes with the soft targets that were kept
     assert evaluate.main([*given, "--second-step"]) == 0
-    assert "2 of 3 fine-tunings are done already" in capsys.readouterr().out
+    assert "2 of 3 fine-tunings are already done" in capsys.readouterr().out
     assert evaluate.main([*given, "--second-step", "--set=second_step.alpha=0.4"]) == 2
     assert "half (D)/sst2/seed-1.json" in (errors := capsys.readouterr().err)
     assert "second_step.alpha was 0.5, is 0.4" in errors
@@ -183,7 +183,7 @@ def test_a_process_that_is_killed_is_replaced_as_often_as_allowed(folders, ray_c
     assert "Traceback" not in errors
     assert len(list(tmp_path.glob("results/*/sst2/seed-1.json"))) == 1
     assert evaluate_and_kill() == 0
-    assert "1 of 2 fine-tunings are done already" in capsys.readouterr().out
+    assert "1 of 2 fine-tunings are already done" in capsys.readouterr().out
 
 
 def test_files_for_a_device(folders, ray_cluster, tmp_path, capsys):

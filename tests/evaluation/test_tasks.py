@@ -33,7 +33,7 @@ def read_own(**keys):
 def test_a_csv_in_another_encoding(tmp_path, name):
     content = "text,label\nein schöner Film,1\n".encode("latin-1")
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(InputError, match=rf"{name}: is not UTF-8, in column text; convert it: iconv"):
+    with pytest.raises(InputError, match=rf"{name}: not UTF-8, in column text; convert it: iconv"):
         read_table(TableSource(), str(tmp_path / name))
 
 
@@ -234,7 +234,7 @@ def test_own_rows_that_do_not_fit(tmp_path, columns, message):
 def test_rows_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match=r"--glue: .* has no rte/train-\*.parquet; expected the layout"):
         read_table(TableSource(str(tmp_path), "rte", "--glue"), "train")
-    with pytest.raises(InputError, match=r"tasks.mine: there is no file /no/\*.csv"):
+    with pytest.raises(InputError, match=r"tasks.mine: found no file /no/\*.csv"):
         read_table(TableSource(option="tasks.mine"), "/no/*.csv")
     (tmp_path / "rte").mkdir()
     (tmp_path / "rte" / "train-0.parquet").write_text("no Parquet")
@@ -253,7 +253,8 @@ def test_the_hub_is_waited_for_and_what_it_does_not_have_is_named(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)  # it would try for long
     with pytest.raises(
-        InputError, match="--glue: org/nothing is no folder, and its rte cannot be had from the Hub: no such data set"
+        InputError,
+        match="--glue: org/nothing is not a folder, and its rte cannot be loaded from the Hub: no such data set",
     ):
         read_table(TableSource("org/nothing", "rte", "--glue"), "train")
     assert not answers
@@ -301,7 +302,7 @@ def test_labels_that_are_text_here_and_numbers_there(tmp_path):
     given = {"train": str(tmp_path / "a.jsonl"), "validation": str(tmp_path / "b.jsonl")}
     with pytest.raises(InputError, match=r"row 0 has label 0, expected one of .*: '0', '1'; one is text and the other"):
         read_own(**given)
-    with pytest.raises(InputError, match=r"a.jsonl and 1 more: a column is not of the same type in all of them"):
+    with pytest.raises(InputError, match=r"a.jsonl and 1 more: a column does not have the same type in all of them"):
         read_own(train=str(tmp_path / "*.jsonl"), validation=str(tmp_path / "a.jsonl"))
 
 
@@ -315,8 +316,8 @@ def test_shards_with_whole_and_with_decimal_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\ncafé,1\nbad,0\n", "a.csv: is not UTF-8, in column text; convert it: iconv"),
-        ("text,prix à payer,label\na,1,1\nb,2,0\n", "a.csv: a name of a column is not UTF-8; convert the file"),
+        ("text,label\ncafé,1\nbad,0\n", "a.csv: not UTF-8, in column text; convert it: iconv"),
+        ("text,prix à payer,label\na,1,1\nb,2,0\n", "a.csv: a column's name is not UTF-8; convert the file"),
     ],
 )
 def test_tables_that_are_not_utf_8(tmp_path, content, message):

@@ -210,4 +210,4 @@ def test_variants_are_run_scored_and_not_repeated(distilled, ray_cluster, tmp_pa
     assert ablate.main(given) == 0
     out = capsys.readouterr().out
     assert "without-ce-seed-56 is finished" in out
-    assert "2 of 2 fine-tunings are done already" in out
+    assert "2 of 2 fine-tunings are already done" in out

@@ -215,7 +215,7 @@ def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
     assert page.count("<svg") == 2
     assert "Best: trial-003" in capsys.readouterr().out
     assert report.main([str(folder), str(folder / "trials/trial-000")]) == 2
-    assert "a search has a page of its own" in capsys.readouterr().err
+    assert "a search has its own page" in capsys.readouterr().err
     assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
 
 
