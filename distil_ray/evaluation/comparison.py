@@ -1,7 +1,7 @@
 """Runs -> a report: their students and teachers side by side, measured on this machine, and what the figures show."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -80,8 +80,10 @@ def compare(histories: list[History]) -> Report:
     models = dict(_load_models(histories, teachers))
     costs = measure_costs(models) if models else {}
     masked, guesses, remarks = _guess(histories[0], models)
-    teacher_rows = [_teacher_row(name, teacher, histories, costs, guesses) for name, teacher in teachers.items()]
-    students = [_student_row(history, costs, guesses) for history in histories]
+    rows = [_teacher_row(name, pin, history) for name, (pin, history) in teachers.items()]
+    rows += [_student_row(history) for history in histories]
+    rows = [replace(row, cost=costs.get(row.name), guesses=guesses.get(row.name, [])) for row in rows]
+    teacher_rows, students = rows[: len(teachers)], rows[len(teachers) :]
     obstacle = _obstacle(histories)
     remarks = [
         *([obstacle] if obstacle else _same_batches(histories)),
@@ -89,14 +91,15 @@ def compare(histories: list[History]) -> Report:
         *_of_the_text(histories),
         *remarks,
     ]
-    rows = [*teacher_rows, *students]
     charts = list(_charts(histories, teacher_rows))
     differences = _differences(histories)
+    header = ["setting", *(history.name for history in histories)]
+    differences_table = Table([header, *([key, *values] for key, values in differences)], is_text=True)
     sections = [
         ReportSection("Figures", [figures_table(rows), _FIGURES_NOTE, *remarks]),
         *([ReportSection("Curves", [Charts(charts)])] if charts else []),
         *([ReportSection("What each model puts in the gap", _gaps(masked, rows), is_brief=False)] if masked else []),
-        *([ReportSection("What differs between the runs", [_differences_table(histories)])] if differences else []),
+        *([ReportSection("What differs between the runs", [differences_table])] if differences else []),
         *_students(histories),
     ]
     return Report(
@@ -119,20 +122,12 @@ _FIGURES_NOTE = (
     "Loss in nats per masked token, at temperature 1, on held-out rows with fixed masks. CPU: the encoder's median "
     "time for one row on this machine."
 )
-_HEADER = (
-    "model",
-    "held-out MLM loss",
-    "accuracy",
-    "agrees with teacher",
-    "parameters",
-    "MB (fp32)",
-    "CPU ms per row",
-)
 
 
 def figures_table(rows: list[ModelRow]) -> Table:
     """One row per model."""
-    table: list[list[str | Cell]] = [list(_HEADER)]
+    columns = ("held-out MLM loss", "accuracy", "agrees with teacher", "parameters", "MB (fp32)", "CPU ms per row")
+    table: list[list[str | Cell]] = [["model", *columns]]
     for row in rows:
         cost = row.cost
         table.append(
@@ -158,11 +153,6 @@ def _gaps(masked: list[MaskedWord], rows: list[ModelRow]) -> list[Block]:
         blocks += [Gap(one.before, one.word, one.after), Table([[row.name for row in rows], cells], is_text=True)]
     note = "Held-out sentences. The underlined word is the original; every model sees [MASK]. Right guesses are green."
     return [*blocks, note]
-
-
-def _differences_table(histories: list[History]) -> Table:
-    header = ["setting", *(history.name for history in histories)]
-    return Table([header, *([key, *values] for key, values in _differences(histories))], is_text=True)
 
 
 def _students(histories: list[History]) -> Iterator[ReportSection]:
@@ -231,19 +221,22 @@ def _against_teacher(student: ModelRow, teacher: ModelRow) -> list[str]:
 # ------------------------------------------------------------------------------------------------- models
 
 
-def _teachers(histories: list[History]) -> dict[str, Pin]:
-    pins = [history.models["teacher"] for history in histories if "teacher" in history.models]
-    teachers = list({_content(pin): pin for pin in reversed(pins)}.values())[::-1]
-    return {"teacher" if len(teachers) == 1 else f"teacher {i + 1}": teacher for i, teacher in enumerate(teachers)}
+def _teachers(histories: list[History]) -> dict[str, tuple[Pin, History]]:
+    """The different teachers by name, each with the first run that has it."""
+    found: dict[Hashable, tuple[Pin, History]] = {}
+    for history in histories:
+        if "teacher" in history.models:
+            teacher = history.models["teacher"]
+            # Runs of older versions did not record what a teacher consists of, only where it is stored.
+            found.setdefault(teacher.digest or (teacher.path, teacher.revision), (teacher, history))
+    names = ["teacher"] if len(found) == 1 else [f"teacher {number + 1}" for number in range(len(found))]
+    return dict(zip(names, found.values(), strict=True))
 
 
-def _content(teacher: Pin) -> Hashable:
-    """What distinguishes teachers: their weights or, in runs of older versions, where they are stored."""
-    return teacher.digest or (teacher.path, teacher.revision)
-
-
-def _load_models(histories: list[History], teachers: dict[str, Pin]) -> Iterator[tuple[str, PreTrainedModel]]:
-    for name, teacher in teachers.items():
+def _load_models(
+    histories: list[History], teachers: Mapping[str, tuple[Pin, History]]
+) -> Iterator[tuple[str, PreTrainedModel]]:
+    for name, (teacher, _) in teachers.items():
         yield name, load_masked_lm(*teacher.origin)
     for history in histories:
         if history.is_finished:
@@ -282,26 +275,17 @@ def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> 
 # ------------------------------------------------------------------------------------------------- figures
 
 
-def _teacher_row(
-    name: str, teacher: Pin, histories: list[History], costs: Mapping[str, Cost], guesses: Mapping[str, list[Guess]]
-) -> ModelRow:
-    history = next(
-        history
-        for history in histories
-        if "teacher" in history.models and _content(history.models["teacher"]) == _content(teacher)
-    )
+def _teacher_row(name: str, teacher: Pin, history: History) -> ModelRow:
     return ModelRow(
         name=name,
         role=teacher.path,
         kind="teacher",
         mlm_loss=history.last("eval/teacher_mlm_loss"),
         mlm_accuracy=history.last("eval/teacher_mlm_accuracy"),
-        cost=costs.get(name),
-        guesses=guesses.get(name, []),
     )
 
 
-def _student_row(history: History, costs: Mapping[str, Cost], guesses: Mapping[str, list[Guess]]) -> ModelRow:
+def _student_row(history: History) -> ModelRow:
     kind = _kind(history)
     shares = history.config.distill.shares
     weights = ", ".join(f"{name} {share:.3g}" for name, share in shares.items() if share > 0)
@@ -312,8 +296,6 @@ def _student_row(history: History, costs: Mapping[str, Cost], guesses: Mapping[s
         mlm_loss=history.last("eval/mlm_loss"),
         mlm_accuracy=history.last("eval/mlm_accuracy"),
         agreement=history.last("eval/teacher_agreement"),
-        cost=costs.get(history.name),
-        guesses=guesses.get(history.name, []),
     )
 
 
