@@ -349,12 +349,15 @@ def _of_the_text(histories: list[History]) -> Iterator[str]:
 
 def _differences(histories: list[History]) -> list[tuple[str, list[str]]]:
     """The learned settings that differ between runs; not where models are stored, if they are the same models."""
-    digests = {tuple((role, pin.digest) for role, pin in sorted(history.models.items())) for history in histories}
-    are_same_models = len(digests) == 1 and all(digest for _, digest in next(iter(digests)))
+    digests = [{role: pin.digest for role, pin in history.models.items()} for history in histories]
+    are_same_models = all(one == digests[0] for one in digests) and all(digests[0].values())
     ignored = WHERE_MODELS_LIE if are_same_models else ()
-    keys = dict.fromkeys(key for history in histories for key in history.learned if key not in ignored)
-    shown = [(key, [str(history.learned.get(key, NOTHING)) for history in histories]) for key in keys]
-    return [(key, values) for key, values in shown if len(set(values)) > 1]
+    differences = []
+    for key in dict.fromkeys(key for history in histories for key in history.learned):
+        values = [str(history.learned.get(key, NOTHING)) for history in histories]
+        if key not in ignored and len(set(values)) > 1:
+            differences.append((key, values))
+    return differences
 
 
 def _charts(histories: list[History], teachers: list[ModelRow]) -> Iterator[tuple[str, str]]:

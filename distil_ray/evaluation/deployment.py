@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import rmtree
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
 from distil_ray.models.loading import load_tokenizer, max_tokens
 from distil_ray.models.tokenizer import save_tokenizer
 from distil_ray.reporting.report import writing
+from distil_ray.runs.storage import RunFolder
 
 MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
 FORMATS = {"PyTorch": "model.safetensors", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
@@ -285,8 +285,7 @@ def deploy_all(
     export = remote_task(_export, protocol.resources)
     running = {export.remote(job, task, splits, protocol): job for job in open_jobs}
     for job, files in completed(running, "exports for a device"):
-        with writing(folder / job.row):
-            _keep(folder / job.row, files, results.made_with(job))
+        _keep(folder, job.row, files, results.made_with(job))
         tell(f"{job.row}: {task.name} for a device, in {folder / job.row}")
     rows = first_validation(splits)
     latency = _latency(jobs, task, folder, rows, protocol)
@@ -300,9 +299,9 @@ def deploy_all(
 
 def stale_files(jobs: Sequence[FinetuneJob], results: Results, folder: Path) -> list[Stale]:
     """Files of an earlier comparison that would now be made with something else."""
-    found = [(job, figures) for job in jobs if (figures := _figures(folder, job)) is not None]
-    stale = [results.stale(folder / job.row / _FIGURES_FILE, figures, job) for job, figures in found]
-    return [one for one in stale if one is not None]
+    found = {job: figures for job in jobs if (figures := _figures(folder, job)) is not None}
+    stale = [results.stale(folder / job.row / _FIGURES_FILE, figures, job) for job, figures in found.items()]
+    return list(filter(None, stale))
 
 
 def _figures(folder: Path, job: FinetuneJob) -> dict[str, Any] | None:
@@ -330,17 +329,14 @@ def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) ->
     return files | {_FIGURES_FILE: json.dumps(figures).encode()}
 
 
-def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]) -> None:
-    """Write a model's files; the folder is complete or does not exist."""
-    partial = folder.with_name(f"{folder.name}.part")
-    rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, content in files.items():
-        (partial / name).write_bytes(content)
+def _keep(folder: Path, name: str, files: Mapping[str, bytes], made_with: Mapping[str, Any]) -> None:
+    """Write a model's files to ``folder/name``. They count once the figures are there, which are written last."""
     figures = {"formats": json.loads(files[_FIGURES_FILE]), "made_with": made_with}
-    (partial / _FIGURES_FILE).write_bytes(to_json(figures))
-    rmtree(folder, ignore_errors=True)  # whose figures are missing or damaged
-    partial.replace(folder)
+    with writing(folder / name), RunFolder.at(str(folder)).new_folder(name) as own:
+        for file, content in files.items():
+            if file != _FIGURES_FILE:
+                (own / file).write_bytes(content)
+        (own / _FIGURES_FILE).write_bytes(to_json(figures))
 
 
 def _latency(

@@ -101,7 +101,7 @@ def measure_intrinsic(
     arguments = (models, vocabulary.mask_id, vocabulary.special_ids, text.batch_size, resources.cpus)
     totals = Totals.zero(len(models))
     began = told = time.monotonic()
-    for part in evaluated_blocks(plan, Evaluator, arguments, block_rows=block_rows, room=room):
+    for part in evaluated_blocks(plan, EvaluatorActor, arguments, block_rows=block_rows, room=room):
         totals = totals.plus(part)
         now = time.monotonic()
         if now - told > SECONDS_BETWEEN_LINES:
@@ -252,7 +252,7 @@ class Totals(NamedTuple):
         return cls(0, 0, 0, np.zeros((num_models, NUM_FIGURES)), np.zeros(num_models))
 
     def plus(self, part: Arrays) -> Self:
-        """These sums and a block's, as `measure` returns them."""
+        """These sums and a block's, as `Evaluator` returns them."""
         num_rows, num_masked, num_alone = part["counts"].sum(axis=0).tolist()
         return type(self)(
             self.num_rows + num_rows,
@@ -277,74 +277,67 @@ class Totals(NamedTuple):
 
 
 class Evaluator:
-    """An actor that holds all models, on its GPU if it has one, and evaluates blocks."""
+    """Evaluates blocks with models of one vocabulary, the teacher first, on one device.
+
+    Args:
+        mask_id, special_ids: the tokenizer's.
+        batch_size: rows in a forward pass.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[PreTrainedModel],
+        mask_id: int,
+        special_ids: Sequence[int],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self._models = [nn.Module.to(model.eval(), device) for model in models]
+        self._mask_id, self._batch_size, self._device = mask_id, batch_size, device
+        self._is_special = torch.from_numpy(special_table(models[0].config.vocab_size, tuple(special_ids))).to(device)
+
+    @torch.no_grad()
+    def __call__(self, rows: Arrays) -> Arrays:
+        """Evaluate a block: the arrays of `batch` and `IN_SAMPLE`.
+
+        Returns:
+            Arrays of one row: ``masked [1, M, NUM_FIGURES]`` and ``alone [1, M]`` float64, ``counts [1, 3]`` and
+            ``place [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see
+            `TextPlan.share_completed`.
+        """
+        masked = torch.zeros(len(self._models), NUM_FIGURES, dtype=torch.float64, device=self._device)
+        alone = torch.zeros(len(self._models), dtype=torch.float64, device=self._device)
+        num_alone = 0
+        num_rows = len(rows["row"])
+        for start in range(0, num_rows, self._batch_size):
+            stop = min(start + self._batch_size, num_rows)
+            batch = to_device(rows, start, stop, self._device)
+            masked += figure_sums(self._models, batch)
+            whole = batch.input_ids.scatter(1, batch.masked_positions, batch.masked_labels)
+            for row in np.flatnonzero(rows[IN_SAMPLE][start:stop]):
+                singles = mask_each(whole[row], self._is_special, self._mask_id)
+                num_alone += len(singles.input_ids)
+                for parts in zip(*(values.split(self._batch_size) for values in singles), strict=True):
+                    alone += figure_sums(self._models, Batch(*parts))[:, 0]
+        counts = [num_rows, rows["masked_labels"].size, num_alone]
+        place = [rows[name][-1] for name in ("group", "row", "group_rows")]
+        return {
+            "masked": masked.cpu().numpy()[None],
+            "alone": alone.cpu().numpy()[None],
+            "counts": np.array([counts], dtype=np.int64),
+            "place": np.array([place], dtype=np.int64),
+        }
+
+
+class EvaluatorActor(Evaluator):
+    """An evaluator in a process of the cluster, on its GPU if it has one."""
 
     def __init__(
         self, models: Sequence[Model], mask_id: int, special_ids: Sequence[int], batch_size: int, num_threads: int
     ) -> None:
         torch.set_num_threads(num_threads)
-        self._device = assigned_device()
-        self._models = [load_masked_lm(*model.origin).eval() for model in models]
-        for model in self._models:
-            nn.Module.to(model, self._device)
-        self._mask_id, self._special_ids, self._batch_size = mask_id, special_ids, batch_size
-
-    def __call__(self, rows: Arrays) -> Arrays:
-        return measure(
-            self._models,
-            rows,
-            self._mask_id,
-            self._special_ids,
-            batch_size=self._batch_size,
-            device=self._device,
-        )
-
-
-@torch.no_grad()
-def measure(
-    models: Sequence[PreTrainedModel],
-    rows: Arrays,
-    mask_id: int,
-    special_ids: Sequence[int],
-    *,
-    batch_size: int,
-    device: torch.device,
-) -> Arrays:
-    """Evaluate models on a block.
-
-    Args:
-        models: the teacher first; in eval mode, on ``device``, with the same vocabulary.
-        rows: the arrays of `batch` and `IN_SAMPLE`.
-        mask_id, special_ids: the tokenizer's.
-        batch_size: rows in a forward pass.
-        device: where to compute.
-
-    Returns:
-        Arrays of one row: ``masked [1, M, NUM_FIGURES]`` and ``alone [1, M]`` float64, ``counts [1, 3]`` and ``place
-        [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see `TextPlan.share_completed`.
-    """
-    masked = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=device)
-    alone = torch.zeros(len(models), dtype=torch.float64, device=device)
-    num_alone = 0
-    is_special = torch.from_numpy(special_table(models[0].config.vocab_size, tuple(special_ids))).to(device)
-    num_rows = len(rows["row"])
-    for start in range(0, num_rows, batch_size):
-        batch = to_device(rows, start, min(start + batch_size, num_rows), device)
-        masked += figure_sums(models, batch)
-        whole = batch.input_ids.scatter(1, batch.masked_positions, batch.masked_labels)
-        for row in np.flatnonzero(rows[IN_SAMPLE][start : start + batch_size]):
-            singles = mask_each(whole[row], is_special, mask_id)
-            num_alone += len(singles.input_ids)
-            for parts in zip(*(values.split(batch_size) for values in singles), strict=True):
-                alone += figure_sums(models, Batch(*parts))[:, 0]
-    counts = [num_rows, rows["masked_labels"].size, num_alone]
-    place = [rows[name][-1] for name in ("group", "row", "group_rows")]
-    return {
-        "masked": masked.cpu().numpy()[None],
-        "alone": alone.cpu().numpy()[None],
-        "counts": np.array([counts], dtype=np.int64),
-        "place": np.array([place], dtype=np.int64),
-    }
+        loaded = [load_masked_lm(*model.origin) for model in models]
+        super().__init__(loaded, mask_id, special_ids, batch_size, assigned_device())
 
 
 def mask_each(row: Tensor, is_special: Tensor, mask_id: int) -> Batch:

@@ -237,9 +237,8 @@ class Spans:
         """
         stride = int(max_seq_length * _OVERLAP)
         around = tokenizer.num_special_tokens_to_add(pair=True) + stride + 1
-        long = {
-            text for question, _ in rows.texts if len((text := question.strip()).encode()) + around > max_seq_length
-        }
+        questions = {question.strip() for question, _ in rows.texts}
+        long = [question for question in questions if len(question.encode()) + around > max_seq_length]
         if not long:
             return
         encoded: Any = tokenizer(sorted(long), add_special_tokens=False)
@@ -276,7 +275,8 @@ class Spans:
         pairs = zip(features.windows, logits, strict=True)
         answers = [""] * len(rows.texts)
         for row, group in groupby(pairs, key=lambda pair: pair[0].row):
-            best, no_answer, text = -np.inf, np.inf, ""
+            best, text = -np.inf, ""
+            no_answer = np.inf
             for window, both in group:
                 no_answer = min(no_answer, float(both[0, 0] + both[1, 0]))
                 value, (start, stop) = _best_span(window.offsets, both)

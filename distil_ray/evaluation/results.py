@@ -77,11 +77,13 @@ class Results:
         Raises:
             InputError: scores were made with another protocol, model, tokenizer or rows; says what changed.
         """
-        found = [(job, content) for job in jobs if (content := self._read(job)) is not None]
-        self.check([stale for job, content in found if (stale := self.stale(self._file(job), content, job))])
-        return [job for job, _ in found]
+        found = {job: content for job in jobs if (content := self._read(job)) is not None}
+        stale = [self.stale(self._file(job), content, job) for job, content in found.items()]
+        self.check(list(filter(None, stale)))
+        return list(found)
 
     def check(self, stale: Sequence[Stale]) -> None:
+        """Raise InputError if there are stale files; says what changed."""
         if not stale:
             return
         reasons = list(dict.fromkeys(reason for one in stale for reason in one.reasons))
@@ -168,8 +170,10 @@ class Results:
             yield f"{job.row}: the tokenizer in {job.model.path} splits texts differently"
         if job.teacher is not None and old["teacher"] != new["teacher"]:
             yield f"{job.teacher.row}: the model in {job.teacher.model.path} is a different one"
-        if splits := [split for split in old["rows"] | new["rows"] if old["rows"].get(split) != new["rows"].get(split)]:
-            yield f"{job.task}: other rows ({', '.join(splits)})"
+        splits = dict.fromkeys([*old["rows"], *new["rows"]])
+        changed = [split for split in splits if old["rows"].get(split) != new["rows"].get(split)]
+        if changed:
+            yield f"{job.task}: other rows ({', '.join(changed)})"
         for key, value in new["task"].items():
             if old["task"].get(key) != value:
                 yield f"{job.task}: its {key} was {old['task'].get(key)}, is {value}"

@@ -198,18 +198,16 @@ def findings(comparison: Comparison) -> list[str]:
     figure = comparison.main_figure
     name, decimals, factor = _NAMES[figure]
     worse = -1 if figure == "score" else 1
-    changes = [
-        (variant, change)
-        for variant in comparison.variants[1:]
-        if (change := comparison.change(variant, figure)) is not None
-    ]
-    changes.sort(key=lambda pair: -worse * pair[1].median)
+    changes = {variant: comparison.change(variant, figure) for variant in comparison.variants[1:]}
+    found = [(variant, change) for variant, change in changes.items() if change]
     sentences = []
-    for variant, change in changes:
-        ends = sorted((worse * change.low, worse * change.high))
-        verdict = (
-            "worse with every seed" if ends[0] > 0 else "better with every seed" if ends[1] < 0 else "seeds disagree"
-        )
+    for variant, change in sorted(found, key=lambda pair: -worse * pair[1].median):
+        least, most = sorted((worse * change.low, worse * change.high))
+        verdict = "seeds disagree"
+        if least > 0:
+            verdict = "worse with every seed"
+        elif most < 0:
+            verdict = "better with every seed"
         sentences.append(f"{variant}: {name} {_shown(change, decimals, factor)}, {verdict}.")
     return sentences
 

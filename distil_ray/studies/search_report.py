@@ -64,9 +64,11 @@ def report_on(plan: SearchPlan, trials: Trials) -> Report:
 
 def _highlighted(plan: SearchPlan, trials: list[Trial]) -> list[list[str | Cell]]:
     top = best(trials, plan.direction)
-    return [
-        [Cell(text, is_right=top is not None and row[0] == top.name) for text in row] for row in table(plan, trials)
-    ]
+    rows: list[list[str | Cell]] = []
+    for row in table(plan, trials):
+        is_best = top is not None and row[0] == top.name
+        rows.append([Cell(text, is_right=is_best) for text in row])
+    return rows
 
 
 def _importance(plan: SearchPlan, shares: dict[str, float], step: int | None) -> list[Block]:

@@ -183,8 +183,13 @@ class Space:
 
     def point(self, settings: Mapping[str, Any]) -> Point | None:
         """The point with these values; None if the space does not hold it."""
-        points = [rule.point(settings) for rule in self.rules]
-        return None if None in points else {name: value for point in points if point for name, value in point.items()}
+        found: Point = {}
+        for rule in self.rules:
+            point = rule.point(settings)
+            if point is None:
+                return None
+            found |= point
+        return found
 
     def simplexes(self) -> list[Simplex]:
         return [rule for rule in self.rules if isinstance(rule, Simplex)]

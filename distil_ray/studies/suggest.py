@@ -5,7 +5,7 @@ Pure functions, so that a resumed search has no state to restore.
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -76,16 +76,16 @@ def importances(plan: SearchPlan, trials: list[Trial], step: int | None) -> dict
 
     Empty with fewer than `MIN_TRIALS` trials, or if the objective or all settings were the same in all of them.
     """
-    rows = [
-        (plan.values(trial.settings), value)
-        for trial in trials
-        if (value := value_at(trial, step)) is not None and math.isfinite(value)
-    ]
-    distributions = {
-        key: found
-        for key in plan.space.keys
-        if (found := _distribution([values[key] for values, _ in rows])) is not None
-    }
+    rows: list[tuple[Mapping[str, Any], float]] = []
+    for trial in trials:
+        value = value_at(trial, step)
+        if value is not None and math.isfinite(value):
+            rows.append((plan.values(trial.settings), value))
+    distributions: dict[str, BaseDistribution] = {}
+    for key in plan.space.keys:
+        distribution = _distribution([values[key] for values, _ in rows])
+        if distribution is not None:
+            distributions[key] = distribution
     if len(rows) < MIN_TRIALS or not distributions or len({value for _, value in rows}) < 2:
         return {}
     study = new_study(plan.direction)

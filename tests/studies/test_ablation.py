@@ -160,7 +160,7 @@ def test_there_is_nothing_to_compare(given):
         (["run.storage_path=s3://bucket/runs"], "--output: missing"),
         (
             ["--tasks", "answers", "--set=tasks.answers={kind: span, train: {long}, validation: {long}}"],
-            "for which finetuning.max_seq_length 128 leaves no room for a context",
+            "so that finetuning.max_seq_length 128 leaves no room for a context",
         ),
         (["data.eval_fraction=0", "data.eval_sources=null"], "ablation: given neither held-out text nor --tasks"),
         (["--output", "{glue}/sst2/train-00000-of-00001.parquet"], "--output: cannot write into"),
