@@ -151,7 +151,7 @@ finetuning_of: {{answers: {{max_seq_length: 24}}}}
     )
     given = arguments(folders, tmp_path / "out", f"--protocol={own}", "--card", tasks=("answers", "reviews"), seeds=1)
     assert evaluate.main(given) == 2
-    assert f"--card: half, {folders}/student, is no local folder with a README.md" in capsys.readouterr().err
+    assert f"--card: half, {folders}/student, is not a local folder with a README.md" in capsys.readouterr().err
     (folders / "student/README.md").write_text("# Half\n")
     assert evaluate.main(given) == 0
     card = (folders / "student/README.md").read_text()
@@ -242,14 +242,14 @@ def test_text_alone(folders, corpus, tokenizer_folder, ray_cluster, tmp_path, ca
         (["--set=finetuning_of.sst2.max_seq_length=998"], "finetuning_of.sst2.max_seq_length: given 998, but teacher"),
         (
             ["--tasks", "mine", "--set=tasks.mine={train: a.csv, validation: b.csv}"],
-            "tasks.mine: there is no file a.csv",
+            "tasks.mine: found no file a.csv",
         ),
         (["--set=finetuning.max_seq_length=999"], "finetuning.max_seq_length: given 999, but teacher"),
         (["--student", "/no/such/model"], "/no/such/model"),
         (["--student", "runs/lr=1e-4/export"], "runs/lr=1e-4/export"),
         (
             ["--tasks", "answers", "--set=tasks.answers={kind: span, train: {long}, validation: {long}}"],
-            "answers: its longest question has 6 pieces, for which finetuning.max_seq_length 12",
+            "answers: its longest question has 6 pieces, so that finetuning.max_seq_length 12",
         ),
     ],
 )
