@@ -22,13 +22,17 @@ def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="YAML file or its URL; of several, later ones win"
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML file or its URL; later files override earlier ones",
     )
     parser.add_argument(
         "settings",
         nargs="*",
         metavar="section.key=value",
-        help="single settings in YAML syntax; they win over files",
+        help="single settings in YAML syntax; they override files",
     )
     return parser
 

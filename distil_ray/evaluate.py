@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_tasks(
         parser,
-        tasks="tasks of GLUE's and the protocol's (default: all)",
+        tasks="tasks of GLUE and of the protocol (default: all)",
         protocol="YAML file with the keys below",
     )
     parser.add_argument(

@@ -97,7 +97,7 @@ class HeldOutText(Section):
     num_rows: Count | None = 1024
     """Rows used, from all over the text; null: all of it."""
     pseudo_perplexity_rows: Annotated[int, Field(ge=0)] = 16
-    """Of these, rows for the pseudo-perplexity, each of which costs as much as one row per piece; 0: without it."""
+    """Of these, rows for the pseudo-perplexity, each of which costs one row per piece; 0: none."""
     batch_size: Count = 32
     """Rows in a forward pass; changes speed and rounding only."""
 
@@ -143,7 +143,7 @@ class Protocol(Section):
     tasks: dict[str, OwnTask] = Field({}, description="Tasks in addition to GLUE's: {name: {keys of a task}}.")
     finetuning_of: dict[str, Finetuning] = Field(
         {},
-        description="Values of `finetuning`'s keys for single tasks: {name: {keys}}; the other keys are as there.",
+        description="Values of `finetuning`'s keys for single tasks: {name: {keys}}; other keys are inherited.",
     )
 
     def finetuning_on(self, task: str) -> Finetuning:
