@@ -3,9 +3,10 @@
     python benchmarks/step.py [--shape bert-base mini] [--device cpu|cuda] [--rows 32] [--tokens 128] …
 
 A step is forward, backward, clipping and the AdamW update of one micro-batch. All variants start from the same
-random weights and see the same batch, dropout active; they take turns, round by round, so that whatever else the
-machine does meets all of them alike. Speeds are medians over the rounds, ratios medians of each round's ratio;
-"fastest" is the ratio of each variant's fastest round, which other work on the machine disturbs least.
+random weights and see the same batch, dropout active; they take turns, round by round, each round beginning with
+another one, so that other work on the machine slows all of them alike. Speeds are medians over the rounds, ratios
+medians of each round's ratio; "fastest" is the ratio of each variant's fastest round, which other work on the machine
+disturbs least.
 
 ours (masked)    Distiller, soft targets at the masked positions.
 ours (all)       Distiller, soft targets at every position.
@@ -25,7 +26,6 @@ import json
 import operator
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -39,6 +39,7 @@ from transformers import PreTrainedModel
 
 from distil_ray.distillation.distiller import CePositions, Distiller, Term
 from distil_ray.distillation.losses import IGNORE_INDEX
+from distil_ray.evaluation.speed import time_in_turns
 from distil_ray.models.flops import flops_per_token, peak_flops
 from distil_ray.models.loading import model_from_config
 from distil_ray.models.student import build_student
@@ -58,7 +59,7 @@ PADDING_FRACTION = 0.05
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: B rows of T tokens, K of them masked; and the same as documents with padding behind."""
+    """One micro-batch: B rows of T tokens, K of them masked; and the same as documents with padding after them."""
 
     input_ids: Tensor  # [B, T]
     masked_positions: Tensor  # [B, K]
@@ -77,8 +78,8 @@ class Batch:
 class Variant:
     name: str
     step: Callable[[Batch], None]
-    num_tokens: int  # real ones, a step
-    flops: float  # a step
+    num_tokens: int  # real ones, per step
+    flops: float  # per step
 
 
 def make_batch(num_rows: int, num_tokens: int, vocab_size: int) -> Batch:
@@ -255,17 +256,16 @@ def autocast(options: argparse.Namespace) -> torch.autocast:
     return torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.precision == "bf16")
 
 
-def seconds_a_step(variant: Variant, batch: Batch, num_steps: int) -> float:
-    start = time.perf_counter()
+def run_steps(variant: Variant, batch: Batch, num_steps: int) -> None:
+    """Do steps, and wait for them."""
     for _ in range(num_steps):
         variant.step(batch)
     if batch.input_ids.is_cuda:
         torch.cuda.synchronize()
-    return (time.perf_counter() - start) / num_steps
 
 
 def measure(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return one record a variant."""
+    """Return one record per variant."""
     torch.manual_seed(0)
     models = Models(shape, options.tokens)
     batch = make_batch(options.rows, options.tokens, SHAPES[shape][-1]).map(lambda t: t.to(options.device))
@@ -280,13 +280,15 @@ def measure(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     is_static = options.compile or options.device == "cuda"
     warm_up_batch = batch if is_static else batch.map(lambda tensor: tensor[:2])
     for variant in variants:
-        seconds_a_step(variant, warm_up_batch, 1)
-    steps_a_round = 10 if options.device == "cuda" else 1  # enough to let the host run ahead of the device
-    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for _ in range(options.steps):
-        for variant in variants:
-            seconds[variant.name].append(seconds_a_step(variant, batch, steps_a_round))
-
+        run_steps(variant, warm_up_batch, 1)
+    steps_per_round = 10 if options.device == "cuda" else 1  # enough to let the host run ahead of the device
+    rounds = {
+        variant.name: lambda _, variant=variant: run_steps(variant, batch, steps_per_round) for variant in variants
+    }
+    seconds = {
+        name: [value / steps_per_round for value in values]
+        for name, values in time_in_turns(rounds, options.steps).items()
+    }
     peak = peak_flops(torch.cuda.get_device_name()) if options.device == "cuda" else None
     records = []
     for variant in variants:
@@ -337,8 +339,8 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["bert-base", "mini"], help="of the teacher")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_gpu else "cpu")
-    parser.add_argument("--rows", type=int, default=32, help="rows a step (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens a row (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=32, help="rows per step (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per row (default: %(default)s)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU, else fp32")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU; `tuned` is compiled only there"

@@ -1,13 +1,13 @@
-"""`python -m distil_ray.ablate`: what each part of the recipe is worth, as in the DistilBERT paper's table 4."""
+"""`python -m distil_ray.ablate`: what each part of the recipe contributes, as in the DistilBERT paper's table 4."""
 
 import sys
 from pathlib import Path
 
-from distil_ray.cli import main_of, parser_of
+from distil_ray.cli import add_tasks, main_of, parser_of
 from distil_ray.config import describe_keys, output_path
 from distil_ray.errors import InputError
 
-_AFTER_INTERRUPT = "the same command keeps what is finished and resumes the interrupted run from its last checkpoint"
+_AFTER_INTERRUPT = "the same command keeps finished runs and resumes the interrupted one from its last checkpoint"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,22 +18,21 @@ def main(argv: list[str] | None = None) -> int:
 def _ablate(argv: list[str] | None) -> None:
     # Imported late, here and below, so that mistakes answer at once.
     from distil_ray.evaluation.protocol import Protocol, load_protocol
-    from distil_ray.studies.variants import AblationConfig, load_ablation
+    from distil_ray.studies.settings import AblationConfig, load_ablation
 
     keys = "\n\n".join([describe_keys(AblationConfig), describe_keys(), f"protocol keys:\n\n{describe_keys(Protocol)}"])
-    parser = parser_of("distil_ray.ablate", "Do a run without each part of the recipe, over seeds, and compare.", keys)
-    parser.add_argument(
-        "--tasks", nargs="+", default=[], metavar="TASK", help="score the students on these tasks (none)"
+    parser = parser_of(
+        "distil_ray.ablate", "Train a student without each part of the recipe, over several seeds, and compare.", keys
+    )
+    add_tasks(
+        parser,
+        tasks="also fine-tune the students on these tasks and score them (default: none)",
+        protocol="YAML file with protocol keys, for --tasks",
     )
     parser.add_argument(
-        "--glue", default="nyu-mll/glue", metavar="SOURCE", help="folder laid out like the Hub's data set, or its id"
+        "--output", metavar="DIR", help="for report.html, .md and .json (default: <run.storage_path>/<run.name>)"
     )
-    parser.add_argument("--protocol", action="append", default=[], metavar="FILE", help="YAML file for --tasks")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a single key of the protocol")
-    parser.add_argument(
-        "--output", metavar="DIR", help="for report.html, .md and .json (<run.storage_path>/<run.name>)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show which runs it would be; train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be run; train nothing")
     arguments = parser.parse_intermixed_args(argv)
     plan = load_ablation(arguments.config, arguments.settings)
     protocol = load_protocol(arguments.protocol, arguments.set)
@@ -64,7 +63,7 @@ def _ablate(argv: list[str] | None) -> None:
     if arguments.dry_run:
         for (variant, seed), _ in plan.runs.items():
             changes = ", ".join(f"{key}={value}" for key, value in plan.variants[variant].items())
-            console.line(f"{variant}, seed {seed}: {changes or 'as it stands'}")
+            console.line(f"{variant}, seed {seed}: {changes or 'no change'}")
         return
     make_folder(output)
     with holding(RunFolder.at(str(output)), "distil_ray.ablate", console.line):

@@ -14,7 +14,7 @@ from distil_ray.errors import InputError, RunError, Stopped
 
 
 def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser:
-    """The arguments of a command that takes a configuration with these ``keys``."""
+    """The parser of a command that takes a configuration; ``keys`` describes its keys."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {prog}",
         description=description,
@@ -22,13 +22,17 @@ def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--config", action="append", default=[], metavar="FILE", help="YAML file or its URL; of several, later ones win"
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="YAML file or its URL; later files override earlier ones",
     )
     parser.add_argument(
         "settings",
         nargs="*",
         metavar="section.key=value",
-        help="single settings in YAML syntax; they win over files",
+        help="single settings in YAML syntax; they override files",
     )
     return parser
 
@@ -39,6 +43,18 @@ def add_previews(parser: argparse.ArgumentParser, dry_run: str) -> None:
         "--print-config", action="store_true", help="print the resolved configuration and do nothing else"
     )
     parser.add_argument("--dry-run", action="store_true", help=dry_run)
+
+
+def add_tasks(parser: argparse.ArgumentParser, *, tasks: str, protocol: str) -> None:
+    """Let the command take tasks and how models are evaluated on them; ``tasks`` and ``protocol`` are help texts."""
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="TASK", help=tasks)
+    parser.add_argument(
+        "--glue", default="nyu-mll/glue", metavar="SOURCE", help="folder laid out like the Hub's data set, or its id"
+    )
+    parser.add_argument("--protocol", action="append", default=[], metavar="FILE", help=protocol)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a single key of the protocol; overrides files"
+    )
 
 
 def main_of(

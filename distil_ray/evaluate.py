@@ -1,4 +1,4 @@
-"""`python -m distil_ray.evaluate --teacher T --student S [S…]`: how much smaller, how much faster, how much as good."""
+"""`python -m distil_ray.evaluate --teacher T --student S [S…]`: how much smaller, how much faster, how good."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distil_ray.cli import main_of
+from distil_ray.cli import add_tasks, main_of
 from distil_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _evaluate(argv: list[str] | None) -> None:
 
     output = Path(output_path(arguments.output, "--output"))
     tasks, text = _tasks(arguments, protocol), parse_sources(arguments.text) if arguments.text else ()
-    # Once, here: workers have other working folders, and a branch of the Hub may move meanwhile.
+    # Resolved once, here: workers have other working folders, and a branch on the Hub may move meanwhile.
     models = [Model(name, resolve(path, None)) for name, path in given.items()]
     with_card = models[1:] if arguments.card else []
     for model in with_card:
@@ -67,7 +67,7 @@ def _evaluate(argv: list[str] | None) -> None:
 
 
 def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
-    """Those that are named; GLUE's and the protocol's if none is, and it is not about text alone."""
+    """The tasks that are named. Without names: GLUE's and the protocol's, or none if --text is given."""
     from distil_ray.evaluation.tasks import chosen_tasks
 
     names = [*arguments.tasks, *filter(None, [arguments.on_device])]
@@ -79,7 +79,7 @@ def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
 def name_models(teacher: str, students: list[str]) -> dict[str, str]:
     """Paths by the name of their row: of a student, NAME of NAME=PATH, or its run's or folder's name.
 
-    What exists is a path, whatever its name; a NAME has no "/".
+    Anything that exists is a path; a NAME has no "/".
 
     Raises:
         InputError: two have the same name, or one has none.
@@ -90,7 +90,9 @@ def name_models(teacher: str, students: list[str]) -> dict[str, str]:
         if not equals or "/" in name or os.path.exists(os.path.expanduser(given)):
             name, path = _name_of(given), given
         if not path or not name or name in (".", "..") or name.endswith(" (D)"):
-            raise InputError(f"--student: given {given!r}, expected MODEL or NAME=MODEL, without (D) at the NAME's end")
+            raise InputError(
+                f"--student: given {given!r}, expected MODEL or NAME=MODEL, where NAME does not end in (D)"
+            )
         if name in models:
             raise InputError(f"--student: two models would be called {name}; name them: --student {name}-2={path}")
         models[name] = path
@@ -113,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distil_ray.evaluate",
         description="Fine-tune a teacher and students on GLUE and other tasks, each (model, task, seed) as a Ray task, "
-        "measure their size and speed, and write tables like the DistilBERT paper's. Typed again, it resumes.",
+        "measure their size and speed, and write tables like the DistilBERT paper's. The same command resumes.",
         epilog=f"protocol keys:\n\n{describe_keys(Protocol)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -121,35 +123,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--student", required=True, nargs="+", metavar="MODEL", help="folders or Hub ids; NAME=MODEL names the row"
     )
-    parser.add_argument(
-        "--tasks", nargs="+", default=[], metavar="TASK", help="some of GLUE's and the protocol's (all)"
+    add_tasks(
+        parser,
+        tasks="tasks of GLUE and of the protocol (default: all)",
+        protocol="YAML file with the keys below",
     )
     parser.add_argument(
-        "--glue", default="nyu-mll/glue", metavar="SOURCE", help="folder laid out like the Hub's data set, or its id"
+        "--seeds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="fine-tunings of each model on each task (default: %(default)s)",
     )
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="fine-tunings of each model on each task (5)")
     parser.add_argument(
         "--second-step",
         action="store_true",
-        help="fine-tune each student also with the soft targets of the fine-tuned teacher: rows NAME (D)",
+        help="also fine-tune each student with the soft targets of the fine-tuned teacher: rows NAME (D)",
     )
     parser.add_argument(
         "--text",
         action="append",
         default=[],
         metavar="SOURCE",
-        help="text that no model has seen, as data.sources takes it: evaluate the models on it as they are",
+        help="evaluate the models by masked language modeling on this text, which none has seen (like data.sources)",
     )
     parser.add_argument(
         "--on-device", metavar="TASK", help="export each model, fine-tuned for this task, to ONNX and int8, and compare"
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="for report.html, .md, .json and each result")
     parser.add_argument(
-        "--card", action="store_true", help="put each student's tables into its model card, the README.md of its folder"
-    )
-    parser.add_argument("--protocol", action="append", default=[], metavar="FILE", help="YAML file with the keys below")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="section.key=value", help="a single key; wins over files"
+        "--card", action="store_true", help="add each student's tables to its model card, the README.md in its folder"
     )
     return parser
 

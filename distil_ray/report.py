@@ -1,4 +1,4 @@
-"""`python -m distil_ray.report RUN [RUN…]`: what runs, or a search, led to, on one page and in a short table."""
+"""`python -m distil_ray.report RUN [RUN…]`: the results of runs, or of a search, on one page and in a short table."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ def _report(argv: list[str] | None) -> None:
 
     if any(map(is_search, arguments.runs)):
         if len(arguments.runs) > 1:
-            raise InputError("a search has a page of its own: expected its folder alone, or folders of runs only")
+            raise InputError("a search has its own page: expected one folder of a search, or folders of runs")
         plan, trials = read_search(arguments.runs[0])
         make_folder(stem.parent)
         publish(report_on(plan, trials), stem)
@@ -40,7 +40,7 @@ def _report(argv: list[str] | None) -> None:
 def _stem(run: str, output: str | None) -> Path:
     """The path of the report's files without their suffixes."""
     if "://" in run and not output:
-        raise InputError("--output: missing; for a run that is not on this machine, name a local file for the page")
+        raise InputError("--output: missing; for a run that is not on this machine, name a local file")
     file = Path(output_path(output, "--output") if output else f"{run}/report.html").expanduser()
     return file.with_suffix("") if file.suffix in (".html", ".md", ".json") else file
 
@@ -48,14 +48,14 @@ def _stem(run: str, output: str | None) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m distil_ray.report",
-        description="Write what runs led to: figures, costs, curves, guesses. Runs that can be compared are compared. "
-        "Or write what a search led to.",
+        description="Report the results of runs: figures, costs, curves, guesses; comparable runs are compared. "
+        "Or report the results of a search.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run or a search")
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="the page; .md and .json go beside it (default: report.html in the first run's folder)",
+        help="the page, with .md and .json next to it (default: report.html in the first run's folder)",
     )
     return parser
 

@@ -19,11 +19,11 @@ def _tune(argv: list[str] | None) -> None:
 
     parser = parser_of(
         "distil_ray.tune",
-        "Search for settings: runs side by side, the best configuration out.",
+        "Search for the best settings: trials are runs side by side; the result is the best configuration.",
         f"{describe_keys(SearchConfig)}\n\n{describe_keys()}",
     )
-    add_previews(parser, "check everything, show what would be tried on what; train nothing")
-    parser.add_argument("--retry-failed", action="store_true", help="try trials again that have failed before")
+    add_previews(parser, "check everything and show what would be tried; train nothing")
+    parser.add_argument("--retry-failed", action="store_true", help="also run trials again that failed before")
     arguments = parser.parse_intermixed_args(argv)
     plan = load_search(arguments.config, arguments.settings)
     if arguments.print_config:

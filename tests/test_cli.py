@@ -95,7 +95,7 @@ def test_each_command_promises_what_it_keeps(monkeypatch, capsys):
     promises = {
         "train": "resumes from the last checkpoint",
         "tune": "resumes the search",
-        "ablate": "keeps what is finished",
+        "ablate": "keeps finished runs",
         "evaluate": "keeps what is done",
         "report": "starts from the beginning",
         "doctor": "starts from the beginning",

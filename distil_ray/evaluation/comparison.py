@@ -1,7 +1,7 @@
-"""Runs -> a report: their students and teachers evaluated on this machine, side by side, and what the figures say."""
+"""Runs -> a report: their students and teachers side by side, measured on this machine, and what the figures show."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -12,10 +12,22 @@ from distil_ray.data.tally import counts_of, describe_skipped, text_warnings
 from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
 from distil_ray.evaluation.guesses import Guess, MaskedWord, guess_words, mask_words
-from distil_ray.evaluation.speed import NUM_TOKENS, Cost, measure
+from distil_ray.evaluation.speed import NUM_TOKENS, Cost, measure_costs
 from distil_ray.models.loading import load_masked_lm, max_tokens
 from distil_ray.reporting.plots import line_chart
-from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Code, Gap, Report, ReportSection, Table, made_by
+from distil_ray.reporting.report import (
+    NOTHING,
+    Block,
+    Cell,
+    Charts,
+    Code,
+    Gap,
+    Report,
+    ReportSection,
+    Table,
+    made_by,
+    number,
+)
 from distil_ray.runs.storage import EXPORT_FOLDER
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.history import History
@@ -33,16 +45,16 @@ _CHARTS = (
     ("MLM loss in training", "train/loss_mlm", "nats per masked token"),
 )
 
-# Runs that differ in these differ in more than the ways of training that the findings are about.
+# Runs that differ in these settings differ in more than the findings are about.
 _SHAPE = ("teacher", "student.layers", "student.architecture", "student.path", "student.config", "optim.")
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """One model's figures; None stands for what is not known.
+    """One model's figures; None is unknown.
 
     Attributes:
-        kind: of a student: how it was trained.
+        kind: of a student, how it was trained.
         mlm_loss: held-out masked-language-modeling loss, nats per masked token.
         mlm_accuracy, agreement: fractions of the masked tokens: guessed right, and guessed like the teacher.
         guesses: one for each masked word.
@@ -59,17 +71,19 @@ class ModelRow:
 
 
 def compare(histories: list[History]) -> Report:
-    """Measure the runs' models, which takes seconds, and report on them.
+    """Measure the runs' models, which takes seconds, and report on the runs.
 
     Raises:
         InputError: a model cannot be loaded.
     """
     teachers = _teachers(histories)
     models = dict(_load_models(histories, teachers))
-    costs = measure(models) if models else {}
+    costs = measure_costs(models) if models else {}
     masked, guesses, remarks = _guess(histories[0], models)
-    teacher_rows = [_teacher_row(name, teacher, histories, costs, guesses) for name, teacher in teachers.items()]
-    students = [_student_row(history, costs, guesses) for history in histories]
+    rows = [_teacher_row(name, pin, history) for name, (pin, history) in teachers.items()]
+    rows += [_student_row(history) for history in histories]
+    rows = [replace(row, cost=costs.get(row.name), guesses=guesses.get(row.name, [])) for row in rows]
+    teacher_rows, students = rows[: len(teachers)], rows[len(teachers) :]
     obstacle = _obstacle(histories)
     remarks = [
         *([obstacle] if obstacle else _same_batches(histories)),
@@ -77,14 +91,15 @@ def compare(histories: list[History]) -> Report:
         *_of_the_text(histories),
         *remarks,
     ]
-    rows = [*teacher_rows, *students]
     charts = list(_charts(histories, teacher_rows))
     differences = _differences(histories)
+    header = ["setting", *(history.name for history in histories)]
+    differences_table = Table([header, *([key, *values] for key, values in differences)], is_text=True)
     sections = [
         ReportSection("Figures", [figures_table(rows), _FIGURES_NOTE, *remarks]),
         *([ReportSection("Curves", [Charts(charts)])] if charts else []),
         *([ReportSection("What each model puts in the gap", _gaps(masked, rows), is_brief=False)] if masked else []),
-        *([ReportSection("What differs between the runs", [_differences_table(histories)])] if differences else []),
+        *([ReportSection("What differs between the runs", [differences_table])] if differences else []),
         *_students(histories),
     ]
     return Report(
@@ -107,38 +122,26 @@ _FIGURES_NOTE = (
     "Loss in nats per masked token, at temperature 1, on held-out rows with fixed masks. CPU: the encoder's median "
     "time for one row on this machine."
 )
-_HEADER = (
-    "model",
-    "held-out MLM loss",
-    "accuracy",
-    "agrees with teacher",
-    "parameters",
-    "MB (fp32)",
-    "CPU ms per row",
-)
 
 
 def figures_table(rows: list[ModelRow]) -> Table:
     """One row per model."""
-    table: list[list[str | Cell]] = [list(_HEADER)]
+    columns = ("held-out MLM loss", "accuracy", "agrees with teacher", "parameters", "MB (fp32)", "CPU ms per row")
+    table: list[list[str | Cell]] = [["model", *columns]]
     for row in rows:
         cost = row.cost
         table.append(
             [
                 Cell(row.name, note=row.role),
-                _number(row.mlm_loss, ".3f"),
-                _number(row.mlm_accuracy, ".1%"),
-                _number(row.agreement, ".1%"),
-                _number(cost and cost.num_parameters, ",d"),
-                _number(cost and cost.megabytes, ".1f"),
-                _number(cost and cost.latency_ms, ".2f"),
+                number(row.mlm_loss, ".3f"),
+                number(row.mlm_accuracy, ".1%"),
+                number(row.agreement, ".1%"),
+                number(cost and cost.num_parameters, ",d"),
+                number(cost and cost.megabytes, ".1f"),
+                number(cost and cost.latency_ms, ".2f"),
             ]
         )
     return Table(table)
-
-
-def _number(value: float | None, form: str) -> str:
-    return NOTHING if value is None else format(value, form)
 
 
 def _gaps(masked: list[MaskedWord], rows: list[ModelRow]) -> list[Block]:
@@ -148,15 +151,8 @@ def _gaps(masked: list[MaskedWord], rows: list[ModelRow]) -> list[Block]:
         guesses = [row.guesses[index] for row in rows]
         cells = [Cell(found.word, f"{found.probability:.0%}", is_right=found.is_right) for found in guesses]
         blocks += [Gap(one.before, one.word, one.after), Table([[row.name for row in rows], cells], is_text=True)]
-    note = (
-        "Held-out sentences. The underlined word is what stood there; every model sees [MASK]. Right guesses are green."
-    )
+    note = "Held-out sentences. The underlined word is the original; every model sees [MASK]. Right guesses are green."
     return [*blocks, note]
-
-
-def _differences_table(histories: list[History]) -> Table:
-    header = ["setting", *(history.name for history in histories)]
-    return Table([header, *([key, *values] for key, values in _differences(histories))], is_text=True)
 
 
 def _students(histories: list[History]) -> Iterator[ReportSection]:
@@ -175,7 +171,7 @@ def _students(histories: list[History]) -> Iterator[ReportSection]:
 
 
 def findings(teacher: ModelRow | None, students: list[ModelRow]) -> list[str]:
-    """Say what the comparison shows, also where it is not what one hopes for.
+    """Say what the comparison shows, even if it is not what one hoped for.
 
     The students must be comparable: of one shape, trained on the same batches and evaluated on the same held-out rows.
     """
@@ -225,19 +221,22 @@ def _against_teacher(student: ModelRow, teacher: ModelRow) -> list[str]:
 # ------------------------------------------------------------------------------------------------- models
 
 
-def _teachers(histories: list[History]) -> dict[str, Pin]:
-    pins = [history.models["teacher"] for history in histories if "teacher" in history.models]
-    teachers = list({_content(pin): pin for pin in reversed(pins)}.values())[::-1]
-    return {"teacher" if len(teachers) == 1 else f"teacher {i + 1}": teacher for i, teacher in enumerate(teachers)}
+def _teachers(histories: list[History]) -> dict[str, tuple[Pin, History]]:
+    """The different teachers by name, each with the first run that has it."""
+    found: dict[Hashable, tuple[Pin, History]] = {}
+    for history in histories:
+        if "teacher" in history.models:
+            teacher = history.models["teacher"]
+            # Runs of older versions did not record what a teacher consists of, only where it is stored.
+            found.setdefault(teacher.digest or (teacher.path, teacher.revision), (teacher, history))
+    names = ["teacher"] if len(found) == 1 else [f"teacher {number + 1}" for number in range(len(found))]
+    return dict(zip(names, found.values(), strict=True))
 
 
-def _content(teacher: Pin) -> Hashable:
-    """What tells teachers apart: their weights, or of a run of an older version where they lie."""
-    return teacher.digest or (teacher.path, teacher.revision)
-
-
-def _load_models(histories: list[History], teachers: dict[str, Pin]) -> Iterator[tuple[str, PreTrainedModel]]:
-    for name, teacher in teachers.items():
+def _load_models(
+    histories: list[History], teachers: Mapping[str, tuple[Pin, History]]
+) -> Iterator[tuple[str, PreTrainedModel]]:
+    for name, (teacher, _) in teachers.items():
         yield name, load_masked_lm(*teacher.origin)
     for history in histories:
         if history.is_finished:
@@ -248,7 +247,7 @@ def _load_models(histories: list[History], teachers: dict[str, Pin]) -> Iterator
 def _guess(
     history: History, models: dict[str, PreTrainedModel]
 ) -> tuple[list[MaskedWord], dict[str, list[Guess]], list[str]]:
-    """Masked words of the run's held-out text, each model's guesses, and a remark if the text is not at hand."""
+    """Masked words of the run's held-out text, each model's guesses, and a remark if the text cannot be read."""
     try:
         tokenizer = build_tokenizer(history.config, history.models)
         masked = mask_words(
@@ -276,26 +275,17 @@ def _heldout_documents(history: History, tokenizer: PreTrainedTokenizerBase) -> 
 # ------------------------------------------------------------------------------------------------- figures
 
 
-def _teacher_row(
-    name: str, teacher: Pin, histories: list[History], costs: Mapping[str, Cost], guesses: Mapping[str, list[Guess]]
-) -> ModelRow:
-    history = next(
-        history
-        for history in histories
-        if "teacher" in history.models and _content(history.models["teacher"]) == _content(teacher)
-    )
+def _teacher_row(name: str, teacher: Pin, history: History) -> ModelRow:
     return ModelRow(
         name=name,
         role=teacher.path,
         kind="teacher",
         mlm_loss=history.last("eval/teacher_mlm_loss"),
         mlm_accuracy=history.last("eval/teacher_mlm_accuracy"),
-        cost=costs.get(name),
-        guesses=guesses.get(name, []),
     )
 
 
-def _student_row(history: History, costs: Mapping[str, Cost], guesses: Mapping[str, list[Guess]]) -> ModelRow:
+def _student_row(history: History) -> ModelRow:
     kind = _kind(history)
     shares = history.config.distill.shares
     weights = ", ".join(f"{name} {share:.3g}" for name, share in shares.items() if share > 0)
@@ -306,8 +296,6 @@ def _student_row(history: History, costs: Mapping[str, Cost], guesses: Mapping[s
         mlm_loss=history.last("eval/mlm_loss"),
         mlm_accuracy=history.last("eval/mlm_accuracy"),
         agreement=history.last("eval/teacher_agreement"),
-        cost=costs.get(history.name),
-        guesses=guesses.get(history.name, []),
     )
 
 
@@ -321,14 +309,14 @@ def _kind(history: History) -> Kind:
 
 
 def _obstacle(histories: list[History]) -> str | None:
-    """Why the runs' figures do not tell the ways of training apart, if so."""
+    """Why the runs' figures cannot be compared as ways of training; None if they can."""
     first, *others = histories
     if any(history.heldout_identity != first.heldout_identity for history in others):
         return "The runs were evaluated on different held-out rows: their losses cannot be compared."
     if any(key.startswith(_SHAPE) for key, _ in _differences(histories)):
         return "The runs differ in more than their losses and their start; see the settings below."
     if any(len(history.digests) != len(first.digests) for history in others):
-        return "The runs have done different numbers of steps: their losses cannot be compared."
+        return "The runs took different numbers of steps: their losses cannot be compared."
     if any(history.digests != first.digests for history in others):
         return "The runs did not train on the same batches: their digests differ."
     return None
@@ -350,7 +338,7 @@ def _unfinished(histories: list[History]) -> list[str]:
 
 
 def _of_the_text(histories: list[History]) -> Iterator[str]:
-    """What each run could not use of its text, and what of it calls for a warning."""
+    """Which part of its text each run could not use, and warnings about it."""
     for history in histories:
         counts = counts_of(history.records[-1] if history.records else {})
         if skipped := describe_skipped(counts):
@@ -360,13 +348,16 @@ def _of_the_text(histories: list[History]) -> Iterator[str]:
 
 
 def _differences(histories: list[History]) -> list[tuple[str, list[str]]]:
-    """The learned settings that are not the same in all runs; where models lie is none, if they are the same."""
-    digests = {tuple((role, pin.digest) for role, pin in sorted(history.models.items())) for history in histories}
-    are_same_models = len(digests) == 1 and all(digest for _, digest in next(iter(digests)))
+    """The learned settings that differ between runs; not where models are stored, if they are the same models."""
+    digests = [{role: pin.digest for role, pin in history.models.items()} for history in histories]
+    are_same_models = all(one == digests[0] for one in digests) and all(digests[0].values())
     ignored = MODEL_LOCATIONS if are_same_models else ()
-    keys = dict.fromkeys(key for history in histories for key in history.learned if key not in ignored)
-    shown = [(key, [str(history.learned.get(key, NOTHING)) for history in histories]) for key in keys]
-    return [(key, values) for key, values in shown if len(set(values)) > 1]
+    differences = []
+    for key in dict.fromkeys(key for history in histories for key in history.learned):
+        values = [str(history.learned.get(key, NOTHING)) for history in histories]
+        if key not in ignored and len(set(values)) > 1:
+            differences.append((key, values))
+    return differences
 
 
 def _charts(histories: list[History], teachers: list[ModelRow]) -> Iterator[tuple[str, str]]:

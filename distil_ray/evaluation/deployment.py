@@ -1,6 +1,6 @@
 """A fine-tuned model -> ONNX, and int8 by dynamic quantization, each compared with the original and measured.
 
-The files run on ONNX Runtime without torch and transformers, on phones as on servers. Their packages are extra ones
+The files run on ONNX Runtime, without torch and transformers, on phones and servers. The packages are optional
 (`PACKAGES`) and are imported where they are used.
 
 Shapes: B rows of a batch, T tokens of its longest row, C labels.
@@ -16,59 +16,61 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import rmtree
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-import ray
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.errors import InputError, RunError, reason_of
+from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.finetuning import finetuner_of
 from distil_ray.evaluation.kinds import Labeling, encode_rows
-from distil_ray.evaluation.nodes import join
+from distil_ray.evaluation.nodes import completed, join, remote_task
 from distil_ray.evaluation.protocol import Protocol
-from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json
+from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json, to_json
 from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_function, measure_latency, using_threads
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
 from distil_ray.models.loading import load_tokenizer, max_tokens
 from distil_ray.models.tokenizer import save_tokenizer
 from distil_ray.reporting.report import writing
+from distil_ray.runs.storage import RunFolder
 
 MODEL_FILE, INT8_FILE = "model.onnx", "model-int8.onnx"
+FORMATS = {"PyTorch": "model.safetensors", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
+"""The file of a fine-tuned model in each format."""
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
-# Rounding made 1.2e-5 for a fine-tuned model of 4 layers and 5e-6 for one of 12 with random weights; two inputs in each
-# other's place made 3e-3 and more.
+# Rounding alone gave 1.2e-5 for a fine-tuned model of 4 layers and 5e-6 for one of 12 with random weights; two swapped
+# inputs gave 3e-3 and more.
 TOLERANCE = 1e-4
 # Numbers count as equal when they are this close: a twentieth of STS-B's range.
 NUMBER_TOLERANCE = 0.25
-# A file that predicts something else for more than one row in ten is worth a line to the user.
+# A file that predicts something else for more than one row in ten is reported to the user.
 LOW_AGREEMENT = 0.9
 
 _MAX_BYTES = 2**31 - 1  # of a protobuf message, which an ONNX file is
 _ERRORS_ONLY = 3  # of ONNX Runtime's levels of logging
+_FIGURES_FILE = "figures.json"
 
 
-class Exported(NamedTuple):
-    """A file and how its logits differ from the original model's, over the rows that were checked.
+class Checked(NamedTuple):
+    """A format's answers to the rows that were checked, and how they differ from the original model's.
 
     Attributes:
-        num_bytes: of the file.
+        logits: [rows, C] float32.
         max_difference: the largest absolute difference of a logit.
         agreement: share of rows whose predicted class is the original's; whose number is within 0.25 of the
             original's where numbers are asked for.
     """
 
-    path: Path
-    num_bytes: int
+    logits: Array
     max_difference: float
     agreement: float
 
 
 class OnnxModel:
-    """An ONNX file as a function on this machine's CPU, its weights loaded once."""
+    """An ONNX file as a function that runs on this machine's CPU."""
 
     def __init__(self, path: Path, num_threads: int) -> None:
         check_packages()
@@ -87,44 +89,54 @@ class OnnxModel:
         """Return the model's outputs by name, such as "logits" [B, C] float32.
 
         Args:
-            batch: the tokenizer's arrays [B, T] int64 by name; those that the model does not take are left out.
+            batch: the tokenizer's arrays [B, T] int64 by name; those that the model does not take are ignored.
         """
         outputs = self._session.run(self._outputs, {name: batch[name] for name in self._inputs})
         return dict(zip(self._outputs, outputs, strict=True))
 
 
 def check_packages() -> None:
-    """Raise InputError unless the packages for ONNX are installed; imports none of them."""
+    """Raise InputError unless the packages for ONNX are installed. Imports none of them."""
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise InputError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'distil-ray[onnx]'")
 
 
 def export_and_check(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, folder: Path, max_seq_length: int
-) -> tuple[Exported, Exported]:
-    """Write a classifier as ONNX and as int8, and compare both with it on ``rows``; return them in this order.
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    folder: Path,
+    max_seq_length: int,
+    num_threads: int = 1,
+) -> dict[str, Checked]:
+    """Write a classifier as ONNX and as int8, and compare both with it on ``rows``; return a `Checked` by format.
 
     Raises:
         InputError: packages are missing, or the model is too large for one file.
         RunError: see `check`.
     """
-    path = export_onnx(model, tokenizer, folder)
-    smaller = quantize(folder)
-    reference = logits_of(as_function(model, torch.device("cpu")), tokenizer, rows, max_seq_length)
-    logits, rounded = (logits_of(OnnxModel(file, 1), tokenizer, rows, max_seq_length) for file in (path, smaller))
-    return check(path, reference, logits, TOLERANCE), check(smaller, reference, rounded)
+    export_onnx(model, tokenizer, folder)
+    quantize(folder)
+    original = as_function(model, torch.device("cpu"))
+    reference = logits_of(original, tokenizer, rows, max_seq_length)
+    checked = {"PyTorch": Checked(reference, 0.0, 1.0)}
+    for name, tolerance in (("ONNX", TOLERANCE), ("ONNX int8", None)):
+        path = folder / FORMATS[name]
+        logits = logits_of(OnnxModel(path, num_threads), tokenizer, rows, max_seq_length)
+        checked[name] = check(path, reference, logits, tolerance)
+    return checked
 
 
 def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Write ``model.onnx``, weights included, its config.json and its tokenizer: a folder that can be shipped.
+    """Write ``model.onnx``, weights included, its config.json and its tokenizer: a folder to ship.
 
-    The file takes the tokenizer's arrays by name, [B, T] int64 of any B and of T up to what the model has positions
-    for, and returns the model's outputs by name: "logits" of a classifier, "start_logits" and "end_logits" of a model
+    The file takes the tokenizer's arrays by name, [B, T] int64 for any B and any T that the model has positions for,
+    and returns the model's outputs by name: "logits" of a classifier, "start_logits" and "end_logits" of a model
     that answers questions.
 
     Args:
         model: on the CPU, in fp32; it is put in eval mode.
-        tokenizer: left as it is. The folder's cuts texts to what the model takes, and returns what the file takes.
+        tokenizer: not changed; the folder's truncates texts to the model's length and returns the file's inputs.
 
     Raises:
         InputError: packages are missing, or the model is too large for one file.
@@ -137,13 +149,13 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         raise InputError(f"the model has {num_bytes / 1e9:.1f} GB of weights; an ONNX file holds 2.1 GB at most")
     taken = inspect.signature(model.forward).parameters
     names = [name for name in tokenizer.model_input_names if name in taken]
-    # Two unequal rows of several tokens: sizes of 1, or equal ones, could be taken for constants.
+    # Two unequal rows of several tokens: sizes that are 1 or equal could be taken for constants.
     encoded: Any = tokenizer(["a b", "a"], padding=True, return_tensors="pt")
     example = {name: encoded[name] for name in names}
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet(), torch.no_grad():
-        # The older exporter is deprecated, and gives the inputs their names in the order of `forward`.
+        # The older exporter is deprecated, and names the inputs in the order of `forward`.
         program: Any = torch.onnx.export(
             model.eval(),
             kwargs=example,
@@ -154,12 +166,12 @@ def export_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
         )
         proto = program.model_proto
         for part in (*proto.graph.node, *proto.graph.value_info):
-            del part.metadata_props[:]  # lines of source code with their paths, which are nobody's business
+            del part.metadata_props[:]  # lines of source code with their paths on this machine
         onnx.save(proto, folder / MODEL_FILE)
         model.config.save_pretrained(folder)
         shipped = copy.deepcopy(tokenizer)
         shipped.model_max_length = min(shipped.model_max_length, max_tokens(model))
-        shipped.model_input_names = shipped.init_kwargs["model_input_names"] = names  # kept where both say so
+        shipped.model_input_names = shipped.init_kwargs["model_input_names"] = names  # is saved only if both are equal
         save_tokenizer(shipped, folder)
     return folder / MODEL_FILE
 
@@ -183,22 +195,22 @@ def quantize(folder: Path) -> Path:
 
 
 def logits_of(run: Run, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Array:
-    """The logits [rows, C] of a classifier, run on a row at a time as on a device.
+    """The logits [rows, C] of a classifier, run on one row at a time, as on a device.
 
-    In a batch, int8 activations would share a scale, and a row's logits would depend on the others.
+    In a batch, int8 activations would share a scale, so that a row's logits would depend on the others.
     """
     encoded = encode_rows(tokenizer, rows, max_seq_length)
     batches = ({name: np.array([values], dtype=np.int64) for name, values in row.items()} for row in encoded)
     return np.concatenate([run(batch)["logits"] for batch in batches])
 
 
-def check(path: Path, reference: Array, logits: Array, tolerance: float | None = None) -> Exported:
+def check(path: Path, reference: Array, logits: Array, tolerance: float | None = None) -> Checked:
     """Compare a file's ``logits`` [rows, C] with the original model's.
 
     Args:
-        tolerance: largest absolute difference that is allowed; None for int8, which rounds as much as it must. Its
-            difference and agreement are figures to report, not errors: a model that has learned nothing has near
-            ties, which any rounding breaks.
+        tolerance: largest absolute difference that is allowed; None for int8, whose rounding has no bound: its
+            difference and agreement are figures to report, not errors. (A model that has learned nothing has near
+            ties, which any rounding breaks.)
 
     Raises:
         RunError: another shape, values that are not finite, or a difference above ``tolerance``.
@@ -211,18 +223,18 @@ def check(path: Path, reference: Array, logits: Array, tolerance: float | None =
     if tolerance is not None and not difference <= tolerance:
         raise RunError(
             f"{path} is not the model it was made from: a logit differs by {difference:.2g}, expected {tolerance:g} at "
-            "most; other versions of torch and onnxscript may export it right"
+            "most; other versions of torch and onnxscript may export it correctly"
         )
     if reference.shape[-1] == 1:
         is_equal = np.abs(logits - reference) <= NUMBER_TOLERANCE
     else:
         is_equal = logits.argmax(-1) == reference.argmax(-1)
-    return Exported(path, path.stat().st_size, difference, float(is_equal.mean()))
+    return Checked(logits, difference, float(is_equal.mean()))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's and the quantizer's warnings and log lines, which speak of their own insides."""
+    """Silence the exporter's and the quantizer's warnings and log lines, which are about their internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -233,12 +245,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-_FIGURES_FILE = "figures.json"
-FORMATS = {"PyTorch": "", "ONNX": MODEL_FILE, "ONNX int8": INT8_FILE}
-
-
 class Figures(NamedTuple):
-    """What a file scores on the task, in percent, and how its logits differ from the original's; see `Exported`."""
+    """What a file scores on the task, in percent, and how its logits differ from the original's; see `Checked`."""
 
     score: float
     max_difference: float
@@ -255,7 +263,7 @@ class Deployed(NamedTuple):
 
 
 def check_on_device(task: Task) -> None:
-    """Raise InputError unless the packages are there, and the task is one that can be deployed for."""
+    """Raise InputError unless the packages are installed and the task is a classification or regression."""
     check_packages()
     if task.kind == "span":
         raise InputError(f"--on-device: given {task.name}, expected a task that asks for a class or a number")
@@ -264,121 +272,98 @@ def check_on_device(task: Task) -> None:
 def deploy_all(
     jobs: Sequence[FinetuneJob], results: Results, folder: Path, tell: Callable[[str], None]
 ) -> dict[str, list[Deployed]]:
-    """Fine-tune and export models for one task, or what is left of them, to ``folder/<model>``, and time them in turns.
+    """Fine-tune models for one task and export them to ``folder/<model>``, unless done, and time them in turns.
 
     Raises:
-        RunError: exports that failed, with why; the others are kept.
+        RunError: exports failed; says which and why. The others are kept.
     """
     protocol = results.protocol
     task, splits = results.tasks[jobs[0].task], results.data[jobs[0].task]
     open_jobs = [job for job in jobs if _figures(folder, job) is None]
     if open_jobs:
         tell(join([job.model for job in open_jobs], protocol.resources))
-    function: Any = _export
-    remote: Any = ray.remote(function).options(num_cpus=protocol.resources.cpus, num_gpus=protocol.resources.gpus)
-    waiting = [(job, remote.remote(job, task, splits, protocol)) for job in open_jobs]
-    failures = []
-    for job, reference in waiting:
-        try:
-            files = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            failures.append(f"{job.row}: {reason_of(error)}")
-            continue
-        with writing(folder / job.row):
-            _keep(folder / job.row, files, results.made_with(job))
+    export = remote_task(_export, protocol.resources)
+    running = {export.remote(job, task, splits, protocol): job for job in open_jobs}
+    for job, files in completed(running, "exports for a device"):
+        _keep(folder, job.row, files, results.made_with(job))
         tell(f"{job.row}: {task.name} for a device, in {folder / job.row}")
-    if failures:
-        raise RunError(f"{len(failures)} of {len(open_jobs)} exports for a device failed:\n  " + "\n  ".join(failures))
     rows = first_validation(splits)
     latency = _latency(jobs, task, folder, rows, protocol)
     found = {job.row: _deployed(job, folder, latency) for job in jobs}
     for model, files in found.items():
         for one in files:
             if one.figures.agreement < LOW_AGREEMENT:
-                tell(f"{model}: {one.format} agrees with PyTorch on {one.figures.agreement:.0%} of the rows only")
+                tell(f"{model}: {one.format} agrees with PyTorch on only {one.figures.agreement:.0%} of the rows")
     return found
 
 
 def stale_files(jobs: Sequence[FinetuneJob], results: Results, folder: Path) -> list[Stale]:
-    """Files of an earlier comparison that were made with something else than they would be made with now."""
-    found = [(job, figures) for job in jobs if (figures := _figures(folder, job)) is not None]
-    stale = [results.stale(folder / job.row / _FIGURES_FILE, figures, job) for job, figures in found]
-    return [one for one in stale if one is not None]
+    """Files of an earlier comparison that would now be made with something else."""
+    found = {job: figures for job in jobs if (figures := _figures(folder, job)) is not None}
+    stale = [results.stale(folder / job.row / _FIGURES_FILE, figures, job) for job, figures in found.items()]
+    return list(filter(None, stale))
 
 
 def _figures(folder: Path, job: FinetuneJob) -> dict[str, Any] | None:
-    """What is noted of a model's files; None without them, or if it is damaged."""
+    """The recorded figures of a model's files; None if there are none or they are damaged."""
     found = read_json(folder / job.row / _FIGURES_FILE)
     return found if found is not None and {"formats", "made_with"} <= found.keys() else None
 
 
 def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
-    """The files of a fine-tuned model, by name. Runs on a node of the cluster."""
+    """Fine-tune and export a model; return its files by name. Runs on a node of the cluster."""
     finetuner = finetuner_of(job, task, protocol)
     finetuner.train(splits)
-    model, tokenizer = finetuner.model, finetuner.tokenizer
-    adapter, rows, length = Labeling(task), first_validation(splits), protocol.finetuning_on(task.name).max_seq_length
+    length = protocol.finetuning_on(task.name).max_seq_length
+    rows = first_validation(splits)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        original = as_function(model.cpu(), torch.device("cpu"))
-        exported = export_and_check(model, tokenizer, rows, folder, length)
-        runs: list[Run] = [original, *(OnnxModel(one.path, protocol.resources.cpus) for one in exported)]
-        scores = [_score(adapter, rows, logits_of(run, tokenizer, rows, length)) for run in runs]
-        same = [(0.0, 1.0), *((one.max_difference, one.agreement) for one in exported)]
-        figures = {
-            kind: Figures(score, *pair)._asdict() for kind, score, pair in zip(FORMATS, scores, same, strict=True)
-        }
+        model = finetuner.model.cpu()
+        checked = export_and_check(model, finetuner.tokenizer, rows, folder, length, protocol.resources.cpus)
         model.save_pretrained(folder)
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    figures = {}
+    for name, one in checked.items():
+        score = fmean(Labeling(task).scores(rows, list(one.logits)).values())
+        figures[name] = Figures(score, one.max_difference, one.agreement)._asdict()
     return files | {_FIGURES_FILE: json.dumps(figures).encode()}
 
 
-def _score(adapter: Labeling, rows: Rows, logits: Any) -> float:
-    scores = adapter.scores(rows, list(logits)).values()
-    return sum(scores) / len(scores)
-
-
-def _keep(folder: Path, files: Mapping[str, bytes], made_with: Mapping[str, Any]) -> None:
-    """Write a model's files; the folder is whole or not there."""
-    partial = folder.with_name(f"{folder.name}.part")
-    rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, content in files.items():
-        (partial / name).write_bytes(content)
+def _keep(folder: Path, name: str, files: Mapping[str, bytes], made_with: Mapping[str, Any]) -> None:
+    """Write a model's files to ``folder/name``. They count once the figures are there, which are written last."""
     figures = {"formats": json.loads(files[_FIGURES_FILE]), "made_with": made_with}
-    (partial / _FIGURES_FILE).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    rmtree(folder, ignore_errors=True)  # of which the figures are missing or damaged
-    partial.replace(folder)
+    with writing(folder / name), RunFolder.at(str(folder)).new_folder(name) as own:
+        for file, content in files.items():
+            if file != _FIGURES_FILE:
+                (own / file).write_bytes(content)
+        (own / _FIGURES_FILE).write_bytes(to_json(figures))
 
 
 def _latency(
     jobs: Sequence[FinetuneJob], task: Task, folder: Path, rows: Rows, protocol: Protocol
 ) -> dict[tuple[str, str], Timing]:
+    """Milliseconds per row on one thread, by row and format."""
     contenders: dict[tuple[str, str], Contender] = {}
     for job in jobs:
         own = folder / job.row
         tokenizer = load_tokenizer(str(own))
-        for kind, file in FORMATS.items():
-            contenders[job.row, kind] = Contender(_run(own, file, task), tokenizer)
+        for name in FORMATS:
+            contenders[job.row, name] = Contender(_run(own, name, task), tokenizer)
     with using_threads(1):
         return measure_latency(contenders, rows, protocol.finetuning_on(task.name).max_seq_length)
 
 
-def _run(folder: Path, file: str, task: Task) -> Run:
-    if file:
-        return OnnxModel(folder / file, num_threads=1)
-    return as_function(Labeling(task).load(str(folder), seed=0), torch.device("cpu"))
+def _run(folder: Path, format_name: str, task: Task) -> Run:
+    if format_name == "PyTorch":
+        return as_function(Labeling(task).load(str(folder), seed=0), torch.device("cpu"))
+    return OnnxModel(folder / FORMATS[format_name], num_threads=1)
 
 
 def _deployed(job: FinetuneJob, folder: Path, latency: Mapping[tuple[str, str], Timing]) -> list[Deployed]:
-    own, figures = folder / job.row, _figures(folder, job)
-    assert figures is not None, f"{job} is not done"
-    return [
-        Deployed(
-            kind,
-            (own / (file or "model.safetensors")).stat().st_size,
-            latency[job.row, kind],
-            Figures(**figures["formats"][kind]),
-        )
-        for kind, file in FORMATS.items()
-    ]
+    noted = _figures(folder, job)
+    assert noted is not None, f"{job} is not done"
+    found = []
+    for name, file in FORMATS.items():
+        num_bytes = (folder / job.row / file).stat().st_size
+        found.append(Deployed(name, num_bytes, latency[job.row, name], Figures(**noted["formats"][name])))
+    return found

@@ -31,13 +31,13 @@ _SPEED_TASK = "stsb"  # the paper's, if it is among the tasks
 
 
 class Request(NamedTuple):
-    """What is to be evaluated.
+    """What to evaluate.
 
     Attributes:
         models: the teacher first.
         with_second_step: whether students are also fine-tuned with the teacher's soft targets.
-        text: on which models are evaluated as they are; none = they are not.
-        device_task: one of ``tasks``, for which models are exported to run on a device; None = for none.
+        text: on which models are evaluated without fine-tuning; empty: they are not.
+        device_task: the one of ``tasks`` that models are exported for, to run on a device; None: none are.
     """
 
     models: Sequence[Model]
@@ -64,21 +64,21 @@ class Request(NamedTuple):
 
     @property
     def device_jobs(self) -> list[FinetuneJob]:
-        """The fine-tunings whose outcome is exported."""
+        """The fine-tunings to export."""
         if self.device_task is None:
             return []
         return [FinetuneJob(model, self.device_task, seed=1) for model in self.models]
 
 
 def evaluate(request: Request, protocol: Protocol, console: Console, hold: Callable[[], object]) -> Scoreboard:
-    """Fine-tune each model on each task with each seed, or what is left of that, and measure the models.
+    """Fine-tune each model on each task with each seed, unless done, and measure the models.
 
     Args:
-        hold: called when everything is checked and the output folder is there, to keep others from writing to it.
+        hold: called when everything is checked and the output folder exists, to keep others from writing to it.
 
     Raises:
-        InputError: a model, a task or an earlier result cannot be used; said before anything is trained.
-        RunError: fine-tunings failed; what succeeded is kept.
+        InputError: a model, a task or an earlier result cannot be used. Raised before anything is trained.
+        RunError: fine-tunings failed; the others are kept.
     """
     for task in request.tasks:
         if task.name == request.device_task:
@@ -131,7 +131,7 @@ def check_rows(
     data: Mapping[str, Splits],
     protocol: Protocol,
 ) -> None:
-    """Raise InputError if features cannot be made of a task's rows with one of the tokenizers."""
+    """Raise InputError if one of the tokenizers cannot make features of a task's rows."""
     for task in tasks:
         adapter, length = adapter_of(task), protocol.finetuning_on(task.name).max_seq_length
         for tokenizer in tokenizers:
@@ -149,7 +149,7 @@ def _measure_speed(
 
 
 def _read_text(request: Request, protocol: Protocol, results: Results, console: Console) -> dict[str, Intrinsic]:
-    """Each model's figures on the text, measured or known from before."""
+    """Each model's figures on the text, measured now or earlier."""
     models = request.models
     digest = text_digest(request.text, models, protocol.text)
     known, changes = results.get_text(models, request.text, digest)
@@ -189,7 +189,7 @@ def _check_model(model: Model, request: Request, protocol: Protocol) -> None:
 
 
 def _check_same_pieces(models: Sequence[Model]) -> None:
-    """Raise InputError unless all tokenizers are the teacher's, whose soft targets are about pieces."""
+    """Raise InputError unless all tokenizers are equal to the teacher's, whose soft targets are about its pieces."""
     teacher, *students = models
     for student in students:
         try:

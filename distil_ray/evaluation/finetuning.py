@@ -1,4 +1,4 @@
-"""A model and a task's rows -> a fine-tuned model, its outputs, its scores on the validation rows; each a Ray task.
+"""A model and a task's rows -> a fine-tuned model and its scores on the validation rows, in a Ray task each.
 
 Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
 """
@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from distil_ray.distillation.losses import soft_target_loss
-from distil_ray.errors import InputError, RunError, reason_of
+from distil_ray.errors import InputError
 from distil_ray.evaluation.kinds import Features, Logits, adapter_of
-from distil_ray.evaluation.nodes import join
+from distil_ray.evaluation.nodes import completed, join, remote_task
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
@@ -27,23 +27,23 @@ from distil_ray.runs.cluster import assigned_device
 from distil_ray.runs.console import Console, format_seconds
 
 _MAX_GRAD_NORM = 1.0
-_BATCHES_PER_POOL = 32  # whose rows are put in order of length, so that little is padded
+_BATCHES_PER_POOL = 32  # whose rows are sorted by length, so that there is little padding
 _EVALUATION_ROWS = 64
 
 
 class SoftTargets(NamedTuple):
-    """A fine-tuned teacher's logits for each training feature, and what is done with them."""
+    """A fine-tuned teacher's logits for each training feature, and how they are used."""
 
     logits: Logits
     step: SecondStep
 
 
 class Finetuner:
-    """One model on its way through one task.
+    """Fine-tunes one model on one task, and scores it.
 
     Args:
         model: with a head for the task (`Adapter.load`); its weights are changed.
-        seed: of the order of rows and of dropout; the head's weights come with the model.
+        seed: of the order of rows and of dropout; the head is already initialized.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Finetuner:
         return self._outputs(self._encode(rows))
 
     def score(self, splits: Splits) -> dict[str, float]:
-        """The official metrics in percent by "split/metric" of all but "train", and "score", their mean."""
+        """The official metrics in percent, by "split/metric", of all splits but "train"; and "score", their mean."""
         found: dict[str, float] = {}
         for split, rows in splits.items():
             if split == "train":
@@ -149,7 +149,7 @@ class _BestEpoch:
         self._weights: dict[str, Tensor] | None = None
 
     def epochs_since(self, score: float) -> int:
-        """Take an epoch's score and weights; how many epochs have passed since the best."""
+        """Note an epoch's score and weights; return how many epochs have passed since the best."""
         self._epochs_since += 1
         if self._weights is None or score > self._score:
             self._score, self._epochs_since = score, 0
@@ -157,7 +157,7 @@ class _BestEpoch:
         return self._epochs_since
 
     def restore(self) -> None:
-        """Go back to them, if there are any."""
+        """Load them into the model, if there are any."""
         if self._weights is not None:
             self._model.load_state_dict(self._weights)
 
@@ -170,7 +170,7 @@ def task_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def batches(lengths: list[int], batch_size: int, generator: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Yield the indices of all rows once, in batches of rows of like length, in an order drawn by ``generator``."""
+    """Yield the index of each row once, in batches of rows of similar length, in an order drawn by ``generator``."""
     order = generator.permutation(len(lengths))
     pool = batch_size * _BATCHES_PER_POOL
     for start in range(0, len(order), pool):
@@ -187,13 +187,13 @@ def _check_fit(features: Features, soft_targets: SoftTargets | None) -> None:
     lengths = [logits.shape[-1] for logits in soft_targets.logits]
     if len(lengths) != len(features.inputs) or (features.windows and lengths != features.lengths):
         raise InputError(
-            "the teacher cuts the rows into other pieces than the student, so that its soft targets are of no use; "
+            "the teacher splits the rows into other pieces than the student, so that its soft targets do not fit; "
             "expected a student with the teacher's tokenizer"
         )
 
 
 def _stack(teacher_logits: Sequence[npt.NDArray[np.float32]], like: Tensor) -> Tensor:
-    """Teacher's logits as a tensor like the student's; what is padding there is what the student has."""
+    """The teacher's logits as a tensor of the student's shape; padding has the student's values."""
     stacked = like.detach().clone()
     for row, logits in zip(stacked, teacher_logits, strict=True):
         row[..., : logits.shape[-1]] = torch.from_numpy(logits)
@@ -201,7 +201,7 @@ def _stack(teacher_logits: Sequence[npt.NDArray[np.float32]], like: Tensor) -> T
 
 
 class Tuned(NamedTuple):
-    """What a fine-tuning came to: scores, how long it took, and the soft targets of a job that teaches."""
+    """The result of a fine-tuning: scores, how long it took, and the soft targets if they are kept."""
 
     scores: dict[str, float]
     seconds: float
@@ -209,11 +209,11 @@ class Tuned(NamedTuple):
 
 
 def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -> None:
-    """Do the jobs that are not done yet, as many at a time as the cluster holds; none joins no cluster.
+    """Run the jobs that are not done yet, as many at a time as fit on the cluster; without any, joins no cluster.
 
     Raises:
         InputError: earlier results were made with something else.
-        RunError: jobs that failed, with why, the others are done and kept; or scores that cannot be written.
+        RunError: jobs failed, the others are done and kept; or scores cannot be written.
     """
     if not jobs:
         return
@@ -223,59 +223,45 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
     done = set(results.done(jobs))
     open_jobs = [job for job in jobs if job not in done]
     if done:
-        console.line(f"{len(done)} of {len(jobs)} fine-tunings are done already")
+        console.line(f"{len(done)} of {len(jobs)} fine-tunings are already done")
     if num_unverified := results.num_unverified(done):
         console.line(
-            f"{num_unverified} of them were done by an earlier version, which did not note the tasks' rows: they count "
-            "as made with those of today"
+            f"{num_unverified} of them are from an earlier version, which did not record the tasks' rows: they are "
+            "taken to be on the same ones"
         )
     if not open_jobs:
         return
     console.line(join([job.model for job in open_jobs], results.protocol.resources))
-    waiting = dict(_start(open_jobs, results))
-    failures = []
-    began, num_done = time.monotonic(), 0
-    while waiting:
-        (reference,), _ = ray.wait(list(waiting), num_returns=1)
-        job = waiting.pop(reference)
-        num_done += 1
-        try:
-            tuned: Tuned = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            failures.append(f"{job.row} on {job.task}, seed {job.seed}: {reason_of(error)}")
-            continue
+    running = _start(open_jobs, results)
+    began = time.monotonic()
+    tuned: Tuned
+    for job, tuned in completed(running, "fine-tunings"):
         if tuned.soft_targets is not None:
             results.put_soft_targets(job, tuned.soft_targets)
         results.put(job, tuned.scores, tuned.seconds)
-        left = (time.monotonic() - began) / num_done * len(waiting)
-        ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if waiting else ""
+        num_done = len(open_jobs) - len(running)
+        left = (time.monotonic() - began) / num_done * len(running)
+        ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if running else ""
         console.line(f"{job.task:5} {job.row}, seed {job.seed}: {tuned.scores['score']:.1f}{ending}")
-    if failures:
-        raise RunError(f"{len(failures)} of {len(open_jobs)} fine-tunings failed:\n  " + "\n  ".join(failures))
 
 
-def _start(jobs: Sequence[FinetuneJob], results: Results) -> Iterator[tuple[Any, FinetuneJob]]:
-    """Start all jobs, teachers before those that learn from them; yield what Ray will answer with for each."""
-    protocol = results.protocol
-    function: Any = _fine_tune
-    remote: Any = ray.remote(function).options(
-        num_cpus=protocol.resources.cpus,
-        num_gpus=protocol.resources.gpus,
-        max_retries=protocol.resources.max_retries,
-        name="fine_tune",
-    )
-    splits = {task: ray.put(results.data[task]) for task in {job.task for job in jobs}}
-    tuned: dict[FinetuneJob, Any] = {}
+def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJob]:
+    """Start all jobs, teachers before the students that learn from them; return each job by its task's reference."""
+    task = remote_task(_fine_tune, results.protocol.resources)
+    splits = {name: ray.put(results.data[name]) for name in {job.task for job in jobs}}
+    outcomes: dict[FinetuneJob, Any] = {}  # references to a `Tuned` each
+    running = {}
     for job in sorted(jobs, key=lambda job: job.teacher is not None):
-        if job.teacher is not None and job.teacher not in tuned:
-            tuned[job.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(job.teacher)))
-        teacher = None if job.teacher is None else tuned[job.teacher]
-        tuned[job] = remote.remote(job, results.tasks[job.task], splits[job.task], protocol, teacher)
-        yield tuned[job], job
+        if job.teacher is not None and job.teacher not in outcomes:
+            outcomes[job.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(job.teacher)))
+        teacher = None if job.teacher is None else outcomes[job.teacher]
+        outcomes[job] = task.remote(job, results.tasks[job.task], splits[job.task], results.protocol, teacher)
+        running[outcomes[job]] = job
+    return running
 
 
 def finetuner_of(job: FinetuneJob, task: Task, protocol: Protocol) -> Finetuner:
-    """A job's model on the device and the threads that a Ray task of the protocol has."""
+    """A job's model, on the device and the threads of the Ray task that this is called in."""
     torch.set_num_threads(protocol.resources.cpus)
     path, revision = job.model.origin
     model = adapter_of(task).load(path, job.seed, revision)

@@ -1,4 +1,4 @@
-"""Sentences with one word masked, and what models guess: the figures made visible.
+"""Sentences with one word masked, and what models guess: examples of the figures.
 
 Shapes: B sentences, T pieces, V vocabulary.
 """
@@ -22,8 +22,8 @@ _PROSE = re.compile(r"[A-Za-z ,;'-]+[.!?]")
 
 
 class MaskedWord(NamedTuple):
-    """A document with one word masked: its pieces ``input_ids`` [T], the ``position`` of the mask, the word that stood
-    there, and the sentence ``before`` and ``after`` it.
+    """A document with one word masked: its pieces ``input_ids`` [T], the ``position`` of the mask, the original word,
+    and the sentence ``before`` and ``after`` it.
     """
 
     input_ids: list[int]
@@ -34,7 +34,7 @@ class MaskedWord(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """A model's best guess, the probability that it gives to it, and whether it is right."""
+    """A model's best guess, its probability, and whether it is right."""
 
     word: str
     probability: float
@@ -46,8 +46,8 @@ def mask_words(
 ) -> list[MaskedWord]:
     """Mask one word in a plain sentence of a document, until there are ``num_words``.
 
-    Sentence and word are drawn by a hash of the seed, the word from those of three letters or more that are one piece:
-    any model with this vocabulary can guess them. Models see the whole document, cut at ``max_tokens`` pieces.
+    Sentence and word are drawn by a hash of the seed, among words of three letters or more that are one piece, so that
+    any model with this vocabulary can guess them. Models see the whole document, truncated to ``max_tokens`` pieces.
     """
     masked: list[MaskedWord] = []
     for number, document in enumerate(documents):
@@ -70,7 +70,7 @@ def _candidates(tokenizer: PreTrainedTokenizerBase, document: str, max_tokens: i
     num_pieces = Counter(words)
     for position, (start, stop) in enumerate(encoding["offset_mapping"]):
         text = document[start:stop]
-        start += len(text) - len(text.lstrip())  # byte-level pieces begin with the blank
+        start += len(text) - len(text.lstrip())  # byte-level pieces begin with the space
         word = text.strip()
         around = next(((first, last) for first, last in sentences if first <= start and stop <= last), None)
         is_whole = words[position] is not None and num_pieces[words[position]] == 1
@@ -80,7 +80,7 @@ def _candidates(tokenizer: PreTrainedTokenizerBase, document: str, max_tokens: i
 
 
 def _is_plain(sentence: str) -> bool:
-    """Whether it consists of ordinary words, without code, figures or markup."""
+    """Whether a sentence consists of ordinary words, without code, numbers or markup."""
     sentence = " ".join(sentence.split())
     return _PROSE.fullmatch(sentence) is not None and _MIN_WORDS <= len(sentence.split()) <= _MAX_WORDS
 

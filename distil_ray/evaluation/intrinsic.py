@@ -1,11 +1,10 @@
-"""Models on held-out text, by masked language modeling: one Ray Data pipeline from files to sums.
+"""Masked language modeling on held-out text: one Ray Data pipeline from files to each model's figures.
 
 Shapes: B rows, T tokens a row, K masked positions a row, P ordinary pieces of a row, M models.
 """
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Self
@@ -46,17 +45,18 @@ _MAX_BATCHES_PER_BLOCK, _MIN_BLOCKS = 16, 64
 
 
 class Intrinsic(NamedTuple):
-    """How well a model predicts masked pieces, and how near it comes to the teacher.
+    """How well a model predicts masked pieces, and how close it is to the teacher.
 
     Attributes:
         num_rows: rows evaluated.
         num_masked: pieces masked in them, with the masks of training (80% [MASK], 10% a random piece, 10% as it is).
-        mlm_loss: cross-entropy in nats a masked piece.
-        mlm_accuracy: share of the masked pieces that the model holds most probable.
+        mlm_loss: cross-entropy in nats per masked piece.
+        mlm_accuracy: share of the masked pieces to which the model gives the highest probability.
         pseudo_perplexity: exp of the mean of -log p(piece | the others), each piece masked alone (Salazar et al. 2020,
             arXiv 1910.14659), over a sample of the rows; None without a sample.
-        kl_to_teacher: KL(teacher ‖ model) in nats a masked piece, at T = 1; None for the teacher itself.
-        teacher_agreement: share of the masked pieces at which both hold the same piece most probable; None likewise.
+        kl_to_teacher: KL(teacher ‖ model) in nats per masked piece, at T = 1; None for the teacher itself.
+        teacher_agreement: share of the masked pieces for which both give the same piece the highest probability;
+            None likewise.
     """
 
     num_rows: int
@@ -75,20 +75,20 @@ def measure_intrinsic(
     resources: Resources,
     tell: Callable[[str], None],
 ) -> dict[str, Intrinsic]:
-    """Evaluate models on a text of which none of them has learned, on the Ray that this process is connected to.
+    """Evaluate models on text that none of them was trained on, on the Ray that this process is connected to.
 
-    The rows are a pure function of the text, the teacher's tokenizer and ``text``, made as a run's held-out rows are;
-    neither they nor what is added up depends on the cluster.
+    The rows are a pure function of the sources, the teacher's tokenizer and ``text``, made like a run's held-out rows.
+    Neither they nor the order of the sums depends on the cluster.
 
     Args:
         models: the teacher first.
         sources: the text.
         text: which rows and masks.
-        resources: of each of the processes that evaluate. Each holds all models.
-        tell: gets a line at the start, and now and then.
+        resources: of each process that evaluates. Each holds all models.
+        tell: called with a line at the start, and with progress from time to time.
 
     Raises:
-        InputError: a model or the text cannot be used, or no node has room for a process.
+        InputError: a model or the text cannot be used, or a process fits on no node.
         RunError: a process failed, or was lost too often.
     """
     vocabulary = _check_models(models, text.max_seq_length)
@@ -101,7 +101,7 @@ def measure_intrinsic(
     arguments = (models, vocabulary.mask_id, vocabulary.special_ids, text.batch_size, resources.cpus)
     totals = Totals.zero(len(models))
     began = told = time.monotonic()
-    for part in evaluated_blocks(plan, Evaluator, arguments, block_rows=block_rows, room=room):
+    for part in evaluated_blocks(plan, EvaluatorActor, arguments, block_rows=block_rows, room=room):
         totals = totals.plus(part)
         now = time.monotonic()
         if now - told > SECONDS_BETWEEN_LINES:
@@ -142,14 +142,14 @@ def figures_of(
     """
     if not totals.num_rows:
         raise InputError(
-            f"{', '.join(map(str, sources))}: gave no row with {text.num_masked} ordinary pieces to mask; expected "
-            "text, under the column that the source names, in a language that the tokenizer knows"
+            f"{', '.join(map(str, sources))}: no row has {text.num_masked} ordinary pieces to mask; expected "
+            "text, in the column that the source names, in a language that the tokenizer knows"
         )
     return {name: totals.of(index) for index, name in enumerate(names)}
 
 
 def rows_per_block(text: HeldOutText) -> int:
-    """Rows that a process gets at a time: one batch or several. It depends on nothing but the protocol."""
+    """Rows that a process gets at a time: one or several batches, depending on the protocol alone."""
     wanted = _MAX_BATCHES_PER_BLOCK if text.num_rows is None else text.num_rows // (_MIN_BLOCKS * text.batch_size)
     return text.batch_size * min(max(wanted, 1), _MAX_BATCHES_PER_BLOCK)
 
@@ -157,31 +157,26 @@ def rows_per_block(text: HeldOutText) -> int:
 def room_on(
     nodes: Sequence[Mapping[str, float]], resources: Resources, max_processes: int | None, *, can_grow: bool
 ) -> Room:
-    """As many processes as fit on the nodes, and the CPU slots that they leave for reading and masking.
+    """As many processes as fit on the nodes, and the remaining CPU slots for reading and masking.
 
     Args:
         nodes: Ray resources of each.
         resources: of a process.
-        max_processes: for which there is work; None = any number.
-        can_grow: whether nodes may be added: then one process may wait for them.
+        max_processes: that there is work for; None: any number.
+        can_grow: whether nodes may be added, for which one process would then wait.
 
     Raises:
-        InputError: no node has room for a process, or ever will have.
+        InputError: a process fits on no node, and none will be added.
     """
-    num_processes = sum(_places(node, resources) for node in nodes)
+    num_processes = sum(map(resources.num_fitting, nodes))
     if not num_processes and not can_grow:
         raise InputError(
             f"resources: no node of the cluster has {resources.cpus} CPU slots and {resources.gpus:g} GPUs for a "
-            "process that evaluates text; ask for less (resources.cpus, resources.gpus), or add nodes"
+            "process that evaluates text; request less (resources.cpus, resources.gpus), or add nodes"
         )
     num_processes = max(min(num_processes, max_processes or num_processes), 1)
     spare = int(sum(node.get("CPU", 0.0) for node in nodes)) - num_processes * resources.cpus
     return Room(num_processes, resources.cpus, resources.gpus, max(spare, 0), resources.max_retries)
-
-
-def _places(node: Mapping[str, float], resources: Resources) -> int:
-    by_gpus = node.get("GPU", 0.0) // resources.gpus if resources.gpus else math.inf
-    return int(min(node.get("CPU", 0.0) // resources.cpus, by_gpus))
 
 
 def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:
@@ -194,7 +189,7 @@ def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:
 
 
 def text_digest(sources: Sequence[Source], models: Sequence[Model], text: HeldOutText) -> str:
-    """SHA-256 of the documents that `measure_intrinsic` would read, wherever they lie.
+    """SHA-256 of the documents that `measure_intrinsic` would read, wherever they are stored.
 
     Raises:
         InputError: a source or the teacher's tokenizer is unusable.
@@ -210,7 +205,7 @@ def text_digest(sources: Sequence[Source], models: Sequence[Model], text: HeldOu
 
 
 def _check_models(models: Sequence[Model], max_seq_length: int) -> Vocabulary:
-    """Load each model once, to see whether all can be compared on such rows; return the teacher's vocabulary."""
+    """Load each model once, to check that all can be compared on such rows; return the teacher's vocabulary."""
     tokenizer = load_tokenizer(*models[0].origin)
     vocab_size = None
     for one in models:
@@ -238,7 +233,7 @@ def _check_models(models: Sequence[Model], max_seq_length: int) -> Vocabulary:
 
 
 class Totals(NamedTuple):
-    """What blocks add up to.
+    """Sums over blocks.
 
     Attributes:
         num_rows, num_masked, num_alone: rows, masked pieces, and pieces masked alone.
@@ -257,7 +252,7 @@ class Totals(NamedTuple):
         return cls(0, 0, 0, np.zeros((num_models, NUM_FIGURES)), np.zeros(num_models))
 
     def plus(self, part: Arrays) -> Self:
-        """With what `measure` returned for a block."""
+        """These sums and a block's, as `Evaluator` returns them."""
         num_rows, num_masked, num_alone = part["counts"].sum(axis=0).tolist()
         return type(self)(
             self.num_rows + num_rows,
@@ -268,7 +263,7 @@ class Totals(NamedTuple):
         )
 
     def of(self, index: int) -> Intrinsic:
-        """The figures of a model; the one with index 0 is the teacher."""
+        """The figures of a model; index 0 is the teacher."""
         loss, accuracy, kl, agreement = (self.masked[index] / self.num_masked).tolist()
         return Intrinsic(
             num_rows=self.num_rows,
@@ -282,74 +277,67 @@ class Totals(NamedTuple):
 
 
 class Evaluator:
-    """All models in a process of the cluster, on its GPU if it has one."""
+    """Evaluates blocks with models of one vocabulary, the teacher first, on one device.
+
+    Args:
+        mask_id, special_ids: the tokenizer's.
+        batch_size: rows in a forward pass.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[PreTrainedModel],
+        mask_id: int,
+        special_ids: Sequence[int],
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self._models = [nn.Module.to(model.eval(), device) for model in models]
+        self._mask_id, self._batch_size, self._device = mask_id, batch_size, device
+        self._is_special = torch.from_numpy(special_table(models[0].config.vocab_size, tuple(special_ids))).to(device)
+
+    @torch.no_grad()
+    def __call__(self, rows: Arrays) -> Arrays:
+        """Evaluate a block: the arrays of `batch` and `IN_SAMPLE`.
+
+        Returns:
+            Arrays of one row: ``masked [1, M, NUM_FIGURES]`` and ``alone [1, M]`` float64, ``counts [1, 3]`` and
+            ``place [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see
+            `TextPlan.share_completed`.
+        """
+        masked = torch.zeros(len(self._models), NUM_FIGURES, dtype=torch.float64, device=self._device)
+        alone = torch.zeros(len(self._models), dtype=torch.float64, device=self._device)
+        num_alone = 0
+        num_rows = len(rows["row"])
+        for start in range(0, num_rows, self._batch_size):
+            stop = min(start + self._batch_size, num_rows)
+            batch = to_device(rows, start, stop, self._device)
+            masked += figure_sums(self._models, batch)
+            whole = batch.input_ids.scatter(1, batch.masked_positions, batch.masked_labels)
+            for row in np.flatnonzero(rows[IN_SAMPLE][start:stop]):
+                singles = mask_each(whole[row], self._is_special, self._mask_id)
+                num_alone += len(singles.input_ids)
+                for parts in zip(*(values.split(self._batch_size) for values in singles), strict=True):
+                    alone += figure_sums(self._models, Batch(*parts))[:, 0]
+        counts = [num_rows, rows["masked_labels"].size, num_alone]
+        place = [rows[name][-1] for name in ("group", "row", "group_rows")]
+        return {
+            "masked": masked.cpu().numpy()[None],
+            "alone": alone.cpu().numpy()[None],
+            "counts": np.array([counts], dtype=np.int64),
+            "place": np.array([place], dtype=np.int64),
+        }
+
+
+class EvaluatorActor(Evaluator):
+    """An evaluator in a process of the cluster, on its GPU if it has one."""
 
     def __init__(
         self, models: Sequence[Model], mask_id: int, special_ids: Sequence[int], batch_size: int, num_threads: int
     ) -> None:
         torch.set_num_threads(num_threads)
-        self._device = assigned_device()
-        self._models = [load_masked_lm(*model.origin).eval() for model in models]
-        for model in self._models:
-            nn.Module.to(model, self._device)
-        self._mask_id, self._special_ids, self._batch_size = mask_id, special_ids, batch_size
-
-    def __call__(self, rows: Arrays) -> Arrays:
-        return measure(
-            self._models,
-            rows,
-            self._mask_id,
-            self._special_ids,
-            batch_size=self._batch_size,
-            device=self._device,
-        )
-
-
-@torch.no_grad()
-def measure(
-    models: Sequence[PreTrainedModel],
-    rows: Arrays,
-    mask_id: int,
-    special_ids: Sequence[int],
-    *,
-    batch_size: int,
-    device: torch.device,
-) -> Arrays:
-    """Evaluate models, the teacher first, on a block.
-
-    Args:
-        models: in eval mode, on ``device``, of one vocabulary.
-        rows: the arrays of `batch` and `IN_SAMPLE`.
-        mask_id, special_ids: the tokenizer's.
-        batch_size: rows in a forward pass.
-        device: where to compute.
-
-    Returns:
-        Arrays of one row: ``masked [1, M, NUM_FIGURES]`` and ``alone [1, M]`` float64, ``counts [1, 3]`` and ``place
-        [1, 3]`` int64; see `Totals`. The place is that of the block's last row, see `TextPlan.share_completed`.
-    """
-    masked = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=device)
-    alone = torch.zeros(len(models), dtype=torch.float64, device=device)
-    num_alone = 0
-    is_special = torch.from_numpy(special_table(models[0].config.vocab_size, tuple(special_ids))).to(device)
-    num_rows = len(rows["row"])
-    for start in range(0, num_rows, batch_size):
-        batch = to_device(rows, start, min(start + batch_size, num_rows), device)
-        masked += figure_sums(models, batch)
-        whole = batch.input_ids.scatter(1, batch.masked_positions, batch.masked_labels)
-        for row in np.flatnonzero(rows[IN_SAMPLE][start : start + batch_size]):
-            singles = mask_each(whole[row], is_special, mask_id)
-            num_alone += len(singles.input_ids)
-            for parts in zip(*(values.split(batch_size) for values in singles), strict=True):
-                alone += figure_sums(models, Batch(*parts))[:, 0]
-    counts = [num_rows, rows["masked_labels"].size, num_alone]
-    place = [rows[name][-1] for name in ("group", "row", "group_rows")]
-    return {
-        "masked": masked.cpu().numpy()[None],
-        "alone": alone.cpu().numpy()[None],
-        "counts": np.array([counts], dtype=np.int64),
-        "place": np.array([place], dtype=np.int64),
-    }
+        loaded = [load_masked_lm(*model.origin) for model in models]
+        super().__init__(loaded, mask_id, special_ids, batch_size, assigned_device())
 
 
 def mask_each(row: Tensor, is_special: Tensor, mask_id: int) -> Batch:

@@ -38,7 +38,7 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 
 
 def score(names: Sequence[str], labels: Array, predictions: Array, num_classes: int = 2) -> dict[str, float]:
-    """The metrics of these names, in percent. One that is not defined, as for constant predictions, is 0.
+    """The metrics with these names, in percent. A metric that is undefined, as for constant predictions, is 0.
 
     F1 is that of class 1, or the mean over the classes if there are more than two.
     """
@@ -52,10 +52,10 @@ def score(names: Sequence[str], labels: Array, predictions: Array, num_classes: 
 
 
 def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD's official exact match and F1, in percent: of each prediction, against the answer that it fits best.
+    """SQuAD's official exact match and F1, in percent: each prediction counts with the answer that it matches best.
 
     Args:
-        answers: the right ones to each question; none = it has no answer, to which an empty prediction is right.
+        answers: the right ones for each question; for one without an answer, an empty prediction is right.
     """
     exact, f1 = [], []
     for prediction, texts in zip(predictions, answers, strict=True):
@@ -67,7 +67,7 @@ def squad_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -
 
 
 def _normalized(text: str) -> str:
-    """As in SQuAD's evaluation script: lower case without punctuation, articles and runs of blanks."""
+    """As in SQuAD's evaluation script: lower case, without punctuation, articles and repeated spaces."""
     text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
@@ -80,7 +80,7 @@ def _word_f1(given: list[str], target: list[str]) -> float:
 
 
 class Summary(NamedTuple):
-    """Scores over ``num_seeds`` seeds: the median, and the lowest and the highest of them."""
+    """Scores over ``num_seeds`` seeds: median, lowest and highest."""
 
     median: float
     low: float
@@ -94,7 +94,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def macro(medians: Iterable[float]) -> float:
-    """The mean over tasks of the tasks' medians, as the paper's table 1 has it."""
+    """The mean of the tasks' medians, as in the paper's table 1."""
     return statistics.fmean(medians)
 
 
@@ -103,8 +103,8 @@ Logits = Sequence[npt.NDArray[np.float32]]
 
 
 class Window(NamedTuple):
-    """A feature that is a part of row ``row``; ``offsets`` [T, 2]: the characters of the context that each piece
-    stands for, (0, 0) for pieces that are not the context's.
+    """A feature that is part of row ``row``; ``offsets`` [T, 2]: start and end of each piece in the context, (0, 0) for
+    pieces outside it.
     """
 
     row: int
@@ -112,7 +112,7 @@ class Window(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Inputs of a model, and what it should answer.
+    """Inputs of a model, and its targets.
 
     Attributes:
         inputs: of each feature, by argument of the model.
@@ -130,7 +130,7 @@ class Features(NamedTuple):
 
 
 class Labeling:
-    """How the fine-tuning of a classification or regression task differs from others."""
+    """What is specific to classification and regression tasks."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -144,10 +144,10 @@ class Labeling:
         return model
 
     def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
-        """Whatever is too long is cut."""
+        """Accepts all rows: long ones are truncated."""
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
-        """One feature per row; of a pair that is too long the longer text is cut first."""
+        """One feature per row; of a pair that is too long, the longer text is truncated first."""
         dtype = torch.float32 if self._task.kind == "regression" else torch.int64
         return Features(encode_rows(tokenizer, rows, max_seq_length), torch.as_tensor(rows.labels, dtype=dtype))
 
@@ -164,7 +164,7 @@ class Labeling:
         return self._score(rows, self.predictions(logits))
 
     def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
-        """The task's metrics, in percent, of the commonest class or the mean number of ``train``."""
+        """The task's metrics, in percent, of always predicting the most common class or the mean of ``train``."""
         labels = np.asarray(train.labels)
         answer = labels.mean() if self._task.kind == "regression" else np.bincount(labels).argmax()
         return self._score(rows, np.full(len(rows.texts), answer))
@@ -187,11 +187,11 @@ def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: 
 
 _OVERLAP = 1 / 3  # of a window's length: BERT's 128 pieces of 384
 _MAX_ANSWER_PIECES = 30  # BERT's
-_NO_LOGIT = -1e4  # of padding: no probability, and finite, so that differences of its logarithms are
+_NO_LOGIT = -1e4  # of padding: no probability, yet finite, so that differences of log-probabilities are
 
 
 class Spans:
-    """How the fine-tuning of a span task differs from others."""
+    """What is specific to span tasks."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -201,8 +201,8 @@ class Spans:
         return load_span_answerer(path, seed, revision)
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
-        """Windows of all rows; the targets are positions of the first answer's first and last piece, 0 and 0 where a
-        window does not have it whole.
+        """Windows of all rows; the targets are the positions of the first answer's first and last piece, 0 and 0 in a
+        window that does not contain all of it.
 
         Raises:
             InputError: a question leaves no room for the context.
@@ -233,20 +233,19 @@ class Spans:
     def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
         """Raise InputError if a question leaves no room for a context.
 
-        Only questions of more bytes than there is room for pieces are tokenized: a piece has a byte at least.
+        Only questions with more bytes than there is room for pieces are tokenized, as a piece has at least one byte.
         """
         stride = int(max_seq_length * _OVERLAP)
         around = tokenizer.num_special_tokens_to_add(pair=True) + stride + 1
-        long = {
-            text for question, _ in rows.texts if len((text := question.strip()).encode()) + around > max_seq_length
-        }
+        questions = {question.strip() for question, _ in rows.texts}
+        long = [question for question in questions if len(question.encode()) + around > max_seq_length]
         if not long:
             return
         encoded: Any = tokenizer(sorted(long), add_special_tokens=False)
         longest = max(map(len, encoded["input_ids"]))
         if longest + around > max_seq_length:
             raise InputError(
-                f"{self._task.name}: its longest question has {longest} pieces, for which finetuning.max_seq_length "
+                f"{self._task.name}: its longest question has {longest} pieces, so that finetuning.max_seq_length "
                 f"{max_seq_length} leaves no room for a context; expected {int((longest + around - stride) * 1.5) + 1} "
                 "or more"
             )
@@ -269,14 +268,15 @@ class Spans:
         return {name: scores[name] for name in self._task.metrics}
 
     def predictions(self, rows: Rows, features: Features, logits: Logits) -> list[str]:
-        """The text of the likeliest span of each row; empty where, in a task with questions that have no answer, "no
-        answer" is likelier than every span in every window.
+        """The text of the most likely span of each row. In a task in which questions may have no answer, it is empty if
+        that is more likely than every span in every window.
         """
         may_be_none = any(not answers.texts for answers in rows.labels)
         pairs = zip(features.windows, logits, strict=True)
         answers = [""] * len(rows.texts)
         for row, group in groupby(pairs, key=lambda pair: pair[0].row):
-            best, no_answer, text = -np.inf, np.inf, ""
+            best, text = -np.inf, ""
+            no_answer = np.inf
             for window, both in group:
                 no_answer = min(no_answer, float(both[0, 0] + both[1, 0]))
                 value, (start, stop) = _best_span(window.offsets, both)
@@ -297,7 +297,7 @@ def _position(window: Window, answers: Answers) -> tuple[int, int]:
 
 
 def _best_span(offsets: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> tuple[float, tuple[int, int]]:
-    """The largest sum of a start's and a later end's logit within the context, and the span's characters."""
+    """The largest sum of a start's and a later end's logit within the context, and the span in characters."""
     is_context = offsets[:, 1] > 0
     if not is_context.any():
         return -np.inf, (0, 0)
@@ -310,7 +310,7 @@ def _best_span(offsets: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) 
 
 
 Adapter = Labeling | Spans
-"""What differs between the kinds of tasks, with the same methods."""
+"""What is specific to a kind of task, with the same methods for all kinds."""
 
 
 def adapter_of(task: Task) -> Adapter:
@@ -318,13 +318,13 @@ def adapter_of(task: Task) -> Adapter:
 
 
 class TaskFacts(NamedTuple):
-    """What the scores on a task are of.
+    """What the scores on a task are based on.
 
     Attributes:
-        metrics: whose mean the score is.
-        num_train_rows: used, of ``num_rows_there``.
-        constant_score: in percent, what one answer to all rows scores: the commonest class or the mean of the training
-            rows, or "no answer".
+        metrics: the score is their mean.
+        num_train_rows: training rows used, of ``num_rows_there``.
+        constant_score: in percent, the score of one answer for all rows: the most common class or the mean of the
+            training rows, or "no answer".
     """
 
     kind: str
@@ -340,7 +340,7 @@ class TaskFacts(NamedTuple):
 
 
 def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
-    """What is to be known of a task as models are fine-tuned on it."""
+    """The facts of a task as models are fine-tuned on it."""
     train, adapter = splits["train"], adapter_of(task)
     validation = [rows for split, rows in splits.items() if split != "train"]
     scores = [score for rows in validation for score in adapter.constant_score(train, rows).values()]

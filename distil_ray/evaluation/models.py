@@ -1,4 +1,4 @@
-"""A model of a comparison: its name, where it lies, and what is known of it: content, weights on disk, tokenizer."""
+"""A model of a comparison: its name, where it is stored, and its content, weights on disk and tokenizer."""
 
 import hashlib
 import json
@@ -30,13 +30,13 @@ _DTYPES = {
 }
 _HEADER_BYTES = 8  # of a safetensors file: the length of the JSON that follows
 
-# Has what tokenizers treat differently: case, accents, numbers, marks, scripts, runs of blanks; and two texts.
+# Contains what tokenizers treat differently: case, accents, numbers, punctuation, scripts, runs of spaces.
 _PROBE = "Ein Café in ZÜRICH, e-mail: a.b@c.org;  1,234.5 don't\t東京 한국어 हिन्दी مرحبا 😀 naïve-looking_words"
 _NUM_PROBED_PIECES = 200
 
 
 class StoredWeights(NamedTuple):
-    """Bytes of a model's weights on disk, and the number format that most of them have, "" if it is unknown."""
+    """Bytes of a model's weights on disk, and the number format of most of them, "" if unknown."""
 
     num_bytes: int
     dtype: str = ""
@@ -44,12 +44,12 @@ class StoredWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A model, by the name of its row. What is known of it is found out when it is first asked for."""
+    """A model, by the name of its row. Everything else is loaded when it is first needed."""
 
     name: str
     origin: Origin
 
-    def __reduce__(self) -> Any:  # processes of the cluster find out what they need themselves
+    def __reduce__(self) -> Any:  # processes of the cluster load what they need themselves
         return Model, (self.name, self.origin)
 
     @property
@@ -75,8 +75,8 @@ class Model:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the model's content, and of the tokenizer's pieces and what it makes of some text, which do not
-        depend on how it is stored.
+        """SHA-256 of the model's content, and of the tokenizer's vocabulary and its encoding of some text, neither of
+        which depends on how they are stored.
         """
         tokenizer = load_tokenizer(*self.origin)
         vocabulary = tokenizer.get_vocab()
@@ -89,7 +89,7 @@ class Model:
 
     @cached_property
     def stored(self) -> StoredWeights:
-        """The weights that transformers takes of a folder, or of the copy that was fetched from the Hub.
+        """The weights that transformers loads from a folder, or from the copy of a model of the Hub.
 
         Raises:
             InputError: there are none.
@@ -111,7 +111,7 @@ class Model:
         return StoredWeights(sum(file.stat().st_size for file in files), dtype)
 
     def may_be(self, noted: str) -> bool:
-        """Whether results of schema 1, which noted a digest of the safetensors or else the path, may be of this one."""
+        """Whether results of schema 1 may be this model's: they recorded a digest of its weights, or its path."""
         files = sorted(Path(self.path).glob("*.safetensors")) if self.origin.is_local else []
         if not files:
             return noted == self.path or str(Path(noted).expanduser().absolute()) == self.path
@@ -123,7 +123,7 @@ class Model:
 
 
 def _weights_by_dtype(file: Path) -> Counter[str]:
-    """How many weights of each number format a file has; nothing if it does not say. Loads none of them."""
+    """Number of weights in a file by number format, empty if the file does not say. Loads no weights."""
     found: Counter[str] = Counter()
     if file.suffix == ".safetensors":
         with file.open("rb") as content:

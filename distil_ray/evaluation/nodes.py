@@ -1,52 +1,84 @@
-"""The cluster that models are evaluated on: joined, and each node asked whether it can reach the models."""
+"""The cluster that models are evaluated on: joined, its nodes checked for the models, and its tasks waited for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distil_ray.errors import InputError, reason_of
+from distil_ray.errors import InputError, RunError, reason_of
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.loading import load_tokenizer
 from distil_ray.models.origin import Origin
 from distil_ray.runs.cluster import connect
 
+Job = TypeVar("Job")
 Listing = dict[str, int]  # the files of a model's folder: bytes by name
 
 _PARTS = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configuration, tokenizer
-_MAX_SECONDS = 300.0  # to begin a process on a busy node and to import torch
+_MAX_SECONDS = 300.0  # to start a process on a busy node and to import torch
 
 
 def join(models: Iterable[Model], resources: Resources) -> str:
-    """Connect to Ray (see `connect`) for work on ``models``; return a line that says to which.
+    """Connect to Ray (see `connect`) for work on ``models``; return a line that says to which one.
 
     Raises:
         InputError: there is no cluster, or a node of it cannot reach a model.
     """
     line = connect(resources.cpus)
     own = ray.get_runtime_context().get_node_id()
-    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and _has_room(node, resources)]
+    nodes = [node for node in ray.nodes() if node["Alive"] and resources.num_fitting(node["Resources"])]
+    others = [node for node in nodes if node["NodeID"] != own]
     check_reachable({model: listing_of(model.path) for model in dict.fromkeys(models)}, others)
     return line
 
 
-def _has_room(node: Mapping[str, Any], resources: Resources) -> bool:
-    there = node["Resources"]
-    return bool(there.get("CPU", 0.0) >= resources.cpus and there.get("GPU", 0.0) >= min(resources.gpus, 1.0))
+def remote_task(function: Callable[..., Any], resources: Resources) -> Any:
+    """A function as a Ray task that takes ``resources`` and is named like the function."""
+    untyped: Any = function  # Ray's annotations know functions without arguments only
+    return ray.remote(untyped).options(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        max_retries=resources.max_retries,
+        name=function.__name__.strip("_"),
+    )
+
+
+def completed(running: dict[Any, Job], what: str) -> Iterator[tuple[Job, Any]]:
+    """Wait for Ray tasks; yield the job and the result of each that succeeds, in the order in which they end.
+
+    Args:
+        running: the job by its task's reference. A task is removed when it ends.
+        what: the jobs in the plural, for the message.
+
+    Raises:
+        RunError: after all have ended, if any failed; says which and why.
+    """
+    num_jobs, failures = len(running), []
+    while running:
+        (reference,), _ = ray.wait(list(running), num_returns=1)
+        job = running.pop(reference)
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            failures.append(f"\n  {job}: {reason_of(error)}")
+            continue
+        yield job, result
+    if failures:
+        raise RunError(f"{len(failures)} of {num_jobs} {what} failed:{''.join(failures)}")
 
 
 def check_reachable(models: Mapping[Model, Listing], nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Ask nodes for models.
+    """Check that nodes can load models.
 
     Args:
-        models: each with the files that its folder has here, none for a model of the Hub.
+        models: each with the files in its folder on this machine, none for a model of the Hub.
         nodes: as `ray.nodes` describes them.
 
     Raises:
-        InputError: a node has not the same files there, or does not get a model from the Hub.
+        InputError: a node does not have the same files, or cannot load a model from the Hub.
     """
     function: Any = _problems
     answers = []
@@ -59,24 +91,24 @@ def check_reachable(models: Mapping[Model, Listing], nodes: Sequence[Mapping[str
         try:
             problems += [f"node {address}: {problem}" for problem in ray.get(answer, timeout=_MAX_SECONDS)]
         except ray.exceptions.RayError as error:
-            problems.append(f"node {address}: cannot be asked for the models: {reason_of(error)}")
+            problems.append(f"node {address}: cannot be checked: {reason_of(error)}")
     if problems:
         raise InputError(
-            "models cannot be reached by all nodes of the cluster:\n  "
+            "not all nodes of the cluster can load the models:\n  "
             + "\n  ".join(problems)
-            + "\ngive folders that all nodes share under the same path, or models of the Hub"
+            + "\nexpected folders that all nodes share under the same path, or models of the Hub"
         )
 
 
 def listing_of(path: str) -> Listing:
-    """The files of a folder that make up a model; empty if there is no such folder."""
+    """The files of a model in a folder; empty if there is no such folder."""
     folder = Path(path)
     files = folder.iterdir() if folder.is_dir() else ()
     return {file.name: file.stat().st_size for file in files if file.suffix in _PARTS}
 
 
 def _problems(expected: Mapping[Model, Listing]) -> list[str]:
-    """What keeps this node from loading the models. Runs on the node."""
+    """Why this node cannot load models, a line each. Runs on the node."""
     problems = {model.name: _problem(model.origin, listing) for model, listing in expected.items()}
     return [f"{name}: {problem}" for name, problem in problems.items() if problem]
 
@@ -92,5 +124,5 @@ def _problem(origin: Origin, listing: Listing) -> str | None:
     if not found:
         return f"there is no folder {origin.path}"
     if unlike := sorted(name for name in listing | found if listing.get(name) != found.get(name)):
-        return f"{origin.path} holds another model there: {', '.join(unlike[:3])} differ in size"
+        return f"{origin.path} is another model there: {', '.join(unlike[:3])} differ in size"
     return None

@@ -1,5 +1,7 @@
-"""How models are compared on tasks: the same for all of them."""
+"""The protocol of a comparison: how models are evaluated, the same way for all of them."""
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
@@ -26,7 +28,7 @@ class Finetuning(Section):
     batch_size: Count = 32
     """Rows in a step."""
     max_seq_length: Annotated[int, Field(ge=8)] = 128
-    """Pieces in a row; longer ones are cut, contexts of span tasks into windows."""
+    """Pieces in a row; longer rows are cut, contexts of span tasks into windows."""
     warmup_fraction: Probability = 0.1
     """Share of the steps over which the learning rate rises from 0, linearly."""
     weight_decay: Weight = 0.01
@@ -34,36 +36,36 @@ class Finetuning(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the matrix products; the weights stay in fp32."""
     max_train_rows: Count | None = None
-    """Training rows used, the same random ones each time, with the classes in their proportions; null takes all."""
+    """Training rows used, the same random ones each time, with the classes in their proportions; null: all."""
     early_stopping_patience: Count | None = None
-    """Epochs without a better validation score after which training ends, to go back to the best; null trains all
-    epochs. Scores are then the highest of several, which flatters all models alike."""
+    """Epochs without a better validation score after which training ends and returns to the best; null: all epochs.
+    The score is then the highest of several, which favors all models alike."""
 
 
 class SecondStep(Section):
     """Distillation during fine-tuning (the paper's section 4.2), with `--second-step`."""
 
     temperature: Positive = 2.0
-    """Softening of both distributions in the soft-target loss; of no meaning for tasks that ask for a number."""
+    """Softening of both distributions in the soft-target loss; unused for tasks that ask for a number."""
     alpha: Probability = 0.5
     """Weight of the fine-tuned teacher's soft targets; the labels have the rest."""
 
 
 class OwnTask(Section):
-    """A task beside GLUE's: text and labels of files, or of a Hub data set."""
+    """A task in addition to GLUE's: text and labels from files, or from a data set of the Hub."""
 
     kind: Literal["classification", "regression", "span"] = "classification"
     """What is asked for: a class, a number, or a span of the context (SQuAD's layout, 1.1 or 2.0)."""
     hub: LocalPathOrHubId | None = None
-    """Hub id of a data set, or a local folder laid out like one; null: `train` and `validation` are files."""
+    """Id of a data set of the Hub, or a local folder laid out like one; null: `train` and `validation` are files."""
     name: Text | None = None
     """Configuration (subset) of the Hub data set."""
     train: Text = "train"
     """Split of the Hub data set; or a file or glob: Parquet, CSV, TSV or JSON lines."""
     validation: Text = "validation"
-    """What to score on, given like `train`."""
+    """What models are scored on, given like `train`."""
     text: Annotated[tuple[Text, ...], Field(min_length=1, max_length=2), Strict(False)] | None = None
-    """Columns of one text or two; null: text, or question and context."""
+    """Columns of the text or the two texts; null: text, or question and context."""
     label: Text | None = None
     """Column of the class, number or answers; null: label, or answers."""
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1), Strict(False)] | None = None
@@ -74,7 +76,7 @@ class OwnTask(Section):
         if self.hub is None and (idle := [key for key in ("train", "validation") if key not in self.model_fields_set]):
             raise ValueError(f"given no hub and no {' and no '.join(idle)}, expected a Hub data set, or both as files")
         if self.hub is None and self.name is not None:
-            raise ValueError(f"given name {shown(self.name)} without hub, expected no name of files")
+            raise ValueError(f"given name {shown(self.name)} without hub, expected no name for files")
         if self.kind == "span" and self.text is not None and len(self.text) != 2:
             raise ValueError(f"given text {shown(self.text)}, expected the columns of question and context")
         allowed = METRICS_OF[self.kind]
@@ -84,18 +86,18 @@ class OwnTask(Section):
 
 
 class HeldOutText(Section):
-    """Evaluation on text that no model was trained on, by masked language modeling, without fine-tuning."""
+    """Evaluation by masked language modeling on text that no model was trained on, without fine-tuning."""
 
     max_seq_length: Annotated[int, Field(ge=8, le=2**15 - 1)] = 128
     """Pieces in a row, the two special ones at its ends included."""
     mlm_probability: Annotated[float, Field(gt=0, le=1)] = 0.15
-    """Share of a row's positions that is masked, special pieces excluded (BERT: 0.15)."""
+    """Share of a row's positions that are masked, special pieces excluded (BERT: 0.15)."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 56
     """Seed of the choice of rows and of the masks."""
     num_rows: Count | None = 1024
-    """Rows used, from all over the text; null takes all of it."""
+    """Rows used, from all over the text; null: all of it."""
     pseudo_perplexity_rows: Annotated[int, Field(ge=0)] = 16
-    """Rows of these for the pseudo-perplexity, each at the cost of as many as it has pieces; 0 leaves it out."""
+    """Of these, rows for the pseudo-perplexity, each of which costs one row per piece; 0: none."""
     batch_size: Count = 32
     """Rows in a forward pass; changes speed and rounding only."""
 
@@ -115,14 +117,20 @@ class HeldOutText(Section):
 
 
 class Resources(Section):
-    """What each fine-tuning, or process that evaluates text, takes of the cluster; as many run at a time as fit."""
+    """What each fine-tuning, or process that evaluates text, takes of the cluster; as many run as fit."""
 
     cpus: Count = 1
     """CPU slots and threads."""
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs; 0.25 lets four share one."""
     max_retries: Annotated[int, Field(ge=0)] = 2
-    """Times that one is begun again after the loss of its process or node."""
+    """How often one is started again after its process or node was lost."""
+
+    def num_fitting(self, node: Mapping[str, float]) -> int:
+        """How many of them fit on a node with these Ray resources."""
+        by_cpus = node.get("CPU", 0.0) // self.cpus
+        by_gpus = node.get("GPU", 0.0) // self.gpus if self.gpus else math.inf
+        return int(min(by_cpus, by_gpus))
 
 
 class Protocol(Section):
@@ -132,18 +140,19 @@ class Protocol(Section):
     second_step: SecondStep = SecondStep()
     text: HeldOutText = HeldOutText()
     resources: Resources = Resources()
-    tasks: dict[str, OwnTask] = Field({}, description="Tasks beside GLUE's, by name: {name: {keys of a task}}.")
+    tasks: dict[str, OwnTask] = Field({}, description="Tasks in addition to GLUE's: {name: {keys of a task}}.")
     finetuning_of: dict[str, Finetuning] = Field(
-        {}, description="By name of a task: its own values of `finetuning`'s keys; the others are as there."
+        {},
+        description="Values of `finetuning`'s keys for single tasks: {name: {keys}}; other keys are inherited.",
     )
 
     def finetuning_on(self, task: str) -> Finetuning:
-        """How models are fine-tuned on a task."""
+        """The fine-tuning settings of a task."""
         return self.finetuning_of.get(task, self.finetuning)
 
 
 def load_protocol(files: list[str], overrides: list[str]) -> Protocol:
-    """Read a protocol from YAML files and dotted settings, as `load_config` reads a run's.
+    """Read a protocol from YAML files and dotted settings, like `load_config`.
 
     Raises:
         InputError: with one line a problem, all problems at once.
@@ -154,7 +163,7 @@ def load_protocol(files: list[str], overrides: list[str]) -> Protocol:
 
 
 def _inheriting(special: Any, general: Any) -> Any:
-    """What holds for a task: its own keys, and the general ones."""
+    """Settings by task: its own keys, and the general ones for the others."""
     if not isinstance(special, dict) or not isinstance(general, dict):
         return special
     return {task: {**general, **keys} if isinstance(keys, dict) else keys for task, keys in special.items()}

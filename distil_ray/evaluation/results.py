@@ -1,7 +1,8 @@
-"""The scores of a comparison, in files: one a fine-tuning, with what it depends on, by content.
+"""The scores of a comparison, one file per fine-tuning, with digests of everything it was made with.
 
-A file counts only for what made it: the protocol, the weights and the tokenizer of the model, the rows of the task.
-Where those lie does not matter. Files of schema 1, which did not note tokenizers and rows, count for what they noted.
+A file is valid only for what made it: the protocol, the weights and the tokenizer of the model, the rows of the task.
+Where those are stored does not matter. Files of schema 1 did not record tokenizers and rows; what they recorded is
+compared.
 """
 
 import io
@@ -26,7 +27,7 @@ from distil_ray.runs.storage import replace_file
 SCHEMA = 2
 _MAX_REASONS = 10
 SECOND_STEP = " (D)"
-"""Ends the name of a student that was distilled during fine-tuning, too, as in the paper's table 2."""
+"""Suffix of a student that was also distilled during fine-tuning, as in the paper's table 2."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class FinetuneJob:
     """One fine-tuning: a model on a task with a seed.
 
     Attributes:
-        teacher: fine-tuned on the same task, whose soft targets are learned from, too.
-        teaches: whether its own soft targets are asked for.
+        teacher: the teacher's fine-tuning on the same task, if the student also learns from its soft targets.
+        teaches: whether its own soft targets are kept.
     """
 
     model: Model
@@ -44,6 +45,9 @@ class FinetuneJob:
     teacher: "FinetuneJob | None" = None
     teaches: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.row} on {self.task}, seed {self.seed}"
+
     @property
     def row(self) -> str:
         """The name of the row that its score is for."""
@@ -51,14 +55,14 @@ class FinetuneJob:
 
 
 class Stale(NamedTuple):
-    """A file that was made with something else than it would be made with now, and with what."""
+    """A file made with something else than it would be made with now, and what differs."""
 
     file: Path
     reasons: list[str]
 
 
 class Results:
-    """A comparison's protocol, its tasks complete with their classes, their rows, and the scores below a folder."""
+    """A comparison's protocol, its tasks complete with classes, their rows, and the scores, which are in a folder."""
 
     def __init__(self, folder: Path, protocol: Protocol, tasks: Sequence[Task], data: Mapping[str, Splits]) -> None:
         self._folder = folder / "results"
@@ -68,16 +72,18 @@ class Results:
         self._rows: dict[str, dict[str, str]] = {}
 
     def done(self, jobs: Sequence[FinetuneJob]) -> list[FinetuneJob]:
-        """Those of the jobs that have scores.
+        """The jobs that have scores.
 
         Raises:
-            InputError: scores were made by another protocol, model, tokenizer or rows; says what changed.
+            InputError: scores were made with another protocol, model, tokenizer or rows; says what changed.
         """
-        found = [(job, content) for job in jobs if (content := self._read(job)) is not None]
-        self.check([stale for job, content in found if (stale := self.stale(self._file(job), content, job))])
-        return [job for job, _ in found]
+        found = {job: content for job in jobs if (content := self._read(job)) is not None}
+        stale = [self.stale(self._file(job), content, job) for job, content in found.items()]
+        self.check(list(filter(None, stale)))
+        return list(found)
 
     def check(self, stale: Sequence[Stale]) -> None:
+        """Raise InputError if there are stale files; says what changed."""
         if not stale:
             return
         reasons = list(dict.fromkeys(reason for one in stale for reason in one.reasons))
@@ -91,7 +97,7 @@ class Results:
         )
 
     def num_unverified(self, jobs: Iterable[FinetuneJob]) -> int:
-        """How many of the jobs, all of them done, do not note of which rows they are."""
+        """How many of the jobs, all of them done, did not record their rows."""
         return sum("schema" not in content["made_with"] for job in jobs if (content := self._read(job)))
 
     def score(self, job: FinetuneJob) -> float:
@@ -101,26 +107,23 @@ class Results:
         return score
 
     def put(self, job: FinetuneJob, scores: Mapping[str, float], seconds: float) -> None:
-        """Note the scores of a job; a file is whole or not there."""
+        """Write the scores of a job; a file is complete or does not exist."""
         content = {"scores": dict(scores), "seconds": round(seconds, 1), "made_with": self.made_with(job)}
-        _write(self._file(job), content)
+        write_file(self._file(job), to_json(content))
 
     def put_soft_targets(self, job: FinetuneJob, logits: Logits) -> None:
-        """Keep a teacher's logits, to be put before its scores are."""
+        """Write a teacher's logits, before its scores are written."""
         content = io.BytesIO()
         lengths = [one.shape[-1] for one in logits]
         np.savez_compressed(content, logits=np.concatenate(logits, axis=-1), lengths=lengths)
-        file = self._soft_target_file(job)
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(file, content.getvalue())
+        write_file(self._soft_target_file(job), content.getvalue())
 
     def soft_targets(self, job: FinetuneJob) -> Logits:
         with np.load(self._soft_target_file(job)) as arrays:
             return np.split(arrays["logits"], np.cumsum(arrays["lengths"])[:-1], axis=-1)
 
     def _read(self, job: FinetuneJob) -> dict[str, Any] | None:
-        """What a job's file holds; None without one, or if it is damaged."""
+        """The content of a job's file; None if there is none or it is damaged."""
         if job.teaches and not self._soft_target_file(job).exists():
             return None
         content = read_json(self._file(job))
@@ -132,10 +135,10 @@ class Results:
     def _soft_target_file(self, job: FinetuneJob) -> Path:
         return self._file(job).with_suffix(".soft-targets.npz")
 
-    # ------------------------------------------------------------------------------------- what was made with what
+    # ------------------------------------------------------------------------------------- what a file was made with
 
     def made_with(self, job: FinetuneJob) -> dict[str, Any]:
-        """What a job's outcome depends on."""
+        """Everything that a job's scores depend on."""
         task = self.tasks[job.task]
         made_with = {
             "schema": SCHEMA,
@@ -150,10 +153,10 @@ class Results:
         return made_with
 
     def stale(self, file: Path, content: Mapping[str, Any], job: FinetuneJob) -> Stale | None:
-        """What a file was made with that the job would not be made with now."""
+        """How what a file was made with differs from what the job would be made with now; None if it does not."""
         old = content["made_with"]
         if old.get("schema", 1) > SCHEMA:
-            return Stale(file, ["a later version of distil_ray has made it"])
+            return Stale(file, ["it was made by a later version of distil_ray"])
         differences = self._differences(old, job) if "schema" in old else self._differences_of_schema_1(old, job)
         reasons = list(differences)
         return Stale(file, reasons) if reasons else None
@@ -164,11 +167,13 @@ class Results:
         if old["model"] != new["model"]:
             yield f"{job.row}: the model in {job.model.path} has other weights or another configuration"
         if old["tokenizer"] != new["tokenizer"]:
-            yield f"{job.row}: the tokenizer in {job.model.path} cuts texts in another way"
+            yield f"{job.row}: the tokenizer in {job.model.path} splits texts differently"
         if job.teacher is not None and old["teacher"] != new["teacher"]:
-            yield f"{job.teacher.row}: the model in {job.teacher.model.path} is another one"
-        if splits := [split for split in old["rows"] | new["rows"] if old["rows"].get(split) != new["rows"].get(split)]:
-            yield f"{job.task}: other rows ({', '.join(splits)})"
+            yield f"{job.teacher.row}: the model in {job.teacher.model.path} is a different one"
+        splits = dict.fromkeys([*old["rows"], *new["rows"]])
+        changed = [split for split in splits if old["rows"].get(split) != new["rows"].get(split)]
+        if changed:
+            yield f"{job.task}: other rows ({', '.join(changed)})"
         for key, value in new["task"].items():
             if old["task"].get(key) != value:
                 yield f"{job.task}: its {key} was {old['task'].get(key)}, is {value}"
@@ -176,17 +181,17 @@ class Results:
     def _differences_of_schema_1(self, old: Mapping[str, Any], job: FinetuneJob) -> Iterator[str]:
         yield from self._differences_of_protocol(old, job)
         if not job.model.may_be(old["model"]):
-            yield f"{job.row}: the model in {job.model.path} is another one"
+            yield f"{job.row}: the model in {job.model.path} is a different one"
         if job.teacher is not None and not job.teacher.model.may_be(old["teacher"]):
-            yield f"{job.teacher.row}: the model in {job.teacher.model.path} is another one"
+            yield f"{job.teacher.row}: the model in {job.teacher.model.path} is a different one"
         if "task" in old:
             spec = self.protocol.tasks[job.task].model_dump(mode="json")
             yield from _changes(f"tasks.{job.task}", old["task"], {key: spec.get(key) for key in old["task"]})
         task = self.tasks[job.task]
         if task.kind == "span" and set(task.metrics) != set(METRICS_OF["span"]):
-            yield f"{job.task}: at the time, the score of spans was the mean of all metrics, not of tasks.metrics"
+            yield f"{job.task}: at that time, the score of spans was the mean of all metrics, not of tasks.metrics"
         if self.data[job.task]["train"].drawn_from is not None:
-            yield f"{job.task}: finetuning.max_train_rows has since come to draw other rows"
+            yield f"{job.task}: finetuning.max_train_rows draws other rows since then"
 
     def _differences_of_protocol(self, old: Mapping[str, Any], job: FinetuneJob) -> Iterator[str]:
         protocol = self.protocol
@@ -205,7 +210,7 @@ class Results:
     def get_text(
         self, models: Sequence[Model], sources: Sequence[Source], digest: str
     ) -> tuple[dict[str, Any] | None, list[str]]:
-        """What is known of models on a text, by the name of their row; or None, and what changed since it was found.
+        """Figures of models on a text, by row; or None, and what has changed since they were measured.
 
         Args:
             digest: of the text (`text_digest`).
@@ -229,8 +234,9 @@ class Results:
         return (None, reasons) if reasons else (figures, [])
 
     def put_text(self, models: Sequence[Model], digest: str, figures: Mapping[str, Any]) -> None:
-        """Note what was found on a text; that of another text is replaced, as finding it again takes little."""
-        _write(self._text_file, {"figures": figures, "made_with": self._text_made_with(models, digest)})
+        """Write the figures on a text. Those on another text are replaced, as measuring them again takes little."""
+        content = {"figures": figures, "made_with": self._text_made_with(models, digest)}
+        write_file(self._text_file, to_json(content))
 
     def _text_made_with(self, models: Sequence[Model], digest: str) -> dict[str, Any]:
         return {
@@ -245,14 +251,23 @@ class Results:
         return self._folder / "text.json"
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file, and its folder if need be; whoever reads it sees the old or the new content.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, (json.dumps(content, indent=2) + "\n").encode())
+        replace_file(file, content)
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
-    """The object that a file holds; None without a file, or if it is not whole, as after a power cut."""
+    """The object in a file; None if there is no file, or it is damaged, as after a power cut."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -261,7 +276,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 
 def _differences_of(where: str, old: Mapping[str, Any], now: BaseModel, defaults: BaseModel) -> Iterator[str]:
-    """What differs between settings; a key that was not there yet counts as its default."""
+    """What differs between settings; a key that did not exist yet has its default."""
     return _changes(where, {**defaults.model_dump(mode="json"), **old}, now.model_dump(mode="json"))
 
 
@@ -272,6 +287,6 @@ def _changes(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iter
 
 
 def _same_sources(old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether schema 1's sources are these ones; a key that was not there yet counts as its default."""
+    """Whether schema 1's sources are these; a key that did not exist yet has its default."""
     defaults = {name: field.default for name, field in Source.model_fields.items()}
     return [{**defaults, **one} for one in old] == list(new)

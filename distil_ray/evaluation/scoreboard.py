@@ -1,4 +1,4 @@
-"""Scores and speeds -> a report with the paper's tables, and into the students' model cards."""
+"""Scores and speeds -> a report with the paper's tables, which also go into the students' model cards."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,19 +9,18 @@ from distil_ray.errors import InputError
 from distil_ray.evaluation.deployment import TOLERANCE, Deployed
 from distil_ray.evaluation.intrinsic import Intrinsic
 from distil_ray.evaluation.kinds import Summary, TaskFacts, macro
-from distil_ray.evaluation.results import SECOND_STEP
+from distil_ray.evaluation.results import SECOND_STEP, write_file
 from distil_ray.evaluation.speed import Speed, Timing
 from distil_ray.reporting.plots import scatter_chart
-from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table, writing
-from distil_ray.runs.storage import replace_file
+from distil_ray.reporting.report import NOTHING, Block, Charts, Report, ReportSection, Table, number
 
-_NOT_LEARNED = " †"  # marks a task on which the teacher is not above one answer for all rows
+_NOT_LEARNED = " †"  # marks a task on which the teacher does not beat one answer for all rows
 CONSTANT = "one answer for all rows"
 
 
 @dataclass(frozen=True)
 class ModelResult:
-    """What is known of a model.
+    """The results of a model.
 
     Attributes:
         tasks: scores by task, in percent.
@@ -66,7 +65,7 @@ class Scoreboard:
 
 
 def findings(board: Scoreboard) -> list[str]:
-    """One sentence per student: smaller, faster, as good; and one on tasks that tell nothing."""
+    """One sentence per student on size, speed and score; and one on tasks that show no difference."""
     sentences = []
     for student in board.results[1:]:
         parts = [f"{1 - student.num_parameters / board.teacher.num_parameters:.0%} fewer parameters"]
@@ -78,20 +77,20 @@ def findings(board: Scoreboard) -> list[str]:
         sentences.append(f"{student.name}: {', '.join(parts)}.")
     if tasks := not_learned(board):
         sentences.append(
-            f"On {', '.join(tasks)} the teacher is not above one answer for all rows, the commonest class or the mean: "
-            f"{'this task tells' if len(tasks) == 1 else 'these tasks tell'} no models apart."
+            f"On {', '.join(tasks)} the teacher does not beat one answer for all rows, the most common class or the "
+            f"mean: {'this task shows' if len(tasks) == 1 else 'these tasks show'} no difference between models."
         )
     return sentences
 
 
 def not_learned(board: Scoreboard) -> list[str]:
-    """The tasks on which the teacher scores no more than one and the same answer for all rows."""
+    """The tasks on which the teacher scores no more than one answer for all rows."""
     scores = board.teacher.tasks
     return [name for name, facts in board.facts.items() if scores[name].median <= facts.constant_score]
 
 
 def retained_percent(board: Scoreboard, student: ModelResult) -> float | None:
-    """The student's macro score as a share of the teacher's; None if there is none, or the teacher's is 0 or below."""
+    """The student's macro score in percent of the teacher's; None without one, or if the teacher's is not above 0."""
     return _share_of_teacher(board, student.score)
 
 
@@ -110,17 +109,19 @@ def score_table(board: Scoreboard) -> list[list[str]]:
     tasks, weak = list(board.teacher.tasks), not_learned(board)
     table = [["model", "score", "retained", *(f"{task}{_NOT_LEARNED}" if task in weak else task for task in tasks)]]
     for result in board.results:
-        row = [result.name, _shown(result.score), _percent(retained_percent(board, result))]
+        row = [result.name, number(result.score, ".1f"), _percent(retained_percent(board, result))]
         table.append([*row, *(_summary(result.tasks.get(task)) for task in tasks)])
     if board.facts:
         constant = [board.facts[task].constant_score for task in tasks]
         score = macro(constant)
-        table.append([CONSTANT, _shown(score), _percent(_share_of_teacher(board, score)), *map(_shown, constant)])
+        scores = [f"{value:.1f}" for value in (score, *constant)]
+        scores.insert(1, _percent(_share_of_teacher(board, score)))
+        table.append([CONSTANT, *scores])
     return table
 
 
 def facts_table(facts: Mapping[str, TaskFacts]) -> list[list[str]]:
-    """What the scores are of, and how models were fine-tuned."""
+    """What the scores are based on, and how models were fine-tuned."""
     table = [
         ["task", "score", "training rows", "validation rows", "epochs", "learning rate", "batch", "pieces per row"]
     ]
@@ -167,7 +168,7 @@ def cost_table(board: Scoreboard) -> list[list[str]]:
 
 
 def _distinct(board: Scoreboard) -> list[ModelResult]:
-    """Each model once: it may stand in several rows, fine-tuned in several ways."""
+    """Each model once: it has several rows if it was fine-tuned in several ways."""
     models: dict[tuple[str, str | None], ModelResult] = {}
     for result in board.results:
         models.setdefault((result.path, result.revision), result)
@@ -220,24 +221,24 @@ def text_table(board: Scoreboard) -> list[list[str]]:
     """Masked language modeling on text that no model has seen."""
     table = [["model", "MLM loss", "accuracy", "pseudo-perplexity", "KL to teacher", "agrees with teacher"]]
     for result in board.results:
-        if (found := result.text) is None:
+        found = result.text
+        if found is None:
             continue
-        alone, kl, agreement = found.pseudo_perplexity, found.kl_to_teacher, found.teacher_agreement
         table.append(
             [
                 result.name,
                 f"{found.mlm_loss:.3f}",
                 f"{found.mlm_accuracy:.1%}",
-                NOTHING if alone is None else f"{alone:.1f}",
-                NOTHING if kl is None else f"{kl:.3f}",
-                NOTHING if agreement is None else f"{agreement:.1%}",
+                number(found.pseudo_perplexity, ".1f"),
+                number(found.kl_to_teacher, ".3f"),
+                number(found.teacher_agreement, ".1%"),
             ]
         )
     return table
 
 
 def device_table(board: Scoreboard) -> list[list[str]]:
-    """Files to run on a device, beside the model that they were made from."""
+    """Files to run on a device, and the model that they were made from."""
     table = [
         ["model", "format", "MB", "ms per row (1 thread)", "score", "agrees with PyTorch", "largest change of a logit"]
     ]
@@ -259,8 +260,8 @@ def device_table(board: Scoreboard) -> list[list[str]]:
 
 def _text_note(found: Intrinsic) -> str:
     return (
-        f"{found.num_masked:,} masked pieces of {found.num_rows:,} rows, the same for all models, in nats per piece; "
-        "pseudo-perplexity masks each piece alone (arXiv 1910.14659), in fewer rows."
+        f"{found.num_masked:,} masked pieces of {found.num_rows:,} rows, the same for all models; losses in nats per "
+        "piece. Pseudo-perplexity masks each piece alone (arXiv 1910.14659), in fewer rows."
     )
 
 
@@ -269,13 +270,13 @@ def _note(board: Scoreboard) -> str:
     seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
     parts = [f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."]
     if board.facts:
-        parts.append(f"{CONSTANT.capitalize()}: the commonest class or the mean of the training rows, or no answer.")
+        parts.append(f"{CONSTANT.capitalize()}: the most common class or the mean of the training rows, or no answer.")
     if not_learned(board):
-        parts.append(f"{_NOT_LEARNED.strip()} The teacher is not above that.")
+        parts.append(f"{_NOT_LEARNED.strip()} The teacher does not beat that.")
     if any(result.name.endswith(SECOND_STEP) for result in board.results):
         step = board.protocol.get("second_step", {})
         parts.append(
-            f"{SECOND_STEP.strip()}: fine-tuned also with the soft targets of the fine-tuned teacher "
+            f"{SECOND_STEP.strip()}: also fine-tuned with the soft targets of the fine-tuned teacher "
             f"(temperature {step.get('temperature', 0):g}, weight {step.get('alpha', 0):g})."
         )
     return " ".join(parts)
@@ -283,25 +284,19 @@ def _note(board: Scoreboard) -> str:
 
 FACTS_NOTE = (
     "The score of a task is the mean of its metrics. Fine-tuning: AdamW, linear warm-up and decay of the learning "
-    "rate; every model in the same way."
+    "rate; the same for every model."
 )
 
 
 def _cost_note(board: Scoreboard) -> str:
-    note = "Times: median and quartiles of forward passes in fp32 over equal texts, in turns."
+    note = "Times: median and quartiles of forward passes in fp32 over the same texts; the models take turns."
     if len({result.dtype for result in board.results}) > 1:
-        note += (
-            " The files hold weights in different formats: compare parameters; bf16 and fp16 take half of fp32's bytes."
-        )
+        note += " The files hold weights in different formats: compare parameters, as bf16 and fp16 halve fp32's bytes."
     return note
 
 
 def _percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1f}%"
-
-
-def _shown(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1f}"
 
 
 def _timing(timing: Timing) -> str:
@@ -324,19 +319,18 @@ def check_card(name: str, path: str) -> None:
     """Raise InputError unless the model at ``path`` is a local folder with a model card."""
     if not (Path(path) / CARD).is_file():
         raise InputError(
-            f"--card: {name}, {path}, is no local folder with a {CARD}; expected one as distil_ray exports it"
+            f"--card: {name}, {path}, is not a local folder with a {CARD}; expected one that distil_ray exported"
         )
 
 
 def add_to_card(path: str, board: Scoreboard) -> None:
-    """Put the tables of a student and its teacher at the end of its card; those of an earlier comparison are replaced.
+    """Append the tables of a student and its teacher to its card, replacing those of an earlier comparison.
 
-    (Not into the card's metadata: the scores are those of models fine-tuned from this one.)
+    They do not go into the card's metadata, as the scores are those of models fine-tuned from this one.
     """
     file = Path(path) / CARD
     before, _, rest = file.read_text(encoding="utf-8").partition(_BEGIN)
     after = rest.partition(_END)[2]
     own = board.of([board.teacher.name, *(result.name for result in board.results if result.path == path)])
     tables = f"{_BEGIN}\n{report_on(own).to_markdown(level=2)}{_END}"
-    with writing(file):
-        replace_file(file, (before.rstrip("\n") + "\n\n" + tables + (after or "\n")).encode())
+    write_file(file, (before.rstrip("\n") + "\n\n" + tables + (after or "\n")).encode())

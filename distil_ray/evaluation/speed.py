@@ -1,11 +1,11 @@
-"""How fast models are on equal inputs, taking turns so that a busy machine favours none; and how large they are."""
+"""How fast models are on equal inputs, timed in turns so that a busy machine favors none; and how large they are."""
 
 import inspect
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,21 @@ from distil_ray.evaluation.tasks import Rows
 from distil_ray.models.loading import max_tokens
 from distil_ray.runs.cluster import usable_cpus
 
+NUM_TOKENS = 128
 _NUM_SINGLE_ROWS, _NUM_BATCHES, _BATCH_SIZE, _NUM_WARMUPS = 40, 7, 32, 2
+_BYTES_PER_PARAMETER = 4  # fp32, in which students are trained and exported
 
 Key = TypeVar("Key")
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """A model as a function of the tokenizer's arrays [B, T] int64 by name; it returns its outputs by name."""
+
+
+class Contender(NamedTuple):
+    """A model to be timed, and its tokenizer."""
+
+    run: Run
+    tokenizer: PreTrainedTokenizerBase
 
 
 class Timing(NamedTuple):
@@ -31,6 +40,12 @@ class Timing(NamedTuple):
     median: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Summarize at least two values."""
+        low, median, high = statistics.quantiles(values, n=4)
+        return cls(median, low, high)
 
 
 class Speed(NamedTuple):
@@ -41,96 +56,101 @@ class Speed(NamedTuple):
     rows_per_second: Timing
 
 
-Passes = tuple[Run, Sequence[Mapping[str, Array]]]
-"""A model, and what it is run on pass by pass."""
+class Cost(NamedTuple):
+    """``megabytes`` of fp32 weights; ``latency_ms``: median milliseconds of an encoder pass over one row."""
+
+    num_parameters: int
+    megabytes: float
+    latency_ms: float
 
 
-class Contender(NamedTuple):
-    """A model to be timed, and its tokenizer."""
+def time_in_turns(
+    functions: Mapping[Key, Callable[[int], object]], num_rounds: int, num_warmups: int = 0
+) -> dict[Key, list[float]]:
+    """Time each function once per round, so that other work on the machine slows all of them alike.
 
-    run: Run
-    tokenizer: PreTrainedTokenizerBase
+    Each round begins with another function (two take turns in being first), so that none always follows the same one.
+
+    Args:
+        functions: called with the number of the round, which counts the warm-ups, too.
+        num_rounds: rounds that count.
+        num_warmups: rounds before those, whose times are dropped.
+
+    Returns:
+        The seconds of each round, by function: values of the same round can be compared as pairs.
+    """
+    names = list(functions)
+    seconds: dict[Key, list[float]] = {name: [] for name in names}
+    for number in range(num_warmups + num_rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            began = time.perf_counter()
+            functions[name](number)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: values[num_warmups:] for name, values in seconds.items()}
 
 
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+def measure_costs(models: Mapping[str, PreTrainedModel]) -> dict[str, Cost]:
+    """Measure models on the CPU, on the same row of 128 tokens or as many as all of them take.
+
+    The encoder is timed, which is what a model fine-tuned for a task runs; the vocabulary head serves masked language
+    modeling alone. The models are left in eval mode.
+    """
+    num_tokens = min([NUM_TOKENS, *map(max_tokens, models.values())])
+    row = {"input_ids": np.full((1, num_tokens), 10)}
+    encoders = {name: as_function(model.eval().base_model, torch.device("cpu")) for name, model in models.items()}
+    passes = {name: lambda _, run=run: run(row) for name, run in encoders.items()}
+    seconds = time_in_turns(passes, _NUM_SINGLE_ROWS, _NUM_WARMUPS)
+    return {
+        name: Cost(
+            num_parameters=model.num_parameters(),
+            megabytes=model.num_parameters() * _BYTES_PER_PARAMETER / 1e6,
+            latency_ms=1e3 * statistics.median(seconds[name]),
+        )
+        for name, model in models.items()
+    }
 
 
-def measure_speed(models: Mapping[str, Loaded], rows: Rows, max_seq_length: int) -> dict[str, list[Speed]]:
+def measure_speed(
+    models: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]], rows: Rows, max_seq_length: int
+) -> dict[str, list[Speed]]:
     """Measure on one thread, on all, and on a GPU if there is one (the paper: batches of 1 over STS-B's rows)."""
     speeds: dict[str, list[Speed]] = {name: [] for name in models}
-    for threads in sorted({1, usable_cpus()}):
-        where = "1 thread" if threads == 1 else f"{threads} threads"
-        with using_threads(threads):
-            _measure(speeds, where, torch.device("cpu"), models, rows, max_seq_length)
+
+    def measure_on(device: torch.device, where: str) -> None:
+        contenders = {
+            name: Contender(as_function(model, device), tokenizer) for name, (model, tokenizer) in models.items()
+        }
+        latency = measure_latency(contenders, rows, max_seq_length)
+        seconds = _time_batches(contenders, rows, max_seq_length, _BATCH_SIZE, _NUM_BATCHES)
+        for name, (model, _) in models.items():
+            rate = Timing.of([_BATCH_SIZE / value for value in seconds[name]])
+            speeds[name].append(Speed(where, latency[name], rate))
+            model.cpu()
+
+    for num_threads in sorted({1, usable_cpus()}):
+        with using_threads(num_threads):
+            measure_on(torch.device("cpu"), "1 thread" if num_threads == 1 else f"{num_threads} threads")
     if torch.cuda.is_available():
-        _measure(speeds, torch.cuda.get_device_name(), torch.device("cuda"), models, rows, max_seq_length)
+        measure_on(torch.device("cuda"), torch.cuda.get_device_name())
     return speeds
-
-
-def _measure(
-    speeds: Mapping[str, list[Speed]],
-    where: str,
-    device: torch.device,
-    models: Mapping[str, Loaded],
-    rows: Rows,
-    max_seq_length: int,
-) -> None:
-    contenders = {name: Contender(as_function(model, device), tokenizer) for name, (model, tokenizer) in models.items()}
-    latency = measure_latency(contenders, rows, max_seq_length)
-    batched = _times(_passes(contenders, rows, max_seq_length, _BATCH_SIZE, _NUM_BATCHES))
-    for name, (model, _) in models.items():
-        rate = _timing([_BATCH_SIZE / seconds for seconds in batched[name]])
-        speeds[name].append(Speed(where, latency[name], rate))
-        model.cpu()
 
 
 def measure_latency(contenders: Mapping[Key, Contender], rows: Rows, max_seq_length: int) -> dict[Key, Timing]:
     """Milliseconds of one row of a task at a time."""
-    return _latency(_passes(contenders, rows, max_seq_length, 1, _NUM_SINGLE_ROWS))
+    seconds = _time_batches(contenders, rows, max_seq_length, 1, _NUM_SINGLE_ROWS)
+    return {name: Timing.of([1e3 * value for value in values]) for name, values in seconds.items()}
 
 
-def measure_latency_of_one(runs: Mapping[Key, Run], batch: Mapping[str, Array]) -> dict[Key, Timing]:
-    """Milliseconds of one row, the same one for all and each time."""
-    return _latency({name: (run, [batch] * (_NUM_WARMUPS + _NUM_SINGLE_ROWS)) for name, run in runs.items()})
-
-
-def _latency(passes: Mapping[Key, Passes]) -> dict[Key, Timing]:
-    return {name: _timing([1e3 * value for value in values]) for name, values in _times(passes).items()}
-
-
-def as_function(model: PreTrainedModel, device: torch.device) -> Run:
-    """A torch model as a function that takes and returns what lies in this machine's memory; it is put in eval mode."""
-    model.to(device).eval()  # type: ignore[arg-type]
-    taken = inspect.signature(model.forward).parameters
-
-    @torch.inference_mode()
-    def run(batch: Mapping[str, Array]) -> dict[str, Array]:
-        tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items() if name in taken}
-        return {name: values.cpu().numpy() for name, values in model(**tensors).items()}
-
-    return run
-
-
-def _passes(
-    contenders: Mapping[Key, Contender], rows: Rows, max_seq_length: int, batch_size: int, count: int
-) -> dict[Key, Passes]:
-    """Each contender and its batches: ``count``, after some that do not count."""
-    return {
-        name: (run, list(_batches(tokenizer, rows, max_seq_length, batch_size, _NUM_WARMUPS + count)))
-        for name, (run, tokenizer) in contenders.items()
-    }
-
-
-def _times(passes: Mapping[Key, Passes]) -> dict[Key, list[float]]:
-    """Seconds of each pass but the first ones: models take turns, so that whatever else the machine does meets all."""
-    seconds: dict[Key, list[float]] = {name: [] for name in passes}
-    (count,) = {len(batches) for _, batches in passes.values()}
-    for turn in range(count):
-        for name, (run, batches) in passes.items():
-            began = time.perf_counter()
-            run(batches[turn])
-            seconds[name].append(time.perf_counter() - began)
-    return {name: values[_NUM_WARMUPS:] for name, values in seconds.items()}
+def _time_batches(
+    contenders: Mapping[Key, Contender], rows: Rows, max_seq_length: int, batch_size: int, num_batches: int
+) -> dict[Key, list[float]]:
+    """Seconds of each of ``num_batches`` batches of a task's rows, the same rows for all contenders."""
+    passes = {}
+    for name, (run, tokenizer) in contenders.items():
+        batches = list(_batches(tokenizer, rows, max_seq_length, batch_size, _NUM_WARMUPS + num_batches))
+        passes[name] = lambda number, run=run, batches=batches: run(batches[number])
+    return time_in_turns(passes, num_batches, _NUM_WARMUPS)
 
 
 def _batches(
@@ -144,9 +164,17 @@ def _batches(
         yield {name: values.astype(np.int64) for name, values in padded.items()}
 
 
-def _timing(values: Sequence[float]) -> Timing:
-    low, median, high = statistics.quantiles(values, n=4)
-    return Timing(median, low, high)
+def as_function(model: PreTrainedModel, device: torch.device) -> Run:
+    """A torch model as a function of arrays in this machine's memory; the model is moved and put in eval mode."""
+    model.to(device).eval()  # type: ignore[arg-type]
+    taken = inspect.signature(model.forward).parameters
+
+    @torch.inference_mode()
+    def run(batch: Mapping[str, Array]) -> dict[str, Array]:
+        tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items() if name in taken}
+        return {name: values.cpu().numpy() for name, values in model(**tensors).items()}
+
+    return run
 
 
 @contextmanager
@@ -158,35 +186,3 @@ def using_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-NUM_TOKENS = 128
-_BYTES_PER_PARAMETER = 4  # fp32, in which students are trained and exported
-
-
-class Cost(NamedTuple):
-    """``megabytes`` of fp32 weights; ``latency_ms``: median milliseconds of an encoder pass over one row."""
-
-    num_parameters: int
-    megabytes: float
-    latency_ms: float
-
-
-def measure(models: Mapping[str, PreTrainedModel]) -> dict[str, Cost]:
-    """Measure models on the CPU at batch 1, rows of 128 tokens or as many as all of them take; they are in eval mode
-    then.
-
-    The encoder is timed, which is what a model fine-tuned for a task runs; the vocabulary head serves masked language
-    modeling alone.
-    """
-    num_tokens = min([NUM_TOKENS, *map(max_tokens, models.values())])
-    encoders = {name: as_function(model.eval().base_model, torch.device("cpu")) for name, model in models.items()}
-    latency = measure_latency_of_one(encoders, {"input_ids": np.full((1, num_tokens), 10)})
-    return {
-        name: Cost(
-            num_parameters=model.num_parameters(),
-            megabytes=model.num_parameters() * _BYTES_PER_PARAMETER / 1e6,
-            latency_ms=latency[name].median,
-        )
-        for name, model in models.items()
-    }

@@ -1,4 +1,4 @@
-"""Tables of labelled rows: from a file, from a folder laid out like a Hub data set, or from the Hub."""
+"""Tables of labeled rows: from files, from a folder laid out like a data set of the Hub, or from the Hub."""
 
 import glob
 from collections.abc import Callable
@@ -16,13 +16,14 @@ from distil_ray.outages import AT_START
 TO_UTF8 = "convert the file, such as by `iconv -f latin1 -t utf-8`"
 
 
-class Origin(NamedTuple):
-    """Where rows lie.
+class TableSource(NamedTuple):
+    """Where rows are stored.
 
     Attributes:
-        hub: a folder laid out like a Hub data set, or its id; splits are named. None: a split is a file or a glob.
+        hub: a folder laid out like a data set of the Hub, or its id there; splits are names. None: a split is a file
+            or a glob.
         name: of the data set's configuration.
-        option: what the user named it with.
+        option: how the user gave it, for messages.
     """
 
     hub: str | None = None
@@ -30,21 +31,21 @@ class Origin(NamedTuple):
     option: str = ""
 
 
-def read_table(origin: Origin, split: str) -> pa.Table:
+def read_table(source: TableSource, split: str) -> pa.Table:
     """Read a split.
 
     Raises:
-        InputError: it is not there, or cannot be read as what it is.
+        InputError: it does not exist, or cannot be read.
         OutageError: the Hub does not answer.
     """
-    if origin.hub is None:
-        return _read_files(sorted(glob.glob(split)), f"{origin.option}: there is no file {split}")
-    folder = Path(origin.hub)
+    if source.hub is None:
+        return _read_files(sorted(glob.glob(split)), f"{source.option}: found no file {split}")
+    folder = Path(source.hub)
     if not folder.is_dir():
-        return _read_hub(origin, split)
-    pattern = "/".join(filter(None, (origin.name, f"{split}-*.parquet")))
+        return _read_hub(source, split)
+    pattern = "/".join(filter(None, (source.name, f"{split}-*.parquet")))
     files = sorted(map(str, folder.glob(pattern)))
-    return _read_files(files, f"{origin.option}: {folder} has no {pattern}; expected the layout of the Hub's data set")
+    return _read_files(files, f"{source.option}: {folder} has no {pattern}; expected the layout of the Hub's data set")
 
 
 def _read_files(files: list[str], complaint: str) -> pa.Table:
@@ -55,8 +56,8 @@ def _read_files(files: list[str], complaint: str) -> pa.Table:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise InputError(
-            f"{files[0]} and {len(files) - 1} more: a column is not of the same type in all of them: "
-            f"{reason_of(error)}; write them alike"
+            f"{files[0]} and {len(files) - 1} more: a column does not have the same type in all of them: "
+            f"{reason_of(error)}; store it alike in all"
         ) from error
 
 
@@ -66,10 +67,10 @@ def _read_file(file: str) -> pa.Table:
         raise InputError(f"{file}: expected a name that ends in {', '.join(_READERS)} (or .csv.gz and the like)")
     try:
         table = _READERS[suffixes[-1]](file)
-        str(table.column_names)  # which pyarrow decodes when it is asked
+        str(table.column_names)  # which pyarrow decodes only now
         return table
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}: a name of a column is not UTF-8; {TO_UTF8}") from error
+        raise InputError(f"{file}: a column's name is not UTF-8; {TO_UTF8}") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: cannot be read: {reason_of(error)}") from error
 
@@ -81,7 +82,7 @@ def _read_csv(delimiter: str) -> Callable[[str], pa.Table]:
         table = pyarrow.csv.read_csv(file, parse_options=options)
         if others := [column.name for column in table.schema if pa.types.is_binary(column.type)]:
             raise InputError(
-                f"{file}: is not UTF-8, in column {', '.join(others)}; convert it: "
+                f"{file}: not UTF-8, in column {', '.join(others)}; convert it: "
                 f"iconv -f ENCODING -t UTF-8 {Path(file).name} > NEW_FILE (WINDOWS-1252, GBK, …)"
             )
         return table
@@ -99,18 +100,18 @@ _READERS: dict[str, Callable[[str], pa.Table]] = {
 }
 
 
-def _read_hub(origin: Origin, split: str) -> pa.Table:
+def _read_hub(source: TableSource, split: str) -> pa.Table:
     from datasets import load_dataset
 
     try:
         return AT_START.wait_out(
-            f"the Hub ({origin.hub})", lambda: load_dataset(origin.hub, origin.name, split=split).data.table
+            f"the Hub ({source.hub})", lambda: load_dataset(source.hub, source.name, split=split).data.table
         )
     except OutageError as error:
-        raise OutageError(f"{origin.option}: {error}; type the command again later") from error
-    except Exception as error:  # of many types; each means that there is nothing to read
-        what = f"its {origin.name}" if origin.name else "it"
+        raise OutageError(f"{source.option}: {error}; type the command again later") from error
+    except Exception as error:  # of many types; with each there is nothing to read
+        what = f"its {source.name}" if source.name else "it"
         raise InputError(
-            f"{origin.option}: {origin.hub} is no folder, and {what} cannot be had from the Hub: "
-            f"{reason_of(error)}; expected a folder laid out like it, or a network"
+            f"{source.option}: {source.hub} is not a folder, and {what} cannot be loaded from the Hub: "
+            f"{reason_of(error)}; expected a folder laid out like the data set, or a network connection"
         ) from error

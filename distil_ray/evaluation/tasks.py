@@ -1,4 +1,4 @@
-"""What a task asks for, and its rows: GLUE's, or from files, a folder laid out like a Hub data set, or the Hub."""
+"""What a task asks for, and its rows: GLUE's or a user's, checked as they are read."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.protocol import METRICS_OF, Metric, OwnTask, Protocol
-from distil_ray.evaluation.tables import TO_UTF8, Origin, read_table
+from distil_ray.evaluation.tables import TO_UTF8, TableSource, read_table
 
 Kind = Literal["classification", "regression", "span"]
 
@@ -21,9 +21,9 @@ _LABEL_OF = {"classification": "label", "regression": "label", "span": "answers"
 _METRICS_OF = METRICS_OF | {"classification": ("accuracy",)}
 
 _SAMPLE_SEED = 0  # the rows are the same for all models and seeds
-# Numbers below this may leave some out; others are taken for names of classes, as a head has an output a number.
+# Numbers below this may leave some out; others are taken as names of classes, as a head has an output per number.
 _MAX_PLAIN_CLASSES = 1000
-# More classes than this, most of which stand at one row, are not classes.
+# More values than this, most of them in a single row, are not classes.
 _FEW_CLASSES = 100
 
 
@@ -32,13 +32,13 @@ class Task:
     """A task of one text or a pair of them.
 
     Attributes:
-        kind: of what is asked for: a class, a number, or a span of the second text (none, in SQuAD 2.0's way).
+        kind: of what is asked for: a class, a number, or a span of the second text (possibly none, as in SQuAD 2.0).
         columns: of the text; one or two.
-        metrics: official ones, as `scores` names them; the task's score is their mean.
-        classes: names of the classes 0, 1, …; empty = those that the training rows have.
+        metrics: official ones, by their names in `METRICS`; the task's score is their mean.
+        classes: names of the classes 0, 1, …; empty: those that the training rows have.
         label: column of what is asked for.
         validation: names of the splits to score on; the score is the mean over them.
-        limits: of a number that is asked for.
+        limits: lowest and highest number that is asked for.
     """
 
     name: str
@@ -50,16 +50,16 @@ class Task:
     train: str = "train"
     validation: tuple[str, ...] = ("validation",)
     limits: tuple[float, float] = (-np.inf, np.inf)
-    origin: Origin = field(default_factory=Origin)
+    source: TableSource = field(default_factory=TableSource)
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a head for the task: one a class; one for a number; a start and an end of a span."""
+        """Outputs of a head for the task: one per class; one for a number; a start and an end of a span."""
         return {"regression": 1, "span": 2}.get(self.kind, len(self.classes))
 
 
 class Answers(NamedTuple):
-    """The right answers to a question: their texts and where in the context they begin; none = it has no answer."""
+    """The right answers to a question: their texts and where they begin in the context; empty if it has no answer."""
 
     texts: tuple[str, ...]
     starts: tuple[int, ...]
@@ -72,7 +72,7 @@ class Rows:
     Attributes:
         texts: a tuple of one or two strings per row.
         labels: ``[rows]`` int64 classes or float64 numbers, or a list of `Answers`.
-        drawn_from: how many rows there were, if these are a sample of them.
+        drawn_from: how many rows these were sampled from; None if they are all.
     """
 
     texts: list[tuple[str, ...]]
@@ -80,8 +80,8 @@ class Rows:
     drawn_from: int | None = None
 
     def sample(self, count: int | None) -> "Rows":
-        """So many rows at random, always the same ones, with the classes in their proportions; all rows if there are
-        not more.
+        """This many rows at random, always the same ones, with the classes in their proportions; all rows if there are
+        no more.
         """
         num_rows = len(self.texts)
         if count is None or count >= num_rows:
@@ -126,7 +126,7 @@ def own_task(name: str, spec: OwnTask) -> Task:
         label=spec.label or _LABEL_OF[spec.kind],
         train=spec.train,
         validation=(spec.validation,),
-        origin=Origin(spec.hub, spec.name, option=f"tasks.{name}"),
+        source=TableSource(spec.hub, spec.name, option=f"tasks.{name}"),
     )
 
 
@@ -137,29 +137,42 @@ def read_tasks(tasks: Iterable[Task], protocol: Protocol) -> tuple[list[Task], d
         The tasks, with their classes, and their rows by name.
 
     Raises:
-        InputError: rows are not there, or a column or a label is not what a task expects.
+        InputError: rows are missing, or a column or a label is not what a task expects.
         OutageError: the Hub does not answer.
     """
     complete, data = [], {}
     for task in tasks:
-        tables = {split: read_table(task.origin, split) for split in (task.train, *task.validation)}
+        read = {split: _read_split(task, split) for split in (task.train, *task.validation)}
         if task.kind == "classification" and not task.classes:
-            task, tables = _with_classes(task, tables)
-        train = _rows(task, task.train, tables[task.train])
-        data[task.name] = {"train": train.sample(protocol.finetuning_on(task.name).max_train_rows)}
+            task, read = _with_classes(task, read)
+        max_train_rows = protocol.finetuning_on(task.name).max_train_rows
+        data[task.name] = {"train": _rows(task, read[task.train]).sample(max_train_rows)}
         for split in task.validation:
-            name = split if task.origin.hub else "validation"
-            data[task.name][name] = _rows(task, split, tables[split])
+            data[task.name][split if task.source.hub else "validation"] = _rows(task, read[split])
         complete.append(task)
     return complete, data
 
 
-def _where(task: Task, split: str) -> str:
-    return f"{task.name}/{split} of {task.origin.hub}" if task.origin.hub else f"{task.name}: {split}"
+class _Split(NamedTuple):
+    """A split as it is stored.
+
+    Attributes:
+        where: what messages call it.
+        texts: one or two strings per row.
+        label: the column of what is asked for.
+        class_names: those of the classes 0, 1, … if the data set has them, as data sets of the Hub may.
+    """
+
+    where: str
+    texts: list[tuple[str, ...]]
+    label: pa.ChunkedArray
+    class_names: tuple[str, ...]
 
 
-def _rows(task: Task, split: str, table: pa.Table) -> Rows:
-    where = _where(task, split)
+def _read_split(task: Task, split: str) -> _Split:
+    hub = task.source.hub
+    where = f"{task.name}/{split} of {hub}" if hub else f"{task.name}: {split}"
+    table = read_table(task.source, split)
     expected = (*task.columns, task.label)
     if missing := [name for name in expected if name not in table.column_names]:
         raise InputError(
@@ -168,51 +181,44 @@ def _rows(task: Task, split: str, table: pa.Table) -> Rows:
         )
     if not table.num_rows:
         raise InputError(f"{where}: has no rows")
-    texts = list(
-        zip(*(_as_text(table[name], f"{where}: column {name}").to_pylist() for name in task.columns), strict=True)
-    )
-    if empty := [index for index, row in enumerate(texts) if not all(isinstance(text, str) for text in row)]:
+    columns = [_strings(table[name], f"{where}: column {name}") for name in task.columns]
+    texts: list[Any] = list(zip(*columns, strict=True))
+    if empty := [index for index, row in enumerate(texts) if None in row]:
         raise InputError(f"{where}: row {empty[0]} has no text in {' or '.join(task.columns)}")
-    column = table[task.label]
-    if task.kind == "span":
-        return Rows(
-            texts, [_answers(where, index, row, texts[index][1]) for index, row in enumerate(column.to_pylist())]
-        )
-    return Rows(texts, _labels(column, task, where))
+    info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = info.get("info", {}).get("features", {}).get(task.label)
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return _Split(where, texts, table[task.label], tuple(names or ()))
 
 
-def _as_text(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """A column of strings, whatever Arrow's type for them is; nulls stay.
+def _strings(column: pa.ChunkedArray, what: str) -> list[str | None]:
+    """The values of a column of text, which Arrow may hold as one of several types; nulls are None.
 
     Raises:
-        InputError: it holds something else.
+        InputError: it holds something else, or bytes that are not UTF-8.
     """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_null(column.type) or _is_text(column.type):
-        return column
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise InputError(f"{what} holds {column.type}, expected text")
-    try:  # what is not UTF-8 in a CSV file is read as bytes
-        return column.cast(pa.large_string())
-    except pa.ArrowInvalid as error:
-        index = next(index for index, value in enumerate(column.to_pylist()) if value and not _is_utf8(value))
-        raise InputError(f"{what}: row {index} is not UTF-8; {TO_UTF8}") from error
+    values: list[Any] = column.to_pylist()
+    for index, value in enumerate(values):
+        if isinstance(value, bytes):  # as what is not UTF-8 in a CSV file is read
+            try:
+                values[index] = value.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{what}: row {index} is not UTF-8; {TO_UTF8}") from error
+        elif not isinstance(value, str | None):
+            raise InputError(f"{what} holds {column.type}, expected text")
+    return values
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+def _rows(task: Task, split: _Split) -> Rows:
+    if task.kind != "span":
+        return Rows(split.texts, _labels(task, split))
+    pairs = zip(split.texts, split.label.to_pylist(), strict=True)
+    answers = [_answers(f"{split.where}: row {index}", given, text[1]) for index, (text, given) in enumerate(pairs)]
+    return Rows(split.texts, answers)
 
 
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _labels(column: pa.ChunkedArray, task: Task, where: str) -> npt.NDArray[Any]:
+def _labels(task: Task, split: _Split) -> npt.NDArray[Any]:
+    """Classes or numbers ``[rows]``, checked against what the task expects."""
     is_number = task.kind == "regression"
     low, high = task.limits if is_number else (0, len(task.classes) - 1)
     if is_number:
@@ -220,130 +226,123 @@ def _labels(column: pa.ChunkedArray, task: Task, where: str) -> npt.NDArray[Any]
     else:
         expected = f"{low} to {high}"
     try:
-        labels: npt.NDArray[Any] = column.to_numpy().astype(np.float64)
+        labels: npt.NDArray[Any] = split.label.to_numpy().astype(np.float64)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{where}: labels are of type {column.type}, expected {expected}") from error
+        raise InputError(f"{split.where}: labels are of type {split.label.type}, expected {expected}") from error
     is_wrong = ~((labels >= low) & (labels <= high) & np.isfinite(labels))
     if not is_number:
         is_wrong |= labels != np.round(labels)
     if is_wrong.any():
         index = int(is_wrong.argmax())
         hint = "; test splits have no labels" if labels[index] == -1 else ""
-        raise InputError(f"{where}: row {index} has label {labels[index]:g}, expected {expected}{hint}")
+        raise InputError(f"{split.where}: row {index} has label {labels[index]:g}, expected {expected}{hint}")
     return labels if is_number else labels.astype(np.int64)
 
 
-def _with_classes(task: Task, tables: dict[str, pa.Table]) -> tuple[Task, dict[str, pa.Table]]:
-    """Find the classes in the training rows; names of classes become numbers, in the order of the alphabet.
+def _with_classes(task: Task, splits: dict[str, _Split]) -> tuple[Task, dict[str, _Split]]:
+    """Find the classes in the training rows; names of classes become numbers, in alphabetical order.
 
     Whole numbers from 0 on stay as they are, unless they are so large that they must be names.
 
     Raises:
         InputError: the labels are not classes.
     """
-    train = tables[task.train]
-    if any(task.label not in table.column_names for table in tables.values()):
-        return task, tables  # which is complained about like any other missing column
-    if names := _declared_classes(train, task.label):
-        return replace(task, classes=names), tables
-    tables = {split: _with_plain_labels(task, split, table) for split, table in tables.items()}
-    column, where = tables[task.train][task.label], _where(task, task.train)
-    values = column.unique().to_pylist()
-    _check_classes(values, column, task, where)
-    if not _is_text(column.type):
-        numbers = sorted(map(int, values))
-        if numbers[0] == -1 and 0 in numbers:
+    train = splits[task.train]
+    if train.class_names:
+        return replace(task, classes=train.class_names), splits
+    labels = {name: _class_labels(task, split) for name, split in splits.items()}
+    values = labels[task.train]
+    classes = sorted(_checked_classes(task, train.where, values))
+    if not isinstance(classes[0], str):
+        if classes[0] == -1 and 0 in classes:
             raise InputError(
-                f"{where}: row {column.index(-1).as_py()} has label -1, which says in many data sets that a row has no "
+                f"{train.where}: row {values.index(-1)} has label -1, which says in many data sets that a row has no "
                 "label; leave such rows out, or give the classes names"
             )
-        if numbers[0] >= 0 and numbers[-1] < max(_MAX_PLAIN_CLASSES, 2 * len(numbers)):
-            return replace(task, classes=tuple(map(str, range(numbers[-1] + 1)))), tables
-    ordered = sorted(values)
-    numbered = {split: _numbered(task, split, table, ordered) for split, table in tables.items()}
-    return replace(task, classes=tuple(_name_of(value) for value in ordered)), numbered
+        if classes[0] >= 0 and classes[-1] < max(_MAX_PLAIN_CLASSES, 2 * len(classes)):
+            plain = {name: split._replace(label=pa.chunked_array([labels[name]])) for name, split in splits.items()}
+            return replace(task, classes=tuple(map(str, range(int(classes[-1]) + 1)))), plain
+    numbered = {}
+    for name, split in splits.items():
+        numbers = _numbered(task, split.where, labels[name], classes)
+        numbered[name] = split._replace(label=pa.chunked_array([numbers]))
+    names = tuple(value if isinstance(value, str) else str(int(value)) for value in classes)
+    return replace(task, classes=names), numbered
 
 
-def _name_of(value: Any) -> str:
-    return value if isinstance(value, str) else str(int(value))
+def _class_labels(task: Task, split: _Split) -> list[Any]:
+    """The labels of a split: all of them text, or all of them numbers.
+
+    Raises:
+        InputError: they are of another type, or one is missing.
+    """
+    labels: list[Any] = split.label.to_pylist()
+    if not all(isinstance(label, int | float | None) for label in labels):
+        labels = list(_strings(split.label, f"{split.where}: column {task.label}"))
+    for index, label in enumerate(labels):
+        if label is None or label != label:  # NaN
+            raise InputError(f"{split.where}: row {index} has no label in {task.label}")
+    return [int(label) if isinstance(label, bool) else label for label in labels]
 
 
-def _declared_classes(table: pa.Table, label: str) -> tuple[str, ...]:
-    """The names of the classes as a data set of the Hub keeps them beside its rows, if it does."""
-    found = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = found.get("info", {}).get("features", {}).get(label)
-    return tuple(feature.get("names") or ()) if isinstance(feature, dict) else ()
+def _checked_classes(task: Task, where: str, labels: list[Any]) -> list[Any]:
+    """The distinct labels.
 
-
-def _with_plain_labels(task: Task, split: str, table: pa.Table) -> pa.Table:
-    """The table with labels that are text or numbers, none of them null."""
-    where, column = _where(task, split), table[task.label]
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    column = column.cast(kind) if is_number else _as_text(column, f"{where}: column {task.label}")
-    is_missing = column.is_null(nan_is_null=True).to_pylist()
-    if True in is_missing:
-        raise InputError(f"{where}: row {is_missing.index(True)} has no label in {task.label}")
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.int64())
-    return table.set_column(table.column_names.index(task.label), task.label, column)
-
-
-def _check_classes(values: list[Any], column: pa.ChunkedArray, task: Task, where: str) -> None:
-    """Raise InputError unless the distinct ``values`` of a column may be classes."""
-    if odd := [value for value in values if not isinstance(value, str) and value != round(value)]:
+    Raises:
+        InputError: they are not classes.
+    """
+    classes = list(dict.fromkeys(labels))
+    if odd := [value for value in classes if not isinstance(value, str) and value != round(value)]:
         raise InputError(
-            f"{where}: row {column.index(odd[0]).as_py()} has label {odd[0]:g}, expected whole numbers or names of "
+            f"{where}: row {labels.index(odd[0])} has label {odd[0]:g}, expected whole numbers or names of "
             "classes; for numbers to be predicted, give kind: regression"
         )
-    if len(values) < 2:
+    if len(classes) < 2:
         raise InputError(f"{where}: all rows have one label, expected two classes or more")
-    if len(values) > max(_FEW_CLASSES, len(column) / 2):
+    if len(classes) > max(_FEW_CLASSES, len(labels) / 2):
         raise InputError(
-            f"{where}: column {task.label} has {len(values):,} different values in {len(column):,} rows, expected "
+            f"{where}: column {task.label} has {len(classes):,} different values in {len(labels):,} rows, expected "
             "classes; name the column that has them (label), or give kind: regression"
         )
+    return classes
 
 
-def _numbered(task: Task, split: str, table: pa.Table, classes: list[Any]) -> pa.Table:
-    """The table with the place of each label among the ``classes``."""
+def _numbered(task: Task, where: str, labels: list[Any], classes: list[Any]) -> list[int]:
+    """The index of each label in ``classes``.
+
+    Raises:
+        InputError: a label is not among them.
+    """
     numbers = {value: number for number, value in enumerate(classes)}
-    labels = table[task.label].to_pylist()
     if unknown := [(index, label) for index, label in enumerate(labels) if label not in numbers]:
         index, label = unknown[0]
         known = ", ".join(map(repr, classes[:5])) + (", …" if len(classes) > 5 else "")
         unlike = ""
         if isinstance(label, str) != isinstance(classes[0], str):
-            unlike = "; one is text and the other a number, write both alike"
+            unlike = "; one is text and the other a number: store both alike"
         raise InputError(
-            f"{_where(task, split)}: row {index} has label {label!r}, expected one of those of {task.train}: {known}"
-            f"{unlike}"
+            f"{where}: row {index} has label {label!r}, expected one of those of {task.train}: {known}{unlike}"
         )
-    place = table.column_names.index(task.label)
-    return table.set_column(place, task.label, pa.array([numbers[label] for label in labels]))
+    return [numbers[label] for label in labels]
 
 
-def _answers(where: str, index: int, given: Any, context: str) -> Answers:
+def _answers(where: str, given: Any, context: str) -> Answers:
     """The answers of a row in SQuAD's layout: {text: [...], answer_start: [...]}.
 
-    That there is none is written in several ways: null, no text, an empty text at any place.
+    A question without an answer is written in several ways: null, no text, an empty text at any position.
     """
     if given is None:
         return Answers((), ())
     try:
         texts, starts = _listed(given["text"]), _listed(given["answer_start"])
-        if len(texts) != len(starts):
-            raise InputError(f"{where}: row {index} has {len(texts)} texts and {len(starts)} answer_start")
-        pairs = [(str(text), int(start)) for text, start in zip(texts, starts, strict=True) if text]
+        pairs = [(str(text), int(start)) for text, start in zip(texts, starts, strict=False) if text]
     except (TypeError, KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{where}: row {index} has answers {given!r:.80}, expected {{text: […], answer_start: […]}}"
-        ) from error
+        raise InputError(f"{where} has answers {given!r:.80}, expected {{text: […], answer_start: […]}}") from error
+    if len(texts) != len(starts):
+        raise InputError(f"{where} has {len(texts)} texts and {len(starts)} answer_start")
     for text, start in pairs:
         if start < 0 or context[start : start + len(text)] != text:
-            raise InputError(f"{where}: row {index}: {text!r:.80} does not stand at {start} of the context")
+            raise InputError(f"{where}: {text!r:.80} is not at {start} of the context")
     return Answers(tuple(text for text, _ in pairs), tuple(start for _, start in pairs))
 
 
@@ -388,16 +387,16 @@ TASKS = {
 
 
 def chosen_tasks(names: Sequence[str], source: str, own: Mapping[str, OwnTask]) -> list[Task]:
-    """The tasks of these names, GLUE's first, in the paper's order; all of them if there is none.
+    """The tasks with these names, GLUE's first, in the paper's order; all tasks if no name is given.
 
     Args:
-        source: of GLUE's rows: a folder laid out like the Hub's data set, or its id.
-        own: tasks as a protocol describes them, by name.
+        source: of GLUE's rows: a folder laid out like the Hub's data set, or its id there.
+        own: the protocol's own tasks, by name.
 
     Raises:
-        InputError: a name is not one of a task.
+        InputError: there is no task with such a name.
     """
-    known = {name: replace(task, origin=Origin(source, name, "--glue")) for name, task in TASKS.items()}
+    known = {name: replace(task, source=TableSource(source, name, "--glue")) for name, task in TASKS.items()}
     known |= {name: own_task(name, spec) for name, spec in own.items()}
     if unknown := [name for name in names if name not in known]:
         raise InputError(

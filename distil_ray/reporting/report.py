@@ -20,6 +20,11 @@ NAME = "report"
 NOTHING = "–"  # stands for what is not known
 
 
+def number(value: float | None, form: str) -> str:
+    """A value in this format, a dash if it is not known."""
+    return NOTHING if value is None else format(value, form)
+
+
 class Cell(NamedTuple):
     """A cell of a table: its text, a note in small print, a bar of a length in [0, 1], and whether it is set off."""
 

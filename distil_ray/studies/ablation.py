@@ -1,4 +1,4 @@
-"""An ablation: its variants run one after the other, scored and compared: what each change is worth."""
+"""An ablation: variants of a run are trained one after the other, scored and compared."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from distil_ray.models.origin import resolve
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import NOTHING, Charts, Report, ReportSection, Table, made_by
 from distil_ray.runs.console import Console
-from distil_ray.studies.variants import Plan
+from distil_ray.studies.settings import AblationPlan
 from distil_ray.training.history import History, read_history
 from distil_ray.training.launcher import launch
 
@@ -23,7 +23,7 @@ FIGURES = ("eval/mlm_loss", "eval/mlm_accuracy", "eval/kl_to_teacher", "eval/tea
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run came to.
+    """The results of one run.
 
     Attributes:
         figures: the last held-out ones, by their metric's name.
@@ -37,13 +37,13 @@ class Outcome:
     tasks: dict[str, float] = field(default_factory=dict)
 
 
-def run_all(plan: Plan, console: Console) -> list[Outcome]:
-    """Do each run, or what is left of it, one after the other.
+def run_all(plan: AblationPlan, console: Console) -> list[Outcome]:
+    """Run or resume each run, one after the other.
 
     Raises:
         InputError: bad configuration or input.
-        RunError: runs that failed, with why; the others are done.
-        Stopped: a signal has ended it.
+        RunError: runs failed; says which and why. The others are done.
+        Stopped: a signal ended it.
     """
     failures = []
     for number, ((variant, seed), config) in enumerate(plan.runs.items(), start=1):
@@ -57,24 +57,24 @@ def run_all(plan: Plan, console: Console) -> list[Outcome]:
     return [_outcome(plan, variant, seed) for variant, seed in plan.runs]
 
 
-def _outcome(plan: Plan, variant: str, seed: int) -> Outcome:
+def _outcome(plan: AblationPlan, variant: str, seed: int) -> Outcome:
     config = plan.runs[variant, seed].run
     history = read_history(f"{config.storage_path}/{config.name}")
     figures = {name: value for name in FIGURES if (value := history.last(name)) is not None}
     return Outcome(variant, seed, figures, history)
 
 
-def check_tasks(plan: Plan) -> None:
-    """Raise InputError where the students would lie in a place that fine-tuning cannot read from."""
+def check_tasks(plan: AblationPlan) -> None:
+    """Raise InputError if the students would be stored where fine-tuning cannot read them."""
     if "://" in plan.folder:
         raise InputError(
             f"--tasks: given run.storage_path {plan.config.run.storage_path}, expected a folder that "
-            "all nodes share, as students are fine-tuned from there; without --tasks a URL will do"
+            "all nodes share, as students are fine-tuned from there; without --tasks, a URL works"
         )
 
 
-def check_heldout(plan: Plan) -> None:
-    """Raise InputError where neither tasks nor held-out text would tell the variants apart."""
+def check_heldout(plan: AblationPlan) -> None:
+    """Raise InputError if there is neither held-out text nor a task to compare the variants on."""
     data = plan.config.data
     if data.eval_sources is None and data.eval_fraction == 0:
         raise InputError(
@@ -87,7 +87,7 @@ def with_scores(outcomes: Sequence[Outcome], results: Results, console: Console)
     """Fine-tune the student of each run on each task, with the run's own seed.
 
     Raises:
-        InputError: scores of another protocol, of other rows or other students are there.
+        InputError: there are scores of another protocol, other rows or other students.
         RunError: fine-tunings failed; what succeeded is kept.
     """
     students = [Model(one.variant, resolve(one.history.export_path, None)) for one in outcomes]
@@ -109,7 +109,7 @@ _NAMES = {
     "eval/mlm_accuracy": ("accuracy", 1, 100.0),
     "eval/kl_to_teacher": ("KL to teacher", 3, 1.0),
     "eval/teacher_agreement": ("agreement", 1, 100.0),
-}  # of a figure: its name, decimals, and what it is multiplied with
+}  # by figure: its name, its decimals, and the factor it is shown with
 _TASK = "tasks/"
 
 
@@ -132,14 +132,14 @@ class Comparison:
         return {seed: number for seed, number in found.items() if number is not None}
 
     def change(self, variant: str, figure: str) -> Summary | None:
-        """How much a figure differs from the reference's with the same seed: the median, and the range over seeds."""
+        """The difference between a figure and the reference's with the same seed: median and range over seeds."""
         own, reference = self.values(variant, figure), self.values(self.reference, figure)
         differences = [own[seed] - reference[seed] for seed in own if seed in reference]
         return summarize(differences) if differences else None
 
     @property
     def main_figure(self) -> str:
-        """What variants are ordered by: the score, or else the held-out loss."""
+        """What variants are ordered by: the score, otherwise the held-out loss."""
         return self.figures[0]
 
 
@@ -153,7 +153,7 @@ def _value_of(figure: str) -> Callable[[Outcome], float | None]:
 
 
 def table(comparison: Comparison) -> list[list[str]]:
-    """A row a variant: the median of each figure over seeds, and its change."""
+    """A row per variant: the median of each figure over seeds, and its change."""
     header = ["variant"]
     for figure in comparison.figures:
         header += [_NAMES[figure][0], "change"]
@@ -171,7 +171,7 @@ def table(comparison: Comparison) -> list[list[str]]:
 
 
 def task_table(comparison: Comparison) -> list[list[str]]:
-    """The reference's median score on each task, and the change of each variant; no row if there are no tasks.
+    """The reference's median score on each task, and each variant's change; empty without tasks.
 
     The last row is what one answer for all rows scores.
     """
@@ -194,28 +194,26 @@ def _shown(change: Summary, decimals: int, factor: float) -> str:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """What matters most, in order, and whether the seeds agree on it."""
+    """One sentence per variant, the largest loss first, and whether the seeds agree."""
     figure = comparison.main_figure
     name, decimals, factor = _NAMES[figure]
     worse = -1 if figure == "score" else 1
-    changes = [
-        (variant, change)
-        for variant in comparison.variants[1:]
-        if (change := comparison.change(variant, figure)) is not None
-    ]
-    changes.sort(key=lambda pair: -worse * pair[1].median)
+    changes = {variant: comparison.change(variant, figure) for variant in comparison.variants[1:]}
+    found = [(variant, change) for variant, change in changes.items() if change]
     sentences = []
-    for variant, change in changes:
-        ends = sorted((worse * change.low, worse * change.high))
-        verdict = (
-            "worse with every seed" if ends[0] > 0 else "better with every seed" if ends[1] < 0 else "seeds disagree"
-        )
+    for variant, change in sorted(found, key=lambda pair: -worse * pair[1].median):
+        least, most = sorted((worse * change.low, worse * change.high))
+        verdict = "seeds disagree"
+        if least > 0:
+            verdict = "worse with every seed"
+        elif most < 0:
+            verdict = "better with every seed"
         sentences.append(f"{variant}: {name} {_shown(change, decimals, factor)}, {verdict}.")
     return sentences
 
 
 def same_batches(comparison: Comparison) -> str:
-    """Whether the variants of a seed learned from the same batches."""
+    """Whether the variants trained on the same batches, seed by seed."""
     for seed in {one.seed for one in comparison.outcomes}:
         digests = {tuple(one.history.digests) for one in comparison.outcomes if one.seed == seed}
         if len(digests) > 1:

@@ -5,13 +5,13 @@ import numpy as np
 from distil_ray.studies.settings import Direction, Search
 from distil_ray.studies.trials import FIRST_TRIAL
 
-_END = 1 - 1e-9  # no rung at the end, where a trial is about to write its student
+_END = 1 - 1e-9  # no rung at the end, where a trial is about to export its student
 
 
 class Asha:
-    """Compares trials at rungs, growing shares of their steps; at each, the best of every ``reduction_factor`` stays.
+    """Compares trials at rungs, which are growing shares of their steps; one in ``reduction_factor`` survives each.
 
-    The first trial, with the settings as they stand, is never stopped: the best one is to be compared with it.
+    The first trial, with the unchanged settings, is never stopped, so that the best one can be compared with it.
     """
 
     def __init__(self, search: Search, direction: Direction) -> None:
@@ -24,12 +24,12 @@ class Asha:
             rung *= search.reduction_factor
 
     def stops(self, name: str, progress: float, value: float) -> bool:
-        """Take in the objective of a trial at ``progress`` in [0, 1]; return whether the trial is to be stopped."""
+        """Note the objective of a trial at ``progress`` in [0, 1]; return whether the trial should be stopped."""
         reached = [rung for rung in self._rungs if rung <= progress]
         if not reached or name in self._rungs[reached[-1]]:
             return False
         others = self._rungs[reached[-1]]
         reward = self._sign * value
-        is_behind = bool(others) and reward < np.nanpercentile(list(others.values()), self._percentile)
+        falls_short = bool(others) and reward < np.nanpercentile(list(others.values()), self._percentile)
         others[name] = reward
-        return is_behind and name != FIRST_TRIAL
+        return falls_short and name != FIRST_TRIAL

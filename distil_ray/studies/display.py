@@ -1,4 +1,4 @@
-"""What the person at the terminal sees of a search: a live table, or a line for each thing that happens."""
+"""What a search shows at the terminal: a live table of its trials, or a line per event."""
 
 import sys
 import time
@@ -12,14 +12,14 @@ from rich.table import Table
 
 from distil_ray.runs.console import Console, format_seconds
 from distil_ray.runs.events import EventQueue
-from distil_ray.studies.settings import Plan
+from distil_ray.studies.settings import SearchPlan, brief, short
 from distil_ray.studies.trials import Score, Trial, Trials, best
 
 _NUM_SHOWN = 12  # settled trials in the live table, the best first
 
 
 class TrialConsole(Console):
-    """The console of a trial: sends its events to the search, and drops lines that are the same for all trials."""
+    """The console of a trial: sends its events to the search, and drops lines, which are the same for all trials."""
 
     def __init__(self, events: EventQueue, name: str) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class TrialConsole(Console):
         self._name = name
 
     def line(self, text: str) -> None:
-        """Print nothing: the search has printed it."""
+        """Print nothing: the search has printed the same."""
 
     def show(self, kind: str, content: Any) -> None:
         self._events.send(kind, (self._name, content))
@@ -38,16 +38,16 @@ class TrialConsole(Console):
 
 
 class SearchDisplay(Console):
-    """The console of the search: a live table of its trials on a terminal, else a line for each event."""
+    """The console of the search: a live table of its trials on a terminal, otherwise a line per event."""
 
-    def __init__(self, plan: Plan, trials: Trials) -> None:
+    def __init__(self, plan: SearchPlan, trials: Trials) -> None:
         super().__init__()
         self._plan, self._trials = plan, trials
         self._running: dict[str, Mapping[str, Any]] = {}
         self._began = time.monotonic()
 
     def show(self, kind: str, content: Any) -> None:
-        """Take in an event of a trial: ("line" or "record", (its name, text or metrics))."""
+        """Handle an event of a trial: ("line" or "record", (its name, text or metrics))."""
         name, detail = content
         if kind == "line":
             self.line(f"{name}  {detail}")
@@ -57,9 +57,9 @@ class SearchDisplay(Console):
     def started(self, trial: Trial) -> None:
         self._running[trial.name] = {}
         verb = "resumes" if trial.scores else "starts"
-        described = describe(self._plan, trial.settings)
+        described = self._plan.describe(trial.settings)
         if not trial.settings:
-            described = f"the settings as they stand ({described})"
+            described = f"the unchanged settings ({described})"
         self.line(f"{trial.name}  {verb}: {described}")
 
     def scored(self, trial: Trial, score: Score) -> None:
@@ -120,16 +120,3 @@ class SearchDisplay(Console):
         )
         spent = format_seconds(time.monotonic() - self._began)
         return f"{num_settled} of {self._plan.num_trials} trials done, {len(self._running)} running, {spent}{found}"
-
-
-def describe(plan: Plan, settings: Mapping[str, Any]) -> str:
-    """The values that a trial has for what is searched, in words."""
-    return ", ".join(f"{short(key)} {brief(value)}" for key, value in plan.values(settings).items())
-
-
-def short(key: str) -> str:
-    return key.rpartition(".")[2]
-
-
-def brief(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
-"""A trial's objective, as Ray Train's controller hears of it -> Tune.
+"""A trial's objective, from Ray Train's controller to Tune.
 
-A module of its own, since the controller of each trial imports it: with the tuner's it took seconds more to start.
+A module of its own, as the controller of each trial imports it: importing the tuner would take seconds longer.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 
 class ReportObjective(TuneReportCallback):
-    """Tells Tune of every evaluation, unless its objective is not finite."""
+    """Reports every evaluation to Tune, unless its objective is not finite."""
 
     def __init__(self, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

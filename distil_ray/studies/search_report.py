@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from distil_ray.config import parse_mapping
 from distil_ray.errors import InputError
 from distil_ray.reporting.plots import line_chart, scatter_chart, ternary_chart
-from distil_ray.reporting.report import NOTHING, Block, Cell, Charts, Report, ReportSection, Table, made_by
+from distil_ray.reporting.report import Block, Cell, Charts, Report, ReportSection, Table, made_by, number
 from distil_ray.runs.storage import DIGESTS_FILE, RunFolder
-from distil_ray.studies.display import brief, short
-from distil_ray.studies.settings import SEARCH_FILE, TRIALS_FOLDER, Plan, plan_of
+from distil_ray.studies.settings import SEARCH_FILE, SearchPlan, brief, plan_of, short
 from distil_ray.studies.space import Range
 from distil_ray.studies.suggest import MIN_TRIALS, importances
 from distil_ray.studies.trials import TRIALS_FILE, Trial, Trials, best, common_step, value_at
@@ -21,8 +20,8 @@ _LABELS = {
 }
 
 
-def read_search(path: str) -> tuple[Plan, Trials]:
-    """Read the folder of a search, ``<storage_path>/<name>``, wherever it lies now.
+def read_search(path: str) -> tuple[SearchPlan, Trials]:
+    """Read the folder of a search, ``<storage_path>/<name>``, which may have been moved.
 
     Raises:
         InputError: there is no search.
@@ -31,23 +30,20 @@ def read_search(path: str) -> tuple[Plan, Trials]:
     if not is_search(path):
         raise InputError(f"{path}: is not the folder of a search (it has no {TRIALS_FILE})")
     plan = plan_of(parse_mapping(folder.read_bytes(SEARCH_FILE).decode(), f"{path}/{SEARCH_FILE}"))
-    return plan, Trials(folder, f"{path.rstrip('/')}/{TRIALS_FOLDER}", plan.search.metric)
+    return plan, Trials(path, plan.search.metric)
 
 
 def is_search(path: str) -> bool:
     return RunFolder.at(path).exists(TRIALS_FILE)
 
 
-def report_on(plan: Plan, trials: Trials) -> Report:
+def report_on(plan: SearchPlan, trials: Trials) -> Report:
     listed = list(trials)
     step = common_step(listed)
     shares = importances(plan, listed, step)
     charts = list(_charts(plan, listed, step))
-    after = f" after {step} steps, as below" if step else ""
-    note = (
-        "The newest figure of each trial. One that was stopped has had fewer steps than one that finished; they can be "
-        f"compared with each other{after}."
-    )
+    note = "The newest figure of each trial. Trials that were stopped took fewer steps than those that finished"
+    note += f"; all can be compared after {step} steps, as below." if step else "."
     return Report(
         title=f"Search {plan.config.run.name}",
         findings=findings(plan, listed),
@@ -65,27 +61,29 @@ def report_on(plan: Plan, trials: Trials) -> Report:
     )
 
 
-def _highlighted(plan: Plan, trials: list[Trial]) -> list[list[str | Cell]]:
+def _highlighted(plan: SearchPlan, trials: list[Trial]) -> list[list[str | Cell]]:
     top = best(trials, plan.direction)
-    return [
-        [Cell(text, is_right=top is not None and row[0] == top.name) for text in row] for row in table(plan, trials)
-    ]
+    rows: list[list[str | Cell]] = []
+    for row in table(plan, trials):
+        is_best = top is not None and row[0] == top.name
+        rows.append([Cell(text, is_right=is_best) for text in row])
+    return rows
 
 
-def _importance(plan: Plan, shares: dict[str, float], step: int | None) -> list[Block]:
+def _importance(plan: SearchPlan, shares: dict[str, float], step: int | None) -> list[Block]:
     if not shares:
-        return [f"Too few trials can be compared to say: at least {MIN_TRIALS} with different figures are needed."]
+        return [f"Too few trials to tell: at least {MIN_TRIALS} with different figures are needed."]
     rows = [[Cell(key), Cell(f"{share:.0%}"), Cell("", bar=share)] for key, share in shares.items()]
     return [
         Table([["setting", "share", ""], *rows], is_text=True),
-        f"Share of the variance of the {_LABELS[plan.search.metric]} after {step} steps that a forest of trees puts "
-        "down to each setting (fANOVA, Hutter et al. 2014), within the ranges that were tried. With few trials this is "
-        "a hint and no more.",
+        f"Share of the variance of the {_LABELS[plan.search.metric]} after {step} steps that a forest of trees "
+        "attributes to each setting (fANOVA, Hutter et al. 2014), within the ranges that were tried. With few trials, "
+        "this is only a hint.",
     ]
 
 
-def table(plan: Plan, trials: list[Trial]) -> list[list[str]]:
-    """A header and one row per trial: those that finished, the best first, then the others by how far they came."""
+def table(plan: SearchPlan, trials: list[Trial]) -> list[list[str]]:
+    """A header and one row per trial: those that finished, the best first, then the others by how far they got."""
 
     def rank(trial: Trial) -> tuple[bool, int, float]:
         step = trial.scores[-1].step if trial.scores else 0
@@ -94,14 +92,14 @@ def table(plan: Plan, trials: list[Trial]) -> list[list[str]]:
     rows = [["trial", plan.search.metric, "status", "step", *map(short, plan.space.keys)]]
     for trial in sorted(trials, key=rank):
         step = trial.scores[-1].step if trial.scores else 0
-        value = NOTHING if trial.value is None else f"{trial.value:.4f}"
+        value = number(trial.value, ".4f")
         status = "not finished" if trial.status == "open" else trial.status
         rows.append([trial.name, value, status, f"{step:,}", *map(brief, plan.values(trial.settings).values())])
     return rows
 
 
-def findings(plan: Plan, trials: list[Trial]) -> list[str]:
-    """What the search found, also where it is not what one hopes for."""
+def findings(plan: SearchPlan, trials: list[Trial]) -> list[str]:
+    """What the search found, even if that is not what one hoped for."""
     top, first = best(trials, plan.direction), trials[0]
     sentences = [_count(plan, trials)]
     if top is None or top.value is None:
@@ -110,32 +108,32 @@ def findings(plan: Plan, trials: list[Trial]) -> list[str]:
     label = _LABELS[plan.search.metric]
     sentences.append(f"Best: {top.name}, {label} {top.value:.4f}, with {values}.")
     if top == first:
-        sentences.append("No trial did better than the settings as they stand.")
+        sentences.append("No trial did better than the unchanged settings.")
     elif first.status == "finished" and first.value is not None:
         sentences.append(
-            f"The settings as they stand ({first.name}) reach {first.value:.4f}: "
+            f"The unchanged settings ({first.name}) reach {first.value:.4f}: "
             f"the best is {'lower' if top.value < first.value else 'higher'} by {abs(top.value - first.value):.4f}."
         )
     return sentences
 
 
-def _count(plan: Plan, trials: list[Trial]) -> str:
+def _count(plan: SearchPlan, trials: list[Trial]) -> str:
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed", "open": "not finished"}
     counts = {how: sum(trial.status == status for trial in trials) for status, how in words.items()}
     listed = ", ".join(f"{count} {how}" for how, count in counts.items() if count)
     return f"{len(trials)} of {max(plan.num_trials, len(trials))} trials: {listed}."
 
 
-def remarks(plan: Plan, trials: Trials) -> list[str]:
+def remarks(plan: SearchPlan, trials: Trials) -> list[str]:
     caution = (
-        "The best was chosen by these held-out rows, so its figure flatters it a little: before relying on a small "
-        "difference, train it and the settings as they stand again with another run.seed."
+        "The best trial was chosen on these held-out rows, so its figure is slightly optimistic: before relying on a "
+        "small difference, train it and the unchanged settings again with another run.seed."
     )
     return [_same_batches(trials), caution]
 
 
 def _same_batches(trials: Trials) -> str:
-    """Whether all trials did their steps on the same batches, as far as each went."""
+    """Whether all trials trained on the same batches, as far as each got."""
     digests = {trial.name: _digests(trials, trial.name) for trial in trials}
     longest = max(digests.values(), key=len, default=[])
     differing = [name for name, own in digests.items() if own != longest[: len(own)]]
@@ -152,7 +150,7 @@ def _digests(trials: Trials, name: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------- charts
 
 
-def _charts(plan: Plan, trials: list[Trial], step: int | None) -> Iterator[tuple[str, str]]:
+def _charts(plan: SearchPlan, trials: list[Trial], step: int | None) -> Iterator[tuple[str, str]]:
     label = _LABELS[plan.search.metric]
     title = f"{label[0].upper()}{label[1:]}"
     scored = [trial for trial in trials if trial.scores]
@@ -193,11 +191,11 @@ def _charts(plan: Plan, trials: list[Trial], step: int | None) -> Iterator[tuple
             )
 
 
-def _curves(plan: Plan, trials: list[Trial], label: str) -> str:
+def _curves(plan: SearchPlan, trials: list[Trial], label: str) -> str:
     top = best(trials, plan.direction)
-    named = {trial.name: "the settings as they stand" for trial in trials[:1] if not trial.settings}
+    named = {trial.name: "the unchanged settings" for trial in trials[:1] if not trial.settings}
     if top is not None:
-        named[top.name] = "the best" if top.settings else "the settings as they stand, the best"
+        named[top.name] = "the best" if top.settings else "the unchanged settings, the best"
     curves = {trial.name: [(float(score.step), score.value) for score in trial.scores] for trial in trials}
     return line_chart(
         {f"{name}, {what}": curves[name] for name, what in named.items()},

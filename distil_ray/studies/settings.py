@@ -1,11 +1,14 @@
-"""The configuration of a search: an ordinary configuration with one more section, checked before anything starts."""
+"""The configurations of a search and of an ablation: a run's with one more section, checked before anything starts.
+
+Imports little: a mistake is found before anything heavy is loaded.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from distil_ray.config import (
     Config,
@@ -35,6 +38,37 @@ _NEED_TEACHER = ("eval/kl_to_teacher", "eval/teacher_agreement")
 DEFAULT_NUM_TRIALS = 16
 SEARCH_FILE = "search.yaml"
 TRIALS_FOLDER = "trials"
+ABLATION_RUNS_FOLDER = "runs"
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Study = TypeVar("Study", bound=Section)
+Value = TypeVar("Value")
+
+
+def _parse_study(
+    settings: Mapping[str, Any], study: type[Study], problems: list[str]
+) -> tuple[Config | None, Study | None]:
+    """Check the configuration of a run that has the sections of ``study`` in addition; what is wrong goes to
+    ``problems``.
+    """
+    own = {name: settings.get(name) or {} for name in study.model_fields}
+    rest = {name: section for name, section in settings.items() if name not in own}
+    config = _collect(problems, parse_config, rest)
+    return config, _collect(problems, partial(parse_section, study), own)
+
+
+def _collect(
+    problems: list[str], parse: Callable[[Mapping[str, Any]], Value], settings: Mapping[str, Any], place: str = ""
+) -> Value | None:
+    """What ``parse`` makes of settings; None if they are faulty: then the list gets each problem, after ``place``."""
+    try:
+        return parse(settings)
+    except ConfigError as error:
+        problems += [f"{place}{problem}" for problem in error.problems]
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------- a search
 
 
 def _objective(given: Any) -> Any:
@@ -47,10 +81,10 @@ def _objective(given: Any) -> Any:
 
 
 _EXCHANGES = (
-    "its trials would have to take over each other's weights, which has no effect when a trial is a training run with "
-    "workers of its own"
+    "its trials would have to take over each other's weights, which has no effect when each trial is a training run "
+    "with its own workers"
 )
-_PAUSES = "it pauses trials, which would keep their workers waiting"
+_PAUSES = "it pauses trials, whose workers would stay reserved"
 _UNFIT_SCHEDULERS = {"pbt": _EXCHANGES, "pb2": _EXCHANGES, "hyperband": _PAUSES, "bohb": _PAUSES}
 
 
@@ -62,45 +96,45 @@ def _scheduler(given: Any) -> Any:
 
 
 class Search(Section):
-    """What is tried, for how long, and what counts as better; the other sections are where it starts from."""
+    """What is tried, for how long, and what counts as better; the other sections are the starting point."""
 
     space: dict[str, Any]
     """Key of a setting: its rule. {uniform|loguniform: [low, high]}, {randint: [low, high]} without high,
       {choice|grid: [values]}; or any name: {simplex: [keys]}, weights that sum to 1 (below 0.05: 0)."""
     num_trials: Annotated[int, Field(ge=1)] | None = None
-    """Trials in all, the first with the settings as they stand; null takes 16, or each grid combination once."""
+    """Number of trials, the first with the unchanged settings; null: 16, or each combination of a grid once."""
     metric: Annotated[Metric, BeforeValidator(_objective)] = "eval/mlm_loss"
     """Held-out figure to improve: losses and divergences downwards, accuracy and agreement upwards."""
     searcher: Literal["optuna", "random"] = "optuna"
-    """Where settings come from: Optuna's TPE (multivariate), or chance alone; a grid needs random."""
+    """Where settings come from: Optuna's TPE (multivariate), or random sampling; a grid needs random."""
     startup_trials: Annotated[int, Field(ge=1)] = 8
     """Trials with random settings before TPE begins."""
     scheduler: Annotated[Literal["asha", "none"], BeforeValidator(_scheduler)] = "asha"
-    """Whether trials that lag behind are stopped early (ASHA, arXiv 1810.05934), or all run to their end."""
+    """asha stops trials early that fall short of others (arXiv 1810.05934); none runs every trial to its end."""
     grace_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    """Share of its steps that every trial does before ASHA may stop it."""
+    """Share of its steps that every trial takes before ASHA may stop it."""
     reduction_factor: Annotated[float, Field(gt=1)] = 2.0
-    """At each of ASHA's looks, one in so many is kept; the steps before each look grow by the same factor."""
+    """ASHA keeps one in this many trials at each comparison; the steps before each grow by the same factor."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Trials at a time at most; null takes as many as the cluster holds."""
+    """Maximum number of trials at a time; null: as many as the cluster has room for."""
     max_failures: Annotated[int, Field(ge=0)] = 1
-    """Times that a failed trial is tried again."""
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
-    """Seed of the settings that are tried; the trials' data and weights are seeded by run.seed, all alike."""
+    """How often a failed trial is tried again."""
+    seed: Seed = 0
+    """Seed of the settings that are tried; data and weights of all trials are seeded by run.seed."""
 
 
 class SearchConfig(Section):
-    """The section that a search has more than a run."""
+    """What the configuration of a search has in addition to a run's."""
 
     search: Search
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """A search, checked and complete.
 
     Attributes:
-        config: of a run with the settings as they stand.
+        config: of a run with the unchanged settings.
     """
 
     search: Search
@@ -124,24 +158,34 @@ class Plan:
 
     @property
     def folder(self) -> str:
-        return f"{self.config.run.storage_path}/{self.config.run.name}/{TRIALS_FOLDER}"
+        """Path or URL of the search's folder."""
+        return f"{self.config.run.storage_path}/{self.config.run.name}"
+
+    @property
+    def trials_folder(self) -> str:
+        """Path or URL of the folder that the trials' runs are in."""
+        return f"{self.folder}/{TRIALS_FOLDER}"
 
     def identity(self) -> dict[str, Any]:
-        """What two invocations must have in common to be the same search, by dotted key."""
+        """What two commands must have in common to belong to the same search, by dotted key."""
         names = ("space", "metric", "searcher", "startup_trials", "scheduler", "grace_fraction", "reduction_factor")
         settings = self.search.model_dump(mode="json", include={*names, "seed"})
         return learned(self.config) | {f"search.{name}": value for name, value in settings.items()}
 
     def values(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a trial has for each key of the space, weights of a simplex as shares of their sum."""
+        """A trial's value of each key of the space; weights of a simplex as shares of their sum."""
         values = {key: settings[key] if key in settings else _value_at(self.base, key) for key in self.space.keys}
         for simplex in self.space.simplexes():
             total = sum(values[key] or 0.0 for key in simplex.keys)
             values |= {key: (values[key] or 0.0) / (total or 1.0) for key in simplex.keys}
         return values
 
+    def describe(self, settings: Mapping[str, Any]) -> str:
+        """The same in words."""
+        return ", ".join(f"{short(key)} {brief(value)}" for key, value in self.values(settings).items())
+
     def to_yaml(self) -> str:
-        """The whole configuration of the search, which reads back as an equal one."""
+        """The complete configuration of the search, which reads back as an equal one."""
         return dump_yaml({**self.base, "search": self.search.model_dump(mode="json")})
 
     def trial_config(self, name: str, settings: Mapping[str, Any]) -> Config:
@@ -150,8 +194,17 @@ class Plan:
         Raises:
             InputError: these settings do not go together.
         """
-        place = {"run.name": name, "run.storage_path": self.folder}
+        place = {"run.name": name, "run.storage_path": self.trials_folder}
         return parse_config(with_settings(self.base, {**settings, **place}))
+
+
+def short(key: str) -> str:
+    """distill.temperature -> temperature."""
+    return key.rpartition(".")[2]
+
+
+def brief(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _value_at(settings: Any, key: str) -> Any:
@@ -160,7 +213,7 @@ def _value_at(settings: Any, key: str) -> Any:
     return settings
 
 
-def load_search(files: Sequence[str], overrides: Sequence[str]) -> Plan:
+def load_search(files: Sequence[str], overrides: Sequence[str]) -> SearchPlan:
     """Read the configuration of a search from YAML files and dotted settings, as `load_config` reads a run's.
 
     Raises:
@@ -169,46 +222,31 @@ def load_search(files: Sequence[str], overrides: Sequence[str]) -> Plan:
     return plan_of(load_settings(files, overrides))
 
 
-def plan_of(settings: Mapping[str, Any]) -> Plan:
+def plan_of(settings: Mapping[str, Any]) -> SearchPlan:
     """Check the configuration of a search given as a mapping of sections.
 
     Raises:
         InputError: with one line a problem, all problems at once.
     """
-    given = dict(settings)
-    section = {"search": given.pop("search", None) or {}}
     problems: list[str] = []
-    config = _collect(problems, lambda: parse_config(given))
-    search = _collect(problems, lambda: parse_section(SearchConfig, section).search)
-    if search is None:
+    config, study = _parse_study(settings, SearchConfig, problems)
+    if study is None:
         raise ConfigError(problems)
+    search = study.search
     space, space_problems = parse_space(search.space)
     problems += space_problems
     problems += [f"search.space.{key}: cannot be searched, as {why}" for key in space.keys if (why := _fixed(key))]
     if config is None or problems:
         raise ConfigError(problems)
-    plan = Plan(search, space, config)
+    plan = SearchPlan(search, space, config)
     problems += dict.fromkeys([*_unfit_values(plan), *_across(plan)])
     if problems:
         raise ConfigError(problems)
     return plan
 
 
-_T = TypeVar("_T")
-
-
-def _collect(problems: list[str], parse: Callable[[], _T]) -> _T | None:
-    try:
-        return parse()
-    except ConfigError as error:
-        problems += error.problems
-    return None
-
-
-# ------------------------------------------------------------------------- what may be searched, and with which values
-
 _NO_EFFECT = "it does not change what is learned"
-_OTHER_ROWS = "trials could not be compared that learn from other rows"
+_OTHER_ROWS = "trials that learn from different rows could not be compared"
 _FIXED = {
     "run": "all trials share their seed, so that they learn from the same rows in the same order",
     "teacher": "trials with different teachers could not be compared",
@@ -217,7 +255,7 @@ _FIXED = {
     "student.path": _OTHER_ROWS,
     "optim.num_steps": "the longer trials would win",
     "optim.num_epochs": "the longer trials would win",
-    "optim.global_batch_size": "trials could not be compared whose steps have other rows",
+    "optim.global_batch_size": "trials whose steps have different rows could not be compared",
     "optim.max_skipped_updates": _NO_EFFECT,
     "eval": _NO_EFFECT,
     "metrics": _NO_EFFECT,
@@ -235,17 +273,16 @@ def _fixed(key: str) -> str | None:
     return _FIXED.get(names[0]) or _FIXED.get(".".join(names[:2]))
 
 
-def _unfit_values(plan: Plan) -> Iterator[str]:
-    """Values at the edges of the space that the configuration refuses."""
+def _unfit_values(plan: SearchPlan) -> Iterator[str]:
+    """Problems with values at the edges of the space, which the configuration refuses."""
     for rule in plan.space.rules:
         for example in rule.examples():
-            try:
-                parse_config(with_settings(plan.base, example))
-            except ConfigError as error:
-                yield from (f"search.space: {problem}" for problem in error.problems)
+            problems: list[str] = []
+            _collect(problems, parse_config, with_settings(plan.base, example), "search.space: ")
+            yield from problems
 
 
-def _across(plan: Plan) -> Iterator[str]:
+def _across(plan: SearchPlan) -> Iterator[str]:
     search, config = plan.search, plan.config
     if config.data.eval_sources is None and config.data.eval_fraction == 0:
         yield (
@@ -256,17 +293,100 @@ def _across(plan: Plan) -> Iterator[str]:
         yield f"search.metric: given {shown(search.metric)} without a teacher; expected eval/mlm_loss or a teacher.path"
     grids = plan.space.num_combinations
     if grids > 1 and search.searcher == "optuna":
-        yield "search.searcher: given optuna beside a grid, which TPE cannot follow; expected random, or no grid"
+        yield "search.searcher: given optuna with a grid, which TPE cannot follow; expected random, or no grid"
     elif grids > 1 and (plan.num_trials - 1) % grids:
         yield (
-            f"search.num_trials: given {plan.num_trials}, expected 1 (the settings as they stand) and a multiple of "
+            f"search.num_trials: given {plan.num_trials}, expected 1 (the unchanged settings) and a multiple of "
             f"the grid's {grids} combinations, such as {1 + grids * max(round((plan.num_trials - 1) / grids), 1)}"
         )
     steps = config.optim.num_steps
     if search.scheduler == "asha" and steps and config.eval.every_steps > search.grace_fraction * steps:
         first = search.grace_fraction * steps
         yield (
-            f"eval.every_steps: given {config.eval.every_steps}, but ASHA first looks at a trial after {first:g} steps "
+            f"eval.every_steps: given {config.eval.every_steps}, but ASHA first compares a trial after {first:g} steps "
             f"(search.grace_fraction {search.grace_fraction:g} of optim.num_steps {steps}); expected at most "
             f"{max(int(first), 1)}, or search.scheduler none"
         )
+
+
+# ---------------------------------------------------------------------------------------------------- an ablation
+
+_ABLATED = ("distill", "student", "optim")
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"given {shown(list(seeds))}, expected different seeds")
+    return seeds
+
+
+class Ablation(Section):
+    """Variants of a run that differ from the first in a setting or two, over seeds."""
+
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=2)]
+    """Name of a variant: {key: value}, the settings it changes; the others are compared with the first."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Strict(False), AfterValidator(_distinct)] = (1, 2, 3)
+    """Values of run.seed: each variant is run with each of them, all variants on the same batches."""
+
+
+class AblationConfig(Section):
+    """What the configuration of an ablation has in addition to a run's."""
+
+    ablation: Ablation
+
+
+@dataclass(frozen=True)
+class AblationPlan:
+    """An ablation, checked and complete.
+
+    Attributes:
+        config: of a run with the unchanged settings.
+        runs: by variant and seed, in the order in which they are run, one at a time.
+    """
+
+    config: Config
+    variants: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    runs: Mapping[tuple[str, int], Config]
+
+    @property
+    def folder(self) -> str:
+        """Path or URL of the folder for runs and report."""
+        return f"{self.config.run.storage_path}/{self.config.run.name}"
+
+
+def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> AblationPlan:
+    """Read the configuration of an ablation from YAML files and dotted settings, as `load_config` reads a run's.
+
+    Raises:
+        InputError: with one line a problem.
+    """
+    problems: list[str] = []
+    config, study = _parse_study(load_settings(files, overrides), AblationConfig, problems)
+    if study is not None:
+        problems += _unfit_keys(study.ablation)
+    if config is None or study is None or problems:
+        raise ConfigError(problems)
+    ablation, base = study.ablation, to_settings(config)
+    folder = f"{config.run.storage_path}/{config.run.name}/{ABLATION_RUNS_FOLDER}"
+    runs: dict[tuple[str, int], Config] = {}
+    for seed in ablation.seeds:
+        for name, changes in ablation.variants.items():
+            place = {"run.name": f"{name}-seed-{seed}", "run.storage_path": folder, "run.seed": seed}
+            settings = with_settings(base, {**changes, **place})
+            run = _collect(problems, parse_config, settings, f"ablation.variants.{name}: ")
+            if run is not None:
+                runs[name, seed] = run
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return AblationPlan(config, ablation.variants, ablation.seeds, runs)
+
+
+def _unfit_keys(ablation: Ablation) -> Iterator[str]:
+    for name, changes in ablation.variants.items():
+        for key in changes:
+            if key.partition(".")[0] not in _ABLATED or "." not in key:
+                yield (
+                    f"ablation.variants.{name}: given {shown(key)}, expected a key of {', '.join(_ABLATED)}, such as "
+                    "distill.alpha_ce; everything else is the same for all variants, so that they can be compared"
+                )

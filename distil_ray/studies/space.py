@@ -1,7 +1,7 @@
 """What a search tries: rules by key -> parameters that a sampler draws -> settings of a run.
 
-A *point* maps each parameter's name to its raw value, the form in which Optuna wants it. Grids have no parameters:
-their combinations are gone through in order. Each rule varies one setting or a group of them, its ``keys``: it has
+A *point* maps each parameter's name to its raw value, as Optuna takes it. Grids have no parameters:
+their combinations are tried in order. Each rule varies one setting or a group of them, its ``keys``: it has
 ``distributions`` of its parameters, the ``settings`` at a point, the ``point`` of settings (None if the rule does not
 allow them), and ``examples`` at the edges (if these are valid, all settings are).
 """
@@ -19,7 +19,7 @@ from distil_ray.config import shown
 Point = dict[str, Any]
 Settings = dict[str, Any]  # by dotted key
 
-# A weight of a simplex below this becomes 0: otherwise nothing would ever be tried without one of the losses.
+# A weight of a simplex below this becomes 0: otherwise no trial would ever leave out one of the losses.
 ZERO_BELOW = 0.05
 _SIGNIFICANT_DIGITS = 4
 _WEIGHT_DIGITS = 3
@@ -57,7 +57,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """``choice``: one of some values, of whatever kind."""
+    """``choice``: one of some values, of any type."""
 
     key: str
     values: tuple[Any, ...]
@@ -81,7 +81,7 @@ class Choice:
 
 
 class Grid(Choice):
-    """``grid``: like a choice, but each value is taken in turn."""
+    """``grid``: like a choice, but all values are tried in order."""
 
     def distributions(self) -> dict[str, BaseDistribution]:
         return {}
@@ -94,8 +94,8 @@ class Grid(Choice):
 class Simplex:
     """``simplex``: weights that sum to 1, uniformly distributed; those below `ZERO_BELOW` become 0.
 
-    The parameters are independent and uniform on [0, 1]: each breaks its part off the rest of a stick of length 1. With
-    n parts still to come, its share of the rest has the distribution Beta(1, n), here by inversion.
+    The parameters are independent and uniform on [0, 1]. Each breaks its part off the rest of a stick of length 1: with
+    n parts still to come, its share of the rest is distributed as Beta(1, n), here by inversion.
     """
 
     name: str
@@ -183,8 +183,13 @@ class Space:
 
     def point(self, settings: Mapping[str, Any]) -> Point | None:
         """The point with these values; None if the space does not hold it."""
-        points = [rule.point(settings) for rule in self.rules]
-        return None if None in points else {name: value for point in points if point for name, value in point.items()}
+        found: Point = {}
+        for rule in self.rules:
+            point = rule.point(settings)
+            if point is None:
+                return None
+            found |= point
+        return found
 
     def simplexes(self) -> list[Simplex]:
         return [rule for rule in self.rules if isinstance(rule, Simplex)]
@@ -194,7 +199,7 @@ class Space:
 
 
 def parse_space(given: Mapping[str, Any]) -> tuple[Space, list[str]]:
-    """Return the rules that are sound, and what is wrong with each of the others, a line each."""
+    """Return the valid rules, and one line for each rule that is not."""
     rules: list[Rule] = []
     problems = [] if given else ["search.space: given nothing, expected at least one key with a rule"]
     for name, content in given.items():

@@ -1,10 +1,11 @@
-"""The trials so far -> the next point, and how much each setting mattered: pure functions, so a resumed search has no
-state to restore.
+"""The trials so far -> the next point, and how much each setting mattered.
+
+Pure functions, so that a resumed search has no state to restore.
 """
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from distil_ray.config import shown
-from distil_ray.studies.settings import Direction, Plan, Search
+from distil_ray.studies.settings import Direction, Search, SearchPlan
 from distil_ray.studies.space import Point, Space
 from distil_ray.studies.trials import Trial, value_at
 
@@ -30,10 +31,10 @@ _DIRECTIONS = {"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}
 
 
 def suggest(space: Space, search: Search, direction: Direction, trials: Iterable[Trial], number: int) -> Point:
-    """Return the point of trial ``number`` in the light of all trials before it.
+    """Return the point of trial ``number``, given all trials before it.
 
     TPE (Bergstra et al. 2011; multivariate: Falkner et al. 2018) ranks trials that were stopped early below all that
-    got further, and counts those under way as bad, so that the same point is not tried twice at a time.
+    got further, and counts running ones as bad, so that no point is tried twice at the same time.
     """
     study = new_study(direction, _sampler(search, number))
     for trial in trials:
@@ -51,7 +52,7 @@ def _sampler(search: Search, number: int) -> BaseSampler:
     seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
     if search.searcher == "random":
         return RandomSampler(seed=seed)
-    with warnings.catch_warnings():  # both have been "experimental" for years
+    with warnings.catch_warnings():  # both options have been "experimental" for years
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=search.startup_trials)
 
@@ -70,21 +71,21 @@ def _frozen(trial: Trial, space: Space) -> FrozenTrial:
 MIN_TRIALS = 8
 
 
-def importances(plan: Plan, trials: list[Trial], step: int | None) -> dict[str, float]:
-    """Shares of the objective's variance at ``step`` that a forest of trees puts down to each setting, largest first.
+def importances(plan: SearchPlan, trials: list[Trial], step: int | None) -> dict[str, float]:
+    """Shares of the objective's variance at ``step`` that a forest of trees attributes to each setting, largest first.
 
-    Empty with fewer than `MIN_TRIALS` trials, or if the objective or all settings were the same everywhere.
+    Empty with fewer than `MIN_TRIALS` trials, or if the objective or all settings were the same in all of them.
     """
-    rows = [
-        (plan.values(trial.settings), value)
-        for trial in trials
-        if (value := value_at(trial, step)) is not None and math.isfinite(value)
-    ]
-    distributions = {
-        key: found
-        for key in plan.space.keys
-        if (found := _distribution([values[key] for values, _ in rows])) is not None
-    }
+    rows: list[tuple[Mapping[str, Any], float]] = []
+    for trial in trials:
+        value = value_at(trial, step)
+        if value is not None and math.isfinite(value):
+            rows.append((plan.values(trial.settings), value))
+    distributions: dict[str, BaseDistribution] = {}
+    for key in plan.space.keys:
+        distribution = _distribution([values[key] for values, _ in rows])
+        if distribution is not None:
+            distributions[key] = distribution
     if len(rows) < MIN_TRIALS or not distributions or len({value for _, value in rows}) < 2:
         return {}
     study = new_study(plan.direction)

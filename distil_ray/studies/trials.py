@@ -1,7 +1,7 @@
-"""The trials of a search and what became of them, kept in its folder so that a killed search can be resumed.
+"""The trials of a search, kept in its folder so that a killed search can be resumed, and files with their results.
 
-``trials.json`` names every trial before it starts, with its settings. What a trial achieved stands in the folder of its
-run alone and is read back from there, so nothing can be lost between the two.
+``trials.json`` names every trial before it starts, with its settings. What a trial achieved is stored in its run's
+folder alone and is read back from there, so that the two cannot disagree.
 """
 
 import io
@@ -20,14 +20,14 @@ from torch.utils.tensorboard import SummaryWriter
 from distil_ray.config import Config, shown, to_yaml
 from distil_ray.errors import InputError
 from distil_ray.runs.storage import FINISHED_FILE, TENSORBOARD_FOLDER, RunFolder
-from distil_ray.studies.settings import Direction, Plan
+from distil_ray.studies.settings import TRIALS_FOLDER, Direction, SearchPlan
 from distil_ray.studies.space import Point, Settings
 from distil_ray.training.metrics import Record, read_records
 
 TRIALS_FILE = "trials.json"
 FAILED_FILE = "failed.json"
 _NAME = "trial-{:03d}"
-FIRST_TRIAL = _NAME.format(0)  # the settings as they stand
+FIRST_TRIAL = _NAME.format(0)  # with the unchanged settings
 
 Status = Literal["open", "finished", "stopped", "failed"]
 
@@ -47,8 +47,8 @@ class Trial:
 
     Attributes:
         settings: by dotted key, on top of the configuration; empty for the first trial.
-        point: the same as parameters; None if the space does not hold it.
-        status: open means waiting, under way or interrupted.
+        point: the same as parameters; None if it is not in the space.
+        status: open means waiting, running or interrupted.
         message: why it failed.
         scores: of all evaluations after the first step, in order.
     """
@@ -65,23 +65,31 @@ class Trial:
         return self.scores[-1].value if self.scores else None
 
     def loss(self, direction: Direction) -> float:
-        """The newest objective as a number of which less is better; infinite without one."""
+        """The newest objective as a number that is to be small; infinite without one."""
         if self.value is None:
             return math.inf
         return self.value if direction == "min" else -self.value
 
 
 class Trials:
-    """All trials of a search, in the order of their making. There is one writer: the process that runs the search."""
+    """All trials of a search, in the order in which they were made. Only the search's own process writes them."""
 
-    def __init__(self, folder: RunFolder, runs: str, metric: str) -> None:
-        """Read back what is in the folder of a search, whose trials' runs lie below the path or URL ``runs``."""
-        self.folder = folder
-        self._runs = runs
+    def __init__(self, path: str, metric: str) -> None:
+        """Read back what is in the folder of a search, which may have been moved.
+
+        Args:
+            path: path or URL of the folder.
+            metric: the objective.
+
+        Raises:
+            InputError: its notes are damaged.
+        """
+        self.folder = RunFolder.at(path)
+        self._runs = f"{path.rstrip('/')}/{TRIALS_FOLDER}"
         self._metric = metric
         self._trials: dict[str, Trial] = {}
-        if folder.exists(TRIALS_FILE):
-            for entry in folder.read_json(TRIALS_FILE, "trials")["trials"]:
+        if self.folder.exists(TRIALS_FILE):
+            for entry in self.folder.read_json(TRIALS_FILE, "trials")["trials"]:
                 self._trials[entry["name"]] = self._caught_up(Trial(**entry))
 
     def __iter__(self) -> Iterator[Trial]:
@@ -103,15 +111,15 @@ class Trials:
         return trial
 
     def score(self, name: str, score: Score) -> None:
-        """Note an evaluation, which the trial has written down itself; those at later steps are done again."""
+        """Note an evaluation, which the run has recorded; later scores are dropped, as their steps are repeated."""
         trial = self._trials[name]
         kept = tuple(old for old in trial.scores if old.step < score.step)
         self._trials[name] = replace(trial, scores=(*kept, score))
 
-    def settle(self, name: str, *, is_stopped: bool = False) -> Trial:
-        """Note how a trial ended, as its folder tells; one that neither finished nor failed was stopped."""
+    def settle(self, name: str) -> Trial:
+        """Note how a trial ended, as its folder says; one that neither finished nor failed was stopped."""
         trial = self._caught_up(self._trials[name])
-        if trial.status == "open" and is_stopped:
+        if trial.status == "open":
             trial = replace(trial, status="stopped")
         self._trials[name] = trial
         self._write()
@@ -140,7 +148,7 @@ class Trials:
 
 
 def _read_message(run: RunFolder) -> str:
-    """Why a trial failed; that it did is known by the file's being there."""
+    """Why a trial failed; that it did is known from the file's existence."""
     try:
         return str(run.read_json(FAILED_FILE, "message")["message"])
     except InputError as error:
@@ -155,13 +163,13 @@ def scores_of(records: list[Record], metric: str) -> Iterator[Score]:
 
 
 def best(trials: Trials | list[Trial], direction: Direction) -> Trial | None:
-    """The finished trial with the best objective at its end; the earlier one of equals."""
+    """The finished trial with the best final objective; of equals, the earliest."""
     finished = [trial for trial in trials if trial.status == "finished" and trial.value is not None]
     return min(finished, key=lambda trial: trial.loss(direction), default=None)
 
 
 def common_step(trials: Trials | list[Trial]) -> int | None:
-    """The last step at which all trials that were evaluated at all have been: there they can be compared."""
+    """The last step at which all trials with scores have been evaluated, so that they can be compared there."""
     steps = [{score.step for score in trial.scores} for trial in trials if trial.scores]
     return max(set.intersection(*steps), default=None) if steps else None
 
@@ -175,7 +183,7 @@ PARQUET_FILE = "trials.parquet"
 BEST_FILE = "best.yaml"
 
 
-def write_results(plan: Plan, trials: Trials) -> None:
+def write_results(plan: SearchPlan, trials: Trials) -> None:
     """Write what is known so far into the search's folder."""
     folder = trials.folder
     table = to_table(plan, trials)
@@ -189,8 +197,8 @@ def write_results(plan: Plan, trials: Trials) -> None:
         folder.write_text(BEST_FILE, best_yaml(plan, top, len(trials)))
 
 
-def to_table(plan: Plan, trials: Trials) -> pa.Table:
-    """One row a trial: how it ended, its settings, its newest held-out figures."""
+def to_table(plan: SearchPlan, trials: Trials) -> pa.Table:
+    """One row per trial: how it ended, its settings, its newest held-out figures."""
     rows = [_row(plan, trial, read_records(trials.run_folder(trial.name))) for trial in trials]
     columns = {name: [row.get(name) for row in rows] for row in rows for name in row}
     for key in plan.space.keys:
@@ -199,7 +207,7 @@ def to_table(plan: Plan, trials: Trials) -> pa.Table:
     return pa.table(columns)
 
 
-def _row(plan: Plan, trial: Trial, records: list[Record]) -> dict[str, Any]:
+def _row(plan: SearchPlan, trial: Trial, records: list[Record]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for record in records:
         figures |= {name: value for name, value in record.items() if name.startswith("eval/")}
@@ -216,15 +224,15 @@ def _row(plan: Plan, trial: Trial, records: list[Record]) -> dict[str, Any]:
     }
 
 
-def best_config(plan: Plan, trial: Trial) -> Config:
-    """The configuration of a run that trains a trial's settings again, beside the search."""
+def best_config(plan: SearchPlan, trial: Trial) -> Config:
+    """The configuration of a run that trains a trial's settings again, in a folder next to the search's."""
     run = plan.config.run
     config = plan.trial_config(f"{run.name[:95]}-best", trial.settings)
     return config.model_copy(update={"run": config.run.model_copy(update={"storage_path": run.storage_path})})
 
 
-def best_yaml(plan: Plan, trial: Trial, num_trials: int) -> str:
-    """The best configuration as YAML, with a comment on where it comes from."""
+def best_yaml(plan: SearchPlan, trial: Trial, num_trials: int) -> str:
+    """The best configuration as YAML, with a comment that says where it comes from."""
     score = trial.scores[-1]
     return (
         f"# The best of {num_trials} trials of the search {plan.config.run.name}: {trial.name}, "
@@ -233,7 +241,7 @@ def best_yaml(plan: Plan, trial: Trial, num_trials: int) -> str:
     )
 
 
-def write_hparams(plan: Plan, trial: Trial, run: RunFolder) -> None:
+def write_hparams(plan: SearchPlan, trial: Trial, run: RunFolder) -> None:
     """Add the trial's settings to the TensorBoard files of its run, where the objective's curve already is."""
     settings = {key: _plain(value) for key, value in plan.values(trial.settings).items()}
     metrics = {} if trial.value is None else {plan.search.metric: trial.value}

@@ -31,10 +31,10 @@ from distil_ray.runs.events import EventQueue
 from distil_ray.runs.lease import Claim, holding
 from distil_ray.runs.storage import RunFolder
 from distil_ray.studies.asha import Asha
-from distil_ray.studies.display import SearchDisplay, TrialConsole, describe
+from distil_ray.studies.display import SearchDisplay, TrialConsole
 from distil_ray.studies.objective import ReportObjective
 from distil_ray.studies.search_report import report_on
-from distil_ray.studies.settings import SEARCH_FILE, Plan, SearchConfig
+from distil_ray.studies.settings import SEARCH_FILE, SearchConfig, SearchPlan
 from distil_ray.studies.suggest import suggest
 from distil_ray.studies.trials import (
     BEST_FILE,
@@ -49,27 +49,26 @@ from distil_ray.studies.trials import (
 from distil_ray.training.identity import Identity
 from distil_ray.training.launcher import check_learned_settings, examine, launch
 
-_TUNE_FOLDER = "tune"  # Ray Tune's own notes, of which nothing is needed to resume
-_RETRIED_FILE = "retried.json"  # in a trial's folder: why it failed the last time
+_TUNE_FOLDER = "tune"  # of Ray Tune itself; nothing in it is needed to resume
+_RETRIED_FILE = "retried.json"  # in a trial's folder: why the last attempt failed
 _PROGRESS = "run/progress"
 _NUM_SHOWN = 6  # trials in a dry run
 
 
-def search(plan: Plan, *, retry_failed: bool = False) -> None:
-    """Do the whole search, or what is left of it.
+def search(plan: SearchPlan, *, retry_failed: bool = False) -> None:
+    """Run the search, or resume it.
 
     Raises:
         InputError: bad configuration or input, found before the start where that is possible.
-        RunError: no trial reached its end.
+        RunError: no trial finished.
     """
-    run = plan.config.run
-    folder = RunFolder(run.storage_path, run.name)
+    folder = RunFolder.at(plan.folder)
     check_learned_settings(plan.identity(), folder)
     with holding(folder, "distil_ray.tune", Console().line) as claim:
         _search(plan, claim, retry_failed=retry_failed)
 
 
-def _search(plan: Plan, claim: Claim, *, retry_failed: bool) -> None:
+def _search(plan: SearchPlan, claim: Claim, *, retry_failed: bool) -> None:
     trials, display, known = _open(plan)
     if retry_failed:
         for trial in trials:
@@ -86,17 +85,16 @@ def _search(plan: Plan, claim: Claim, *, retry_failed: bool) -> None:
     for suffix, text in files.items():
         trials.folder.write_text(f"{NAME}{suffix}", text)
     display.line(f"\n{report.to_text()}\n")
-    place = f"{plan.config.run.storage_path}/{plan.config.run.name}"
-    display.line(f"report: {place}/{NAME}{', '.join(files)}")
-    display.line(f"best configuration: {place}/{BEST_FILE}")
-    display.line(f"to train it again: python -m distil_ray.train --config {place}/{BEST_FILE}")
+    display.line(f"report: {plan.folder}/{NAME}{', '.join(files)}")
+    display.line(f"best configuration: {plan.folder}/{BEST_FILE}")
+    display.line(f"to train it again: python -m distil_ray.train --config {plan.folder}/{BEST_FILE}")
 
 
-def dry_run(plan: Plan) -> None:
-    """Check everything that a search would, and show what it would try; nothing is trained.
+def dry_run(plan: SearchPlan) -> None:
+    """Check everything that a search would check, and show what it would try; trains nothing.
 
     Raises:
-        InputError: whatever a search would refuse.
+        InputError: anything that a search would refuse.
     """
     trials, display, known = _open(plan)
     examine(plan.config, trials.folder, display, known)
@@ -104,24 +102,22 @@ def dry_run(plan: Plan) -> None:
     check_fits(plan.config, DRIVER_CPUS)
     display.line(f"{plan.num_trials} trials, {_at_once(plan, display)} at a time; the first ones:")
     num_by_chance = plan.num_trials if plan.search.searcher == "random" else plan.search.startup_trials
-    display.line(f"  the settings as they stand ({describe(plan, {})})")
+    display.line(f"  the unchanged settings ({plan.describe({})})")
     for number in range(1, min(plan.num_trials, num_by_chance, _NUM_SHOWN)):
         point = suggest(plan.space, plan.search, plan.direction, (), number)
-        display.line(f"  {describe(plan, plan.space.settings(point, number - 1))}")
+        display.line(f"  {plan.describe(plan.space.settings(point, number - 1))}")
     display.line("dry run: nothing was trained")
 
 
-def _open(plan: Plan) -> tuple[Trials, SearchDisplay, Identity | None]:
-    """What there is of the search, and what it was made with, if the folder is not another's."""
-    run = plan.config.run
-    folder = RunFolder(run.storage_path, run.name)
-    known = check_learned_settings(plan.identity(), folder, SearchConfig)
-    trials = Trials(folder, plan.folder, plan.search.metric)
+def _open(plan: SearchPlan) -> tuple[Trials, SearchDisplay, Identity | None]:
+    """The trials so far, their display, and the identity of the search that the folder holds, None if it holds none."""
+    trials = Trials(plan.folder, plan.search.metric)
+    known = check_learned_settings(plan.identity(), trials.folder, SearchConfig)
     return trials, SearchDisplay(plan, trials), known
 
 
-def _fit(plan: Plan, trials: Trials, display: SearchDisplay, known: Identity | None, claim: Claim) -> None:
-    """Run every trial that is open or still to be made."""
+def _fit(plan: SearchPlan, trials: Trials, display: SearchDisplay, known: Identity | None, claim: Claim) -> None:
+    """Run every trial that is open or yet to be made."""
     config, folder = plan.config, trials.folder
     identity = replace(examine(config, folder, display, known).identity, learned=plan.identity())
     display.line(connect(_own_cpu_slots(plan)))
@@ -137,7 +133,7 @@ def _fit(plan: Plan, trials: Trials, display: SearchDisplay, known: Identity | N
     )
     scheduler = _scheduler(plan, trials, display)
     num_left = max(plan.num_trials, len(trials)) - sum(trial.status != "open" for trial in trials)
-    if not num_left:  # it was killed when the last trial was to be stopped
+    if not num_left:  # the search was killed when only the last trial was to be stopped
         return
     events = EventQueue()
     trainable: Any = ray.tune.with_parameters(_run_trial, plan=plan, basis=identity, events=events, claim=claim)
@@ -172,8 +168,8 @@ def _fit(plan: Plan, trials: Trials, display: SearchDisplay, known: Identity | N
     folder.remove(_TUNE_FOLDER)
 
 
-def _own_cpu_slots(plan: Plan) -> float:
-    """CPU slots of a Ray that is started on this machine: as many trials as it has cores (or GPUs) for."""
+def _own_cpu_slots(plan: SearchPlan) -> float:
+    """CPU slots of a Ray that is started on this machine: enough for as many trials as it has cores (or GPUs) for."""
     config = plan.config
     workers = config.runtime.max_workers
     if config.runtime.use_gpu:
@@ -184,9 +180,9 @@ def _own_cpu_slots(plan: Plan) -> float:
     return at_once * slots_needed(config, workers, DRIVER_CPUS)["CPU"]
 
 
-def _at_once(plan: Plan, display: SearchDisplay) -> int:
+def _at_once(plan: SearchPlan, display: SearchDisplay) -> int:
     fitting, asked = runs_at_once(plan.config), plan.search.max_concurrent
-    if asked is not None and has_autoscaler():  # for which the nodes of further trials are still to come
+    if asked is not None and has_autoscaler():  # which will add nodes for the other trials
         return min(asked, plan.num_trials)
     if asked is not None and asked > fitting:
         display.line(f"search.max_concurrent: given {asked}, but the cluster has room for {fitting}")
@@ -196,11 +192,11 @@ def _at_once(plan: Plan, display: SearchDisplay) -> int:
 # ---------------------------------------------------------------------------------------------- what Ray Tune calls
 
 
-def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: EventQueue, claim: Claim) -> None:
-    """A trial, in an actor of its own. What may pass is raised, for Tune to try again, and written down for then."""
+def _run_trial(spec: Mapping[str, Any], *, plan: SearchPlan, basis: Identity, events: EventQueue, claim: Claim) -> None:
+    """Run a trial, in its own actor. A failure that may be temporary is noted and raised, so that Tune tries again."""
     name = spec["trial"]
     console = TrialConsole(events, name)
-    folder = RunFolder(plan.folder, name)
+    folder = RunFolder(plan.trials_folder, name)
     if folder.exists(_RETRIED_FILE):
         console.show("line", f"is tried again: {folder.read_json(_RETRIED_FILE)['message']}")
     try:
@@ -215,16 +211,16 @@ def _run_trial(spec: Mapping[str, Any], *, plan: Plan, basis: Identity, events: 
 
 
 class _Suggestions(Searcher):
-    """Hands Tune the open trials and then new ones, and notes what becomes of each."""
+    """Gives Tune the open trials and then new ones, and notes how each ends."""
 
-    def __init__(self, plan: Plan, trials: Trials, display: SearchDisplay) -> None:
+    def __init__(self, plan: SearchPlan, trials: Trials, display: SearchDisplay) -> None:
         super().__init__(metric=plan.search.metric, mode=plan.direction)
         self._plan, self._trials, self._display = plan, trials, display
         self._open = [trial.name for trial in trials if trial.status == "open"]
         self._names: dict[str, str] = {}  # by Tune's id of the trial
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial; its settings as text, since Tune would take mappings and slashes in them for its own."""
+        """The next trial; its settings as text, as Tune would interpret mappings and slashes in them."""
         if self._open:
             trial = self._trials[self._open.pop(0)]
         elif len(self._trials) < self._plan.num_trials:
@@ -243,19 +239,19 @@ class _Suggestions(Searcher):
             self._display.scored(self._trials[name], score)
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Note the end of a trial; ``error``: it failed too often, or its actor was lost."""
+        """Note how a trial ended; ``error``: it failed too often, or its actor was lost."""
         name = self._names[trial_id]
         run = self._trials.run_folder(name)
         if error:
-            lost = {"message": "the process that launched it was lost, as with its node"}
+            lost = {"message": "the process that launched it was lost, for example with its node"}
             run.write_json(FAILED_FILE, run.read_json(_RETRIED_FILE) if run.exists(_RETRIED_FILE) else lost)
         run.remove(_RETRIED_FILE)
-        trial = self._trials.settle(name, is_stopped=True)
+        trial = self._trials.settle(name)
         write_hparams(self._plan, trial, run)
         self._display.settled(trial)
         write_results(self._plan, self._trials)
 
-    # Tune keeps no notes of these: the trials are in the search's folder.
+    # Nothing for Tune to save: the trials are in the search's folder.
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
@@ -266,8 +262,8 @@ class _Suggestions(Searcher):
         pass
 
 
-def new_trial(plan: Plan, trials: Trials) -> Trial:
-    """Make and note the next trial: the settings as they stand, then what the searcher suggests."""
+def new_trial(plan: SearchPlan, trials: Trials) -> Trial:
+    """Make and note the next trial: first the unchanged settings, then what the searcher suggests."""
     number = len(trials)
     if number == 0:
         return trials.add({}, plan.space.point(plan.values({})))
@@ -275,7 +271,7 @@ def new_trial(plan: Plan, trials: Trials) -> Trial:
     return trials.add(plan.space.settings(point, number - 1), point)
 
 
-def _scheduler(plan: Plan, trials: Trials, display: SearchDisplay) -> FIFOScheduler:
+def _scheduler(plan: SearchPlan, trials: Trials, display: SearchDisplay) -> FIFOScheduler:
     if plan.search.scheduler == "none":
         return FIFOScheduler()
     asha = Asha(plan.search, plan.direction)
@@ -284,14 +280,14 @@ def _scheduler(plan: Plan, trials: Trials, display: SearchDisplay) -> FIFOSchedu
 
 
 class _Scheduler(FIFOScheduler):
-    """Stops trials early. They are known by their names, which last when a search is resumed."""
+    """Stops trials early. It identifies them by name, which stays the same when a search is resumed."""
 
     def __init__(self, asha: Asha, metric: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._asha, self._objective = asha, metric
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Let ASHA look at an evaluation."""
+        """Let ASHA decide on an evaluation."""
         if self._objective not in result:
             return str(TrialScheduler.CONTINUE)
         is_stopped = self._asha.stops(trial.config["trial"], result[_PROGRESS], result[self._objective])
@@ -299,8 +295,8 @@ class _Scheduler(FIFOScheduler):
 
 
 def replay(asha: Asha, trials: Trials, display: SearchDisplay) -> None:
-    """Let ASHA look at all evaluations so far, in the order in which they were made."""
+    """Let ASHA decide again on all evaluations so far, in the order in which they were made."""
     scores = [(score.time, trial.name, score) for trial in trials for score in trial.scores]
     for _, name, score in sorted(scores, key=itemgetter(0)):
         if asha.stops(name, score.progress, score.value) and trials[name].status == "open":
-            display.settled(trials.settle(name, is_stopped=True))
+            display.settled(trials.settle(name))

@@ -36,5 +36,5 @@ def test_a_card_is_added_to_and_the_rest_of_it_stays(tmp_path):
 
 
 def test_a_model_without_a_card(tmp_path):
-    with pytest.raises(InputError, match=r"--card: half, .*, is no local folder with a README.md"):
+    with pytest.raises(InputError, match=r"--card: half, .*, is not a local folder with a README.md"):
         check_card("half", str(tmp_path))

@@ -24,7 +24,9 @@ def test_a_failed_export_leaves_the_others(ray_cluster, tmp_path):
     places = {"gone": "/no/such/model", "half": model}
     jobs = [FinetuneJob(Model(name, Origin(path)), "sst2", 1) for name, path in places.items()]
     lines: list[str] = []
-    with pytest.raises(RunError, match=r"^1 of 2 exports for a device failed:\n  gone: .*/no/such/model"):
+    with pytest.raises(
+        RunError, match=r"^1 of 2 exports for a device failed:\n  gone on sst2, seed 1: .*/no/such/model"
+    ):
         deploy_all(jobs, results, folder, lines.append)
 
     assert f"half: sst2 for a device, in {folder}/half" in lines

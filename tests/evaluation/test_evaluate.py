@@ -57,7 +57,7 @@ def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, t
 
     out = capsys.readouterr().out
     assert "2 fine-tunings: 2 models, 1 tasks, 1 seeds" in first
-    assert "2 of 8 fine-tunings are done already" in out
+    assert "2 of 8 fine-tunings are already done" in out
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     report = json.loads((tmp_path / "report.json").read_text())
     teacher, half = report["models"]
@@ -82,7 +82,7 @@ def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, t
         patch.setattr("distil_ray.evaluation.finetuning.ray", None)
         patch.setattr("distil_ray.evaluation.finetuning.join", None)
         assert evaluate.main(arguments(folders, tmp_path, tasks=("sst2", "stsb"))) == 0
-    assert "8 of 8 fine-tunings are done already" in capsys.readouterr().out
+    assert "8 of 8 fine-tunings are already done" in capsys.readouterr().out
 
     other = arguments(folders, tmp_path, "--set=finetuning.num_epochs=5")
     assert evaluate.main(other) == 2
@@ -94,7 +94,7 @@ def test_what_has_changed_is_not_taken_for_done_and_a_copy_of_it_is(folders, ray
     out = tmp_path / "out"
     assert evaluate.main(arguments(folders, out, seeds=1)) == 0
     assert evaluate.main(arguments(copies, out, seeds=1)) == 0  # the same content in another place
-    assert "2 of 2 fine-tunings are done already" in capsys.readouterr().out
+    assert "2 of 2 fine-tunings are already done" in capsys.readouterr().out
 
     rows = pq.read_table(copies / "glue/sst2/validation-00000-of-00001.parquet")
     corrected = rows.set_column(1, "label", pa.array([1 - label for label in rows["label"].to_pylist()]))
@@ -119,7 +119,7 @@ def test_the_second_step_adds_rows_and_learns_from_the_teacher_that_was_fine_tun
     assert evaluate.main([*given, "--second-step"]) == 0
 
     out = capsys.readouterr().out
-    assert "1 of 3 fine-tunings are done already" in out  # the teacher's soft targets were not kept
+    assert "1 of 3 fine-tunings are already done" in out  # the teacher's soft targets were not kept
     models = json.loads((tmp_path / "report.json").read_text())["models"]
     assert [model["name"] for model in models] == ["teacher", "half", "half (D)"]
     assert models[2]["num_parameters"] == models[1]["num_parameters"]
@@ -130,7 +130,7 @@ def test_the_second_step_adds_rows_and_learns_from_the_teacher_that_was_fine_tun
 
     (results / "half (D)/sst2/seed-1.json").unlink()  # resumes with the soft targets that were kept
     assert evaluate.main([*given, "--second-step"]) == 0
-    assert "2 of 3 fine-tunings are done already" in capsys.readouterr().out
+    assert "2 of 3 fine-tunings are already done" in capsys.readouterr().out
     assert evaluate.main([*given, "--second-step", "--set=second_step.alpha=0.4"]) == 2
     assert "half (D)/sst2/seed-1.json" in (errors := capsys.readouterr().err)
     assert "second_step.alpha was 0.5, is 0.4" in errors
@@ -151,7 +151,7 @@ finetuning_of: {{answers: {{max_seq_length: 24}}}}
     )
     given = arguments(folders, tmp_path / "out", f"--protocol={own}", "--card", tasks=("answers", "reviews"), seeds=1)
     assert evaluate.main(given) == 2
-    assert f"--card: half, {folders}/student, is no local folder with a README.md" in capsys.readouterr().err
+    assert f"--card: half, {folders}/student, is not a local folder with a README.md" in capsys.readouterr().err
     (folders / "student/README.md").write_text("# Half\n")
     assert evaluate.main(given) == 0
     card = (folders / "student/README.md").read_text()
@@ -183,7 +183,7 @@ def test_a_process_that_is_killed_is_replaced_as_often_as_allowed(folders, ray_c
     assert "Traceback" not in errors
     assert len(list(tmp_path.glob("results/*/sst2/seed-1.json"))) == 1
     assert evaluate_and_kill() == 0
-    assert "1 of 2 fine-tunings are done already" in capsys.readouterr().out
+    assert "1 of 2 fine-tunings are already done" in capsys.readouterr().out
 
 
 def test_files_for_a_device(folders, ray_cluster, tmp_path, capsys):
@@ -242,14 +242,14 @@ def test_text_alone(folders, corpus, tokenizer_folder, ray_cluster, tmp_path, ca
         (["--set=finetuning_of.sst2.max_seq_length=998"], "finetuning_of.sst2.max_seq_length: given 998, but teacher"),
         (
             ["--tasks", "mine", "--set=tasks.mine={train: a.csv, validation: b.csv}"],
-            "tasks.mine: there is no file a.csv",
+            "tasks.mine: found no file a.csv",
         ),
         (["--set=finetuning.max_seq_length=999"], "finetuning.max_seq_length: given 999, but teacher"),
         (["--student", "/no/such/model"], "/no/such/model"),
         (["--student", "runs/lr=1e-4/export"], "runs/lr=1e-4/export"),
         (
             ["--tasks", "answers", "--set=tasks.answers={kind: span, train: {long}, validation: {long}}"],
-            "answers: its longest question has 6 pieces, for which finetuning.max_seq_length 12",
+            "answers: its longest question has 6 pieces, so that finetuning.max_seq_length 12",
         ),
     ],
 )

@@ -114,7 +114,7 @@ def test_without_weight_the_soft_targets_change_nothing(model_folder, glue):
 
 
 def test_soft_targets_of_other_rows_are_refused(model_folder, glue):
-    with pytest.raises(InputError, match="the teacher cuts the rows into other pieces than the student"):
+    with pytest.raises(InputError, match="the teacher splits the rows into other pieces than the student"):
         tuned(model_folder, glue, "sst2", soft_targets=SoftTargets([np.zeros(2, np.float32)] * 95, SecondStep()))
 
 

@@ -242,7 +242,7 @@ def test_a_text_that_is_not_there(paths):
 
 
 def test_a_text_without_a_row(sources):
-    named = rf"{sources[0]}: gave no row with 2 ordinary pieces to mask; expected text"
+    named = rf"{sources[0]}: no row has 2 ordinary pieces to mask; expected text"
     with pytest.raises(InputError, match=named):
         figures_of(Totals.zero(2), ["teacher", "half"], sources, TEXT)
 

@@ -24,13 +24,13 @@ def test_nodes_are_asked_for_the_folders_of_models(ray_cluster, tmp_path):
     with pytest.raises(InputError) as caught:
         check_reachable(models, ray.nodes())
     first, *problems, last = str(caught.value).splitlines()
-    assert first == "models cannot be reached by all nodes of the cluster:"
+    assert first == "not all nodes of the cluster can load the models:"
     address = ray.nodes()[0]["NodeManagerAddress"]
-    assert problems[0] == f"  node {address}: half: {other} holds another model there: model.safetensors differ in size"
+    assert problems[0] == f"  node {address}: half: {other} is another model there: model.safetensors differ in size"
     assert problems[1] == f"  node {address}: gone: there is no folder /no/such/folder"
     assert problems[2].startswith(f"  node {address}: hub: there is no local folder 'org/nothing'")
     assert len(problems) == 3
-    assert last.startswith("give folders that all nodes share")
+    assert last.startswith("expected folders that all nodes share")
 
 
 def test_a_cluster_of_this_machine_alone_is_not_asked(ray_cluster):

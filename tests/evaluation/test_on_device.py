@@ -3,6 +3,7 @@
 import copy
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,10 @@ from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.deployment import (
+    FORMATS,
+    INT8_FILE,
     LOW_AGREEMENT,
+    MODEL_FILE,
     TOLERANCE,
     OnnxModel,
     check,
@@ -103,19 +107,25 @@ def tuned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(tuned, tmp_path_factory):
-    """Both files of the model, in a folder that was not there."""
+    """Both files of the model, in a folder that was not there, and what was found of each format."""
     model, rows = tuned
-    return export_and_check(model, small_tokenizer(), rows, tmp_path_factory.mktemp("on-device") / "a" / "b", T)
+    folder = tmp_path_factory.mktemp("on-device") / "a" / "b"
+    checked = export_and_check(model, small_tokenizer(), rows, folder, T)
+    return folder, checked
 
 
 def test_a_fine_tuned_student_as_onnx_and_as_int8(tuned, exported):
     model, _ = tuned
-    whole, int8 = exported
-    assert_same_at_any_size(model, whole.path, ["logits"])
-    assert whole.num_bytes == whole.path.stat().st_size > 4 * sum(p.numel() for p in model.parameters())
+    folder, checked = exported
+    original, whole, int8 = checked.values()
+    assert list(checked) == list(FORMATS)
+    assert_same_at_any_size(model, folder / MODEL_FILE, ["logits"])
+    num_bytes = (folder / MODEL_FILE).stat().st_size
+    assert num_bytes > 4 * sum(p.numel() for p in model.parameters())
+    assert (original.max_difference, original.agreement) == (0, 1)
     assert whole.max_difference < TOLERANCE
     assert whole.agreement == 1
-    assert int8.num_bytes == int8.path.stat().st_size < 0.7 * whole.num_bytes
+    assert (folder / INT8_FILE).stat().st_size < 0.7 * num_bytes
     assert TOLERANCE < int8.max_difference < 1
     assert int8.agreement > 0.95
     assert min(whole.agreement, int8.agreement) >= LOW_AGREEMENT
@@ -125,7 +135,7 @@ def test_int8_holds_embeddings_and_matrices_in_a_byte(tuned, exported):
     import onnx
 
     model, _ = tuned
-    weights = onnx.load(exported[1].path).graph.initializer
+    weights = onnx.load(exported[0] / INT8_FILE).graph.initializer
     sizes = {
         kind: sum(np.prod(w.dims) for w in weights if w.data_type == kind) for kind in {w.data_type for w in weights}
     }
@@ -142,7 +152,7 @@ def test_the_folder_runs_without_torch_models(tuned, exported):
     import onnxruntime
 
     model, rows = tuned
-    folder = exported[0].path.parent
+    folder, _ = exported
     assert sorted(file.name for file in folder.iterdir()) == [
         *("config.json", "model-int8.onnx", "model.onnx", "tokenizer.json", "tokenizer_config.json"),
     ]
@@ -155,17 +165,17 @@ def test_the_folder_runs_without_torch_models(tuned, exported):
 
 
 def test_the_file_tells_nothing_of_the_machine_it_was_made_on(exported):
-    for file in exported:
-        assert b".py" not in file.path.read_bytes()
+    for name in (MODEL_FILE, INT8_FILE):
+        assert b".py" not in (exported[0] / name).read_bytes()
 
 
 def test_another_model_than_the_files_is_refused(tuned, exported):
     model, rows = tuned
-    path = exported[0].path
-    reference, logits = (
-        logits_of(run, small_tokenizer(), rows, T) for run in (as_function(model, CPU), OnnxModel(path, 1))
-    )
-    assert check(path, reference, logits, TOLERANCE) == exported[0]
+    folder, checked = exported
+    path = folder / MODEL_FILE
+    logits = logits_of(OnnxModel(path, 1), small_tokenizer(), rows, T)
+    np.testing.assert_array_equal(logits, checked["ONNX"].logits)
+    assert check(path, checked["PyTorch"].logits, logits, TOLERANCE)[1:] == checked["ONNX"][1:]
     other = as_function(disturbed(copy.deepcopy(model)), CPU)
     with pytest.raises(RunError, match=r"model.onnx is not the model it was made from: a logit differs by \d"):
         check(path, logits_of(other, small_tokenizer(), rows, T), logits, TOLERANCE)
@@ -173,19 +183,15 @@ def test_another_model_than_the_files_is_refused(tuned, exported):
 
 # What counts as equal
 
-
-@pytest.fixture
-def file(tmp_path):
-    (tmp_path / "model.onnx").write_bytes(b"12345")
-    return tmp_path / "model.onnx"
+FILE = Path("model.onnx")
 
 
-def test_figures_of_a_comparison(file):
+def test_figures_of_a_comparison():
     reference = np.array([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [0.5, 0.4]])
     logits = np.array([[1.0, 2.0], [3.0, 0.5], [0.0, 1.0], [0.5, 0.75]])
-    assert check(file, reference, logits) == (file, 5, 0.5, 0.75)
+    assert check(FILE, reference, logits)[1:] == (0.5, 0.75)
     numbers = np.array([[1.0], [2.0], [5.0], [4.0]])
-    assert check(file, numbers, numbers + np.array([[0.0], [0.25], [-0.5], [0.125]])) == (file, 5, 0.5, 0.75)
+    assert check(FILE, numbers, numbers + np.array([[0.0], [0.25], [-0.5], [0.125]]))[1:] == (0.5, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +201,9 @@ def test_figures_of_a_comparison(file):
         (np.full((3, 2), np.nan), "not finite"),
     ],
 )
-def test_what_is_no_comparison_is_an_error_for_int8_too(file, logits, message):
+def test_what_is_no_comparison_is_an_error_for_int8_too(logits, message):
     with pytest.raises(RunError, match=message):
-        check(file, np.zeros((3, 2)), logits)
+        check(FILE, np.zeros((3, 2)), logits)
 
 
 # What cannot be exported
@@ -206,11 +212,11 @@ def test_what_is_no_comparison_is_an_error_for_int8_too(file, logits, message):
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_package_is_named(tuned, exported, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)  # as Python marks what is not to be found
-    path = exported[0].path
+    folder, _ = exported
     for call in (
         lambda: export_onnx(tuned[0], small_tokenizer(), tmp_path / "onnx"),
-        lambda: quantize(path.parent),
-        lambda: OnnxModel(path, 1),
+        lambda: quantize(folder),
+        lambda: OnnxModel(folder / MODEL_FILE, 1),
     ):
         with pytest.raises(InputError, match=rf"needs {package}, not .* pip install 'distil-ray\[onnx\]'"):
             call()

@@ -90,7 +90,7 @@ def test_runs_that_have_not_come_equally_far_are_not_compared(distilled, baselin
     assert main([str(distilled[1]), str(baseline), "--output", str(tmp_path / "r.html")]) == 0
 
     text = capsys.readouterr().out
-    assert "have done different numbers of steps" in text
+    assert "took different numbers of steps" in text
     assert "lower the held-out MLM loss" not in text
 
 

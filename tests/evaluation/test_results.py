@@ -98,7 +98,7 @@ def change_tokenizer(copy):
     [
         (change_rows, "sst2: other rows (train, validation)"),
         (change_weights, "half: the model in {copy}/model has other weights or another configuration"),
-        (change_tokenizer, "half: the tokenizer in {copy}/model cuts texts in another way"),
+        (change_tokenizer, "half: the tokenizer in {copy}/model splits texts differently"),
     ],
 )
 def test_content_that_changed_in_its_place_is_named(root, tmp_path, change, reason):
@@ -157,7 +157,7 @@ def test_the_second_step_depends_on_the_teacher_and_its_own_settings(root, tmp_p
     assert (tmp_path / "results/half (D)/sst2/seed-1.json").exists()
     assert results.done([student]) == [student]
     other = save_model(tmp_path / "other", small_model("bert", num_hidden_layers=1, seed=9))
-    with pytest.raises(InputError, match=r"teacher: the model in .*/other is another one"):
+    with pytest.raises(InputError, match=r"teacher: the model in .*/other is a different one"):
         results.done([replace(student, teacher=FinetuneJob(Model("teacher", Origin(other)), "sst2", 1))])
     with pytest.raises(InputError, match=r"second_step.alpha was 0.5, is 0.1"):
         world(root, tmp_path, "second_step.alpha=0.1")[0].done([student])
@@ -178,7 +178,7 @@ def test_what_a_later_version_made_is_left_alone(root, tmp_path):
     content = json.loads(file.read_text())
     content["made_with"] = {"schema": SCHEMA + 1}
     file.write_text(json.dumps(content))
-    assert "a later version of distil_ray has made it" in refusal(root, tmp_path)
+    assert "it was made by a later version of distil_ray" in refusal(root, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
@@ -251,7 +251,7 @@ def test_what_schema_1_noted_is_compared(root, tmp_path):
     put_schema_1(root, tmp_path, model="0" * 64)
     assert "half: the model in" in refusal(root, tmp_path)
     put_schema_1(root, tmp_path, protocol=SCHEMA_1 | {"max_train_rows": 7})  # drawn in another way at the time
-    assert "max_train_rows has since come to draw other rows" in refusal(root, tmp_path, "finetuning.max_train_rows=7")
+    assert "max_train_rows draws other rows since then" in refusal(root, tmp_path, "finetuning.max_train_rows=7")
     put_schema_1(root, tmp_path, protocol=SCHEMA_1 | {"max_train_rows": 96})  # all rows, then and now
     results, job = world(root, tmp_path, "finetuning.max_train_rows=96")
     assert results.done([job]) == [job]

@@ -134,8 +134,8 @@ def test_a_constant_answer_stands_beside_the_scores_and_tasks_that_the_teacher_h
     table = score_table(with_facts)
     assert table[0] == ["model", "score", "retained", "cola", "sst2 †"]
     assert table[-1] == ["one answer for all rows", "45.0", "64.3%", "0.0", "90.0"]
-    assert findings(with_facts)[-1].startswith("On sst2 the teacher is not above one answer for all rows, ")
-    assert "† The teacher is not above that." in report_on(with_facts).to_markdown()
+    assert findings(with_facts)[-1].startswith("On sst2 the teacher does not beat one answer for all rows, ")
+    assert "† The teacher does not beat that." in report_on(with_facts).to_markdown()
 
     learned = replace(
         with_facts, facts={**with_facts.facts, "sst2": with_facts.facts["sst2"]._replace(constant_score=50.9)}
@@ -169,5 +169,5 @@ def test_two_commits_of_a_model_are_two_models(board):
 def test_rows_of_the_second_step_are_explained(board):
     again = replace(board.results[1], name="distilled (D)")
     both = replace(board, results=[*board.results, again], protocol={"second_step": {"temperature": 2.0, "alpha": 0.5}})
-    note = "(D): fine-tuned also with the soft targets of the fine-tuned teacher (temperature 2, weight 0.5)"
+    note = "(D): also fine-tuned with the soft targets of the fine-tuned teacher (temperature 2, weight 0.5)"
     assert note in report_on(both).to_markdown()

@@ -1,24 +1,33 @@
 """Models are timed in turns, in eval mode, on the cores that this process may use."""
 
 import numpy as np
+import pytest
 from small_models import small_model
 from training_parts import CPU, small_tokenizer
 
 from distil_ray.evaluation import speed
-from distil_ray.evaluation.speed import as_function, measure, measure_latency_of_one, measure_speed
+from distil_ray.evaluation.speed import Timing, as_function, measure_costs, measure_speed, time_in_turns
 from distil_ray.evaluation.tasks import Rows
 
 ROWS = Rows([("w1 w2 w3",), ("w4",)], np.array([0, 1]))
 
 
-def test_models_take_turns():
-    turns = []
-    runs = {name: lambda batch, name=name: turns.append((name, batch["input_ids"].shape)) or {} for name in "ab"}
-    found = measure_latency_of_one(runs, {"input_ids": np.zeros((1, 8), dtype=np.int64)})
+@pytest.mark.parametrize(
+    ("names", "turns"),
+    [("a", "a a a a"), ("ab", "ab ba ab ba"), ("abc", "abc bca cab abc")],
+)
+def test_each_round_begins_with_another_one_and_warmups_do_not_count(names, turns):
+    calls = []
+    functions = {name: lambda number, name=name: calls.append((number, name)) for name in names}
+    seconds = time_in_turns(functions, num_rounds=3, num_warmups=1)
 
-    assert turns == [("a", (1, 8)), ("b", (1, 8))] * (len(turns) // 2)
-    assert len(turns) > 2 * 30
-    assert all(low <= median <= high for median, low, high in found.values())
+    assert calls == [(number, name) for number, turn in enumerate(turns.split()) for name in turn]
+    assert {name: len(values) for name, values in seconds.items()} == dict.fromkeys(names, 3)
+    assert all(value >= 0 for values in seconds.values() for value in values)
+
+
+def test_a_timing_has_median_and_quartiles():
+    assert Timing.of([5.0, 1.0, 4.0, 2.0, 3.0, 6.0, 7.0]) == (4.0, 2.0, 6.0)
 
 
 def test_they_are_timed_as_they_answer():
@@ -26,7 +35,7 @@ def test_they_are_timed_as_they_answer():
     run = as_function(model.base_model, CPU)
     first, second = (run({"input_ids": np.full((1, 8), 10)})["last_hidden_state"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    measure({"model": model.train()})
+    measure_costs({"model": model.train()})
     assert not model.training
 
 
@@ -41,7 +50,7 @@ def test_the_cores_are_those_that_this_process_may_use(monkeypatch):
 def test_counts_parameters_and_tells_large_from_small():
     small = small_model("bert")
     large = small_model("bert", num_hidden_layers=24)
-    costs = measure({"small": small, "large": large})
+    costs = measure_costs({"small": small, "large": large})
 
     assert costs["small"].num_parameters == sum(p.numel() for p in small.parameters())
     assert costs["small"].megabytes == costs["small"].num_parameters * 4 / 1e6
@@ -49,4 +58,4 @@ def test_counts_parameters_and_tells_large_from_small():
 
 
 def test_models_of_short_rows_are_measured_too():
-    assert measure({"short": small_model("roberta", max_position_embeddings=18)})["short"].latency_ms > 0
+    assert measure_costs({"short": small_model("roberta", max_position_embeddings=18)})["short"].latency_ms > 0

@@ -11,7 +11,7 @@ from glue_rows import write_glue, write_split
 
 from distil_ray.errors import InputError, OutageError
 from distil_ray.evaluation.protocol import Finetuning, OwnTask, Protocol, load_protocol
-from distil_ray.evaluation.tables import Origin, read_table
+from distil_ray.evaluation.tables import TableSource, read_table
 from distil_ray.evaluation.tasks import TASKS, Answers, Rows, chosen_tasks, own_task, read_tasks
 from distil_ray.outages import Patience
 
@@ -33,8 +33,8 @@ def read_own(**keys):
 def test_a_csv_in_another_encoding(tmp_path, name):
     content = "text,label\nein schöner Film,1\n".encode("latin-1")
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(InputError, match=rf"{name}: is not UTF-8, in column text; convert it: iconv"):
-        read_table(Origin(), str(tmp_path / name))
+    with pytest.raises(InputError, match=rf"{name}: not UTF-8, in column text; convert it: iconv"):
+        read_table(TableSource(), str(tmp_path / name))
 
 
 def test_tasks_are_those_of_the_paper_in_its_order():
@@ -168,8 +168,8 @@ def test_a_question_without_an_answer_is_written_in_several_ways(tmp_path, none)
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ({"text": ["blue"], "answer_start": [3]}, "row 0: 'blue' does not stand at 3 of the context"),
-        ({"text": ["sky"], "answer_start": [-3]}, "row 0: 'sky' does not stand at -3 of the context"),
+        ({"text": ["blue"], "answer_start": [3]}, "row 0: 'blue' is not at 3 of the context"),
+        ({"text": ["sky"], "answer_start": [-3]}, "row 0: 'sky' is not at -3 of the context"),
         ({"text": ["blue"], "answer_start": [0, 1]}, "row 0 has 1 texts and 2 answer_start"),
         ("blue", r"row 0 has answers 'blue', expected \{text: \[…\], answer_start: \[…\]\}"),
     ],
@@ -233,16 +233,16 @@ def test_own_rows_that_do_not_fit(tmp_path, columns, message):
 
 def test_rows_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match=r"--glue: .* has no rte/train-\*.parquet; expected the layout"):
-        read_table(Origin(str(tmp_path), "rte", "--glue"), "train")
-    with pytest.raises(InputError, match=r"tasks.mine: there is no file /no/\*.csv"):
-        read_table(Origin(option="tasks.mine"), "/no/*.csv")
+        read_table(TableSource(str(tmp_path), "rte", "--glue"), "train")
+    with pytest.raises(InputError, match=r"tasks.mine: found no file /no/\*.csv"):
+        read_table(TableSource(option="tasks.mine"), "/no/*.csv")
     (tmp_path / "rte").mkdir()
     (tmp_path / "rte" / "train-0.parquet").write_text("no Parquet")
     with pytest.raises(InputError, match=r"train-0.parquet: cannot be read"):
-        read_table(Origin(str(tmp_path), "rte", "--glue"), "train")
+        read_table(TableSource(str(tmp_path), "rte", "--glue"), "train")
     (tmp_path / "rows.txt").write_text("a")
     with pytest.raises(InputError, match=r"rows.txt: expected a name that ends in .parquet, .csv"):
-        read_table(Origin(), str(tmp_path / "rows.txt"))
+        read_table(TableSource(), str(tmp_path / "rows.txt"))
 
 
 def test_the_hub_is_waited_for_and_what_it_does_not_have_is_named(monkeypatch):
@@ -253,15 +253,16 @@ def test_the_hub_is_waited_for_and_what_it_does_not_have_is_named(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)  # it would try for long
     with pytest.raises(
-        InputError, match="--glue: org/nothing is no folder, and its rte cannot be had from the Hub: no such data set"
+        InputError,
+        match="--glue: org/nothing is not a folder, and its rte cannot be loaded from the Hub: no such data set",
     ):
-        read_table(Origin("org/nothing", "rte", "--glue"), "train")
+        read_table(TableSource("org/nothing", "rte", "--glue"), "train")
     assert not answers
 
     answers += [ConnectionError("no route")] * 9
     monkeypatch.setattr("distil_ray.evaluation.tables.AT_START", Patience(seconds=0.0))
     with pytest.raises(OutageError, match=r"--glue: the Hub \(org/nothing\) did not answer .* no route; type the comm"):
-        read_table(Origin("org/nothing", "rte", "--glue"), "train")
+        read_table(TableSource("org/nothing", "rte", "--glue"), "train")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_labels_that_are_text_here_and_numbers_there(tmp_path):
     given = {"train": str(tmp_path / "a.jsonl"), "validation": str(tmp_path / "b.jsonl")}
     with pytest.raises(InputError, match=r"row 0 has label 0, expected one of .*: '0', '1'; one is text and the other"):
         read_own(**given)
-    with pytest.raises(InputError, match=r"a.jsonl and 1 more: a column is not of the same type in all of them"):
+    with pytest.raises(InputError, match=r"a.jsonl and 1 more: a column does not have the same type in all of them"):
         read_own(train=str(tmp_path / "*.jsonl"), validation=str(tmp_path / "a.jsonl"))
 
 
@@ -315,8 +316,8 @@ def test_shards_with_whole_and_with_decimal_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,label\ncafé,1\nbad,0\n", "a.csv: is not UTF-8, in column text; convert it: iconv"),
-        ("text,prix à payer,label\na,1,1\nb,2,0\n", "a.csv: a name of a column is not UTF-8; convert the file"),
+        ("text,label\ncafé,1\nbad,0\n", "a.csv: not UTF-8, in column text; convert it: iconv"),
+        ("text,prix à payer,label\na,1,1\nb,2,0\n", "a.csv: a column's name is not UTF-8; convert the file"),
     ],
 )
 def test_tables_that_are_not_utf_8(tmp_path, content, message):

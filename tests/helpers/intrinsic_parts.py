@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from distil_ray.config import Source
 from distil_ray.data.plan import IN_SAMPLE
 from distil_ray.data.tokenization import Vocabulary
-from distil_ray.evaluation.intrinsic import Totals, measure, rows_per_block, text_plan
+from distil_ray.evaluation.intrinsic import Evaluator, Totals, rows_per_block, text_plan
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import HeldOutText
 from distil_ray.models.origin import Origin
@@ -125,8 +125,8 @@ def all_rows(sources: list[Source], text: HeldOutText) -> dict[str, np.ndarray]:
 def totals_of(models: list[PreTrainedModel], rows: dict[str, np.ndarray], text: HeldOutText) -> Totals:
     """What the pipeline adds up, found in this process block by block."""
     totals, step = Totals.zero(len(models)), rows_per_block(text)
+    evaluator = Evaluator(models, VOCABULARY.mask_id, VOCABULARY.special_ids, text.batch_size, CPU)
     for start in range(0, len(rows["row"]), step):
         block = {name: values[start : start + step] for name, values in rows.items()}
-        specials = (VOCABULARY.mask_id, VOCABULARY.special_ids)
-        totals = totals.plus(measure(models, block, *specials, batch_size=text.batch_size, device=CPU))
+        totals = totals.plus(evaluator(block))
     return totals

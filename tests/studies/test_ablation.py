@@ -21,7 +21,7 @@ from distil_ray.studies.ablation import (
     table,
     task_table,
 )
-from distil_ray.studies.variants import load_ablation
+from distil_ray.studies.settings import load_ablation
 
 
 def outcome(variant, seed, loss, score=None, digests=("a", "b")):
@@ -160,7 +160,7 @@ def test_there_is_nothing_to_compare(given):
         (["run.storage_path=s3://bucket/runs"], "--output: missing"),
         (
             ["--tasks", "answers", "--set=tasks.answers={kind: span, train: {long}, validation: {long}}"],
-            "for which finetuning.max_seq_length 128 leaves no room for a context",
+            "so that finetuning.max_seq_length 128 leaves no room for a context",
         ),
         (["data.eval_fraction=0", "data.eval_sources=null"], "ablation: given neither held-out text nor --tasks"),
         (["--output", "{glue}/sst2/train-00000-of-00001.parquet"], "--output: cannot write into"),
@@ -210,4 +210,4 @@ def test_variants_are_run_scored_and_not_repeated(distilled, ray_cluster, tmp_pa
     assert ablate.main(given) == 0
     out = capsys.readouterr().out
     assert "without-ce-seed-56 is finished" in out
-    assert "2 of 2 fine-tunings are done already" in out
+    assert "2 of 2 fine-tunings are already done" in out

@@ -93,8 +93,7 @@ class Kept(dict):
     def __iter__(self):
         return iter(self.values())
 
-    def settle(self, name: str, *, is_stopped: bool = False):
-        assert is_stopped
+    def settle(self, name: str):
         self[name].status = "stopped"
         return self[name]
 

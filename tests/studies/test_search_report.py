@@ -13,14 +13,14 @@ from distil_ray.errors import InputError
 from distil_ray.reporting.plots import scatter_chart, ternary_chart
 from distil_ray.runs.storage import FINISHED_FILE, RunFolder
 from distil_ray.studies.search_report import findings, read_search, remarks, report_on, table
-from distil_ray.studies.settings import SEARCH_FILE, Plan, plan_of
+from distil_ray.studies.settings import SEARCH_FILE, SearchPlan, plan_of
 from distil_ray.studies.suggest import MIN_TRIALS, importances
 from distil_ray.studies.trials import TRIALS_FILE, Score, Trial, Trials, write_results
 
 WEIGHTS = ("distill.alpha_ce", "distill.alpha_mlm", "distill.alpha_cos")
 
 
-def plan_in(folder: Path, **search) -> Plan:
+def plan_in(folder: Path, **search) -> SearchPlan:
     return plan_of(
         {
             "run": {"name": "search", "storage_path": str(folder)},
@@ -46,11 +46,11 @@ def settings(temperature: float, *weights: float, layers=2) -> dict:
 
 
 @pytest.fixture
-def searched(tmp_path) -> tuple[Plan, Trials]:
+def searched(tmp_path) -> tuple[SearchPlan, Trials]:
     """A search of four trials: two finished, one stopped, one still open."""
     plan = plan_in(tmp_path)
     folder = RunFolder(str(tmp_path), "search")
-    trials = Trials(folder, plan.folder, plan.search.metric)
+    trials = Trials(plan.folder, plan.search.metric)
     curves = ({0: 9.0, 25: 5.0, 50: 4.5, 100: 4.0}, {25: 4.8, 50: 4.3, 100: 3.75}, {25: 5.5}, {})
     given = ({}, settings(4.0, 0.5, 0, 0.5), settings(8.0, 0, 1, 0), settings(1.0, 1, 0, 0, layers=[0, 3]))
     for values, curve in zip(given, curves, strict=True):
@@ -61,7 +61,7 @@ def searched(tmp_path) -> tuple[Plan, Trials]:
         if max(curve, default=0) == 100:
             (run / FINISHED_FILE).write_text("{}")
         if curve:
-            trials.settle(trial.name, is_stopped=True)
+            trials.settle(trial.name)
     folder.write_text(SEARCH_FILE, plan.to_yaml())
     return plan, trials
 
@@ -73,7 +73,7 @@ def test_findings_name_the_best_and_compare_it(searched):
         "4 of 4 trials: 2 finished, 1 stopped early, 1 not finished.",
         "Best: trial-001, held-out MLM loss 3.7500, with distill.temperature 4, distill.alpha_ce 0.5, "
         "distill.alpha_mlm 0, distill.alpha_cos 0.5, student.layers 2.",
-        "The settings as they stand (trial-000) reach 4.0000: the best is lower by 0.2500.",
+        "The unchanged settings (trial-000) reach 4.0000: the best is lower by 0.2500.",
     ]
 
 
@@ -81,7 +81,7 @@ def test_findings_when_nothing_is_better(searched):
     plan, trials = searched
     listed = [trial for trial in trials if trial.name != "trial-001"]
 
-    assert "No trial did better than the settings as they stand." in findings(plan, listed)
+    assert "No trial did better than the unchanged settings." in findings(plan, listed)
 
 
 def test_findings_when_nothing_has_finished(searched):
@@ -132,7 +132,7 @@ def test_the_page_is_well_formed_and_loads_nothing(searched):
         "Held-out MLM loss of every trial",
         "Held-out MLM loss over weights, after 25 steps",
         "Held-out MLM loss against distill.temperature",
-        "trial-000, the settings as they stand",
+        "trial-000, the unchanged settings",
         f"at least {MIN_TRIALS} with different figures are needed",
     ):
         assert text in page

@@ -51,7 +51,7 @@ def test_defaults():
     assert search.num_trials == 16
     assert (search.search.metric, search.direction) == ("eval/mlm_loss", "min")
     assert (search.search.searcher, search.search.scheduler) == ("optuna", "asha")
-    assert search.folder == "/runs/search/trials"
+    assert (search.folder, search.trials_folder) == ("/runs/search", "/runs/search/trials")
 
 
 def test_a_grid_is_gone_through_once_by_default():
@@ -201,15 +201,15 @@ def test_what_makes_it_another_search(change, is_same):
         ),
         (
             space(distill__temperature={"grid": [1, 2]}),
-            ["search.searcher: given optuna beside a grid, which TPE cannot follow; expected random, or no grid"],
+            ["search.searcher: given optuna with a grid, which TPE cannot follow; expected random, or no grid"],
         ),
         (
             {**space(student__layers={"grid": [1, 2, 3]}), "search__searcher": "random", "search__num_trials": 9},
-            ["search.num_trials: given 9, expected 1 (the settings as they stand) and a multiple of the grid's 3"],
+            ["search.num_trials: given 9, expected 1 (the unchanged settings) and a multiple of the grid's 3"],
         ),
         (
             {"eval__every_steps": 50},
-            ["eval.every_steps: given 50, but ASHA first looks at a trial after 25 steps (search.grace_fraction 0.25"],
+            ["eval.every_steps: given 50, but ASHA first compares a trial after 25 steps (search.grace_fraction 0.25"],
         ),
     ],
 )

@@ -29,7 +29,7 @@ def folder(tmp_path) -> RunFolder:
 
 
 def opened(folder: RunFolder) -> Trials:
-    return Trials(folder, folder.join("trials"), METRIC)
+    return Trials(folder.path, METRIC)
 
 
 def leave_behind(folder: RunFolder, name: str, values: dict[int, float | None], steps: int = 100) -> Path:
@@ -98,7 +98,7 @@ def test_a_trial_that_was_stopped_stays_so(folder):
     trials.add({}, None)
     leave_behind(folder, "trial-000", {25: 6.0})
 
-    settled = trials.settle("trial-000", is_stopped=True)
+    settled = trials.settle("trial-000")
 
     assert (settled.status, settled.value) == ("stopped", 6.0)
     assert [trial.status for trial in opened(folder)] == ["stopped"]
@@ -109,7 +109,7 @@ def test_a_trial_that_came_to_its_end_was_not_stopped(folder):
     trials.add({}, None)
     leave_behind(folder, "trial-000", {100: 6.0}).joinpath(FINISHED_FILE).write_text("{}")
 
-    assert trials.settle("trial-000", is_stopped=True).status == "finished"
+    assert trials.settle("trial-000").status == "finished"
 
 
 def test_a_failed_trial_can_be_tried_again(folder):

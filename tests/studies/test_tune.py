@@ -21,7 +21,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distil_ray import report, train, tune
 from distil_ray.config import load_config
 from distil_ray.errors import RunError
-from distil_ray.runs.storage import RunFolder
 from distil_ray.studies import tuner
 from distil_ray.studies.display import SearchDisplay
 from distil_ray.studies.settings import plan_of
@@ -94,7 +93,7 @@ def test_the_search_goes_on_and_each_trial_ends_in_its_own_way(searched):
 
     assert "0 of 4 trials are done, 1 at a time" in output  # it had one trial, which was not done
     first, lagging, diverging, fast = (told(output, f"trial-00{i}") for i in range(4))
-    assert first[0].endswith(": the settings as they stand (learning_rate 0.0001)")
+    assert first[0].endswith(": the unchanged settings (learning_rate 0.0001)")
     assert any(line.startswith("resuming from checkpoint_") for line in first)
     assert any(line.startswith("finished: eval/mlm_loss ") for line in first)
     assert any(line.startswith("stopped early at step 50:") for line in lagging)
@@ -216,7 +215,7 @@ def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
     assert page.count("<svg") == 2
     assert "Best: trial-003" in capsys.readouterr().out
     assert report.main([str(folder), str(folder / "trials/trial-000")]) == 2
-    assert "a search has a page of its own" in capsys.readouterr().err
+    assert "a search has its own page" in capsys.readouterr().err
     assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
 
 
@@ -244,7 +243,7 @@ def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, r
 def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings, tmp_path, monkeypatch):
     """Tune alone counts to search.max_failures, whatever it is that fails."""
     plan = plan_of(changed(search_settings, run__storage_path=str(tmp_path), search__max_failures=5))
-    trials = Trials(RunFolder(str(tmp_path), "search"), plan.folder, plan.search.metric)
+    trials = Trials(plan.folder, plan.search.metric)
     trial = tuner.new_trial(plan, trials)
     suggestions = tuner._Suggestions(plan, trials, SearchDisplay(plan, trials))
     spec = suggestions.suggest("id")
