@@ -78,7 +78,7 @@ class DataPlan:
     def first_documents(self) -> list[str]:
         """Return the first 100,000 characters of an epoch, as documents, to try the tokenizer on.
 
-        Damaged units are left out without a message: whoever trains on them gets one.
+        Damaged units are left out without a message: training on them gives one.
         """
         units = self._first_units()
         texts = read_texts(self.corpus, units, skip_bad_units=True, max_characters=_GLANCE_CHARACTERS)

@@ -159,7 +159,7 @@ def _refuse_content(file: File, stream: ReachableFile, expected: str, error: Exc
 
 
 def _refuse_page(file: File, head: bytes) -> None:
-    # Not a bad file, which could be left out: whoever serves it has sent something else in its place.
+    # Not a bad file, which could be left out: the server has sent something else in its place.
     if "://" in file.path and _HTML.match(head):
         raise InputError(
             f"{file.path}: what was sent in its place is a web page (it begins {_shown(head)}); an error page of the "

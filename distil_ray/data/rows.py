@@ -76,7 +76,7 @@ def make_rows(
 
     Args:
         documents: the group's texts, in reading order.
-        tally: what whoever reads ``documents`` counts of them; pieces and rows are counted here.
+        tally: of ``documents``, which their reader counts; pieces and rows are counted here.
         vocabulary: the tokenizer.
         settings: row length, masking and seed.
         split: ``"train"`` or ``"eval"``: names the stream of random draws.

@@ -28,7 +28,7 @@ class Distiller(nn.Module):
     """The student and its losses against a frozen teacher.
 
     The teacher is not a submodule: parameters(), state_dict(), train() and to() concern the student alone. It is put
-    into eval mode and frozen in place; whoever moves the student to a device moves the teacher, too.
+    into eval mode and frozen in place; code that moves the student to a device must move the teacher, too.
 
     Args:
         student: trained; in whichever mode the caller puts the Distiller.

@@ -252,7 +252,7 @@ class Results:
 
 
 def write_file(file: Path, content: bytes) -> None:
-    """Write a file, and its folder if need be; whoever reads it sees the old or the new content.
+    """Write a file, and its folder if need be; a reader sees the old or the new content.
 
     Raises:
         RunError: it cannot be written.

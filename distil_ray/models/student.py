@@ -156,7 +156,7 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 
 def _keep_layers(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
-    """Drop the layers that are not kept and number the others anew."""
+    """Drop the layers that are not kept and renumber the others."""
     student_layer = {str(layer): i for i, layer in enumerate(kept)}
     renamed = {}
     for name, weight in weights.items():
