@@ -1,6 +1,6 @@
 """Masked language modeling on held-out text: one Ray Data pipeline from files to each model's figures.
 
-Shapes: B rows, T tokens a row, K masked positions a row, P ordinary pieces of a row, M models.
+Shapes: B rows, T tokens per row, K masked positions per row, P ordinary pieces of a row, M models.
 """
 
 import hashlib
