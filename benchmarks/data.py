@@ -256,7 +256,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--source", required=True, help="text: a file, a folder or a glob, local or remote")
     parser.add_argument("--column", default="text", help="Parquet column or JSON key (default: %(default)s)")
     parser.add_argument("--tokenizer", required=True, help="a folder or a name on the Hub")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens a row (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens per row (default: %(default)s)")
     parser.add_argument("--megabytes", type=float, default=8, help="text a round on one core (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument(

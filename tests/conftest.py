@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read when the libraries are imported. Tests that have a Hub of their own turn the first one off.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less a run; test_node_loss.py has it
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less per run; test_node_loss.py has it
 
 # The files with tests that use `ray_cluster`, but for those that run beside them; and those with clusters of their own,
 # which take a node for lost sooner than a busy machine can bear.

@@ -155,7 +155,7 @@ def load_protocol(files: list[str], overrides: list[str]) -> Protocol:
     """Read a protocol from YAML files and dotted settings, like `load_config`.
 
     Raises:
-        InputError: with one line a problem, all problems at once.
+        InputError: with one line per problem, all problems at once.
     """
     settings = load_settings(files, overrides)
     settings["finetuning_of"] = _inheriting(settings.get("finetuning_of", {}), settings.get("finetuning", {}))

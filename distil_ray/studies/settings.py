@@ -217,7 +217,7 @@ def load_search(files: Sequence[str], overrides: Sequence[str]) -> SearchPlan:
     """Read the configuration of a search from YAML files and dotted settings, as `load_config` reads a run's.
 
     Raises:
-        InputError: with one line a problem, all problems at once.
+        InputError: with one line per problem, all problems at once.
     """
     return plan_of(load_settings(files, overrides))
 
@@ -226,7 +226,7 @@ def plan_of(settings: Mapping[str, Any]) -> SearchPlan:
     """Check the configuration of a search given as a mapping of sections.
 
     Raises:
-        InputError: with one line a problem, all problems at once.
+        InputError: with one line per problem, all problems at once.
     """
     problems: list[str] = []
     config, study = _parse_study(settings, SearchConfig, problems)
@@ -359,7 +359,7 @@ def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> AblationPla
     """Read the configuration of an ablation from YAML files and dotted settings, as `load_config` reads a run's.
 
     Raises:
-        InputError: with one line a problem.
+        InputError: with one line per problem.
     """
     problems: list[str] = []
     config, study = _parse_study(load_settings(files, overrides), AblationConfig, problems)

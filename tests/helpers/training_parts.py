@@ -1,6 +1,6 @@
 """A small configuration, rows and models for tests of the training, without text and without Ray.
 
-Shapes: B rows, T tokens a row, K masked positions a row.
+Shapes: B rows, T tokens per row, K masked positions per row.
 """
 
 from pathlib import Path

@@ -324,7 +324,7 @@ def test_a_run_on_a_full_disk_is_refused_without_a_traceback(settings, tmp_path,
         (folder / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     arguments = [sys.executable, "-m", "distil_ray.train", "--config", str(tmp_path / "config.yaml")]
-    limit = (4096, 4096)  # bytes a file: a disk without room, for a process that may not mount one
+    limit = (4096, 4096)  # bytes per file: a disk without room, for a process that may not mount one
     result = subprocess.run(
         arguments,
         capture_output=True,

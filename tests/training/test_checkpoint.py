@@ -362,7 +362,7 @@ def fail_on_a_full_disk(path, results):
     writer = CheckpointWriter(folder, 1)
     writer.save(state_of(1), parts_of(1))
     writer.wait()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes a file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes per file
     writer.save(state_of(2), parts_of(2, size=1_000_000))  # returns: the failure comes later
     try:
         writer.save(state_of(3), parts_of(3))

@@ -89,7 +89,7 @@ def test_a_record_is_about_all_workers():
 
 
 def write(folder, resume_step, steps):
-    """Write a record and a digest a step, as a run does, and bring them to the folder."""
+    """Write a record and a digest per step, as a run does, and bring them to the folder."""
     writer = MetricsWriter(folder, resume_step)
     for step in steps:
         writer.write_digest(step, 2**64 - step, step // 10, step % 10)
