@@ -88,6 +88,7 @@ def told(output: str, trial: str) -> list[str]:
 
 
 @pytest.mark.timeout(900)  # six starts of a run
+@pytest.mark.slow
 def test_the_search_goes_on_and_each_trial_ends_in_its_own_way(searched):
     _folder, output = searched
 
@@ -103,6 +104,7 @@ def test_the_search_goes_on_and_each_trial_ends_in_its_own_way(searched):
     assert any(line.startswith("finished: eval/mlm_loss ") for line in fast)
 
 
+@pytest.mark.slow
 def test_no_trial_is_lost_or_run_twice(searched):
     folder, _ = searched
     trials = json.loads((folder / "trials.json").read_text())["trials"]
@@ -116,6 +118,7 @@ def test_no_trial_is_lost_or_run_twice(searched):
         assert len((folder / "trials" / name / "restarts.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_finite_end_a_run(searched):
     folder = searched[0] / "trials/trial-002"
     last = records(folder)[-1]
@@ -126,6 +129,7 @@ def test_gradients_that_are_not_finite_end_a_run(searched):
     assert not (folder / "export").exists()
 
 
+@pytest.mark.slow
 def test_all_trials_learn_from_the_same_batches(searched):
     folder, output = searched
     first, lagging, _, fast = (digests(folder / f"trials/trial-00{i}").splitlines() for i in range(4))
@@ -137,6 +141,7 @@ def test_all_trials_learn_from_the_same_batches(searched):
     assert f"on the same batches in the same order: up to {NUM_STEPS} steps of equal digests." in output
 
 
+@pytest.mark.slow
 def test_the_cluster_is_free_again(searched):
     def is_free() -> bool:
         free, total = ray.available_resources(), ray.cluster_resources()
@@ -147,6 +152,7 @@ def test_the_cluster_is_free_again(searched):
     assert [group for group in groups if group["state"] != "REMOVED"] == []
 
 
+@pytest.mark.slow
 def test_what_a_search_leaves_behind(searched):
     folder, output = searched
     with (folder / "trials.csv").open() as file:
@@ -172,6 +178,7 @@ def test_what_a_search_leaves_behind(searched):
         assert text in output
 
 
+@pytest.mark.slow
 def test_hparams_stand_beside_the_curves(searched):
     folder, _ = searched
     board = EventAccumulator(str(folder / "trials/trial-003/tensorboard")).Reload()
@@ -182,6 +189,7 @@ def test_hparams_stand_beside_the_curves(searched):
     assert [event.step for event in board.Scalars("eval/mlm_loss")][-1] == NUM_STEPS
 
 
+@pytest.mark.slow
 def test_typed_again_nothing_is_repeated(searched, search_settings, ray_cluster, tmp_path, capsys):
     folder, output = searched
     before = {path: path.stat().st_mtime_ns for path in (folder / "trials").rglob("*")}
@@ -194,6 +202,7 @@ def test_typed_again_nothing_is_repeated(searched, search_settings, ray_cluster,
     assert set(again) - set(output.splitlines()) == set()
 
 
+@pytest.mark.slow
 def test_the_best_configuration_is_taken_as_it_is(searched, ray_cluster, capsys):
     folder, _ = searched
     config = load_config([str(folder / "best.yaml")], [])
@@ -205,6 +214,7 @@ def test_the_best_configuration_is_taken_as_it_is(searched, ray_cluster, capsys)
     assert "dry run: nothing was trained" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
     folder, _ = searched
 
@@ -287,6 +297,7 @@ def test_failed_trials_are_tried_again_on_request(monkeypatch, search_settings, 
         (train, {"search": None}, "search.metric: was"),
     ],
 )
+@pytest.mark.slow
 def test_another_search_under_the_same_name_is_refused(
     searched, search_settings, tmp_path, capsys, command, changes, message
 ):

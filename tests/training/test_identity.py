@@ -98,7 +98,7 @@ def test_another_configuration_of_the_same_weights_is_refused(teacher, tmp_path)
     file.write_text(json.dumps(content | {"_name_or_path": "elsewhere", "transformers_version": "9.9"}))
     known.check_models(pin_models(config, known.models), folder)
     file.write_text(json.dumps(content | {"num_attention_heads": 2}))
-    with pytest.raises(InputError, match="another configuration"):
+    with pytest.raises(InputError, match="a different configuration"):
         known.check_models(pin_models(config, known.models), folder)
 
 
@@ -241,7 +241,7 @@ def test_a_copy_of_a_model_of_the_hub_is_no_change(local_hub, on_hub, teacher, t
     known = identity_of(on_hub[0], folder, **pin_models(on_hub[0], {}))
     known.check_models(pin_models(small_config(teacher__path=teacher), known.models), folder)
     save_model(Path(teacher), small_model("bert", seed=1))
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(InputError, match="different weights"):
         known.check_models(pin_models(small_config(teacher__path=teacher), known.models), folder)
 
 
