@@ -1,5 +1,6 @@
 """The sections -> text for people: every key with its type, default and description."""
 
+import textwrap
 from collections.abc import Iterable, Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -23,7 +24,7 @@ def describe_keys(root: type[Section] = Config) -> str:
         default = "required" if field.is_required() else f"default {shown(field.default)}"
         lines += [
             f"  {section}.{rest}  ({type_text(field.annotation, field.metadata)}; {default})",
-            f"      {field.description}",
+            textwrap.indent(field.description or "", "      "),
         ]
     return "\n".join(lines[1:])
 

@@ -100,7 +100,7 @@ class Search(Section):
 
     space: dict[str, Any]
     """Key of a setting: its rule. {uniform|loguniform: [low, high]}, {randint: [low, high]} without high,
-      {choice|grid: [values]}; or any name: {simplex: [keys]}, weights that sum to 1 (below 0.05: 0)."""
+    {choice|grid: [values]}; or any name: {simplex: [keys]}, weights that sum to 1 (below 0.05: 0)."""
     num_trials: Annotated[int, Field(ge=1)] | None = None
     """Number of trials, the first with the unchanged settings; null: 16, or each combination of a grid once."""
     metric: Annotated[Metric, BeforeValidator(_objective)] = "eval/mlm_loss"

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -535,10 +536,28 @@ def test_every_key_is_described_with_its_default():
         listed = key.replace("data.sources.", "data.sources[].")
         if not key.startswith("data.eval_sources."):
             assert f"\n  {listed}  (" in text, key
-            assert field.description in text
+            assert textwrap.indent(field.description, "      ") in text
     assert "optim.learning_rate  (number > 0; default 0.0005)" in text
     assert "run.name  (text; required)" in text
     assert "optim.betas  ([number >= 0 and < 1, number >= 0 and < 1]; default [0.9, 0.98])" in text
+
+
+class Long(Section):
+    """A section of another command."""
+
+    key: int = 1
+    """The first line,
+    and the second."""
+
+
+class Other(Section):
+    """What another command has."""
+
+    long: Long = Long()
+
+
+def test_all_lines_of_a_description_are_indented():
+    assert "\n      The first line,\n      and the second." in describe_keys(Other)
 
 
 @pytest.mark.parametrize(
