@@ -37,6 +37,7 @@ def test_the_number_of_workers_changes_rounding_only(reference):
     np.testing.assert_allclose(losses(folder), losses(expected), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_and_a_killed_worker_change_nothing(reference, ray_cluster, tmp_path):
     settings, expected = reference
     folder = Path(settings["run"]["storage_path"]) / "killed"
