@@ -165,14 +165,16 @@ def _open(file: File) -> Opened:
     fs, inner = file_system(file.path)
     if isinstance(fs, LocalFileSystem):
         return _LocalFile(inner)
-    return _open_version(fs, inner, file.version) if file.version else _StoredFile(fs, inner)
+    if not (file.version or file.size_bytes):  # nothing by which to tell that it has changed
+        return _StoredFile(fs, inner)
+    return _open_version(fs, inner, file.version, file.size_bytes)
 
 
 @lru_cache(maxsize=256)
-def _open_version(fs: fsspec.AbstractFileSystem, path: str, version: str) -> _StoredFile:
-    """Ask the store once what a file is. A failure is not kept."""
+def _open_version(fs: fsspec.AbstractFileSystem, path: str, version: str, size_bytes: int) -> _StoredFile:
+    """Ask the store once what a file is that was listed with this version and size. A failure is not kept."""
     opened = _StoredFile(fs, path)
-    if opened.version != version:
+    if version and opened.version != version:
         url = fs.unstrip_protocol(path)
         raise InputError(f"{url}: changed while in use: {version} when listed, {opened.version} now")
     return opened

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from fsspec.implementations.memory import MemoryFileSystem
 
 from distil_ray.config import Source
 from distil_ray.data import files
@@ -147,6 +148,22 @@ def forbidding_endpoint():
     endpoint.shutdown()
     thread.join()
     endpoint.server_close()
+
+
+def test_a_file_of_a_store_without_versions_is_opened_once(monkeypatch):
+    fs = MemoryFileSystem()
+    fs.pipe_file("/without_versions/a.txt", b"a line of text\n\n" * 5000)
+    corpus = list_corpus([Source(path="memory://without_versions/a.txt")])
+    assert corpus.num_units > 2
+    assert corpus.files[0].version == ""
+    files._open_version.cache_clear()
+    opened = []
+    whole_open = MemoryFileSystem.open
+    monkeypatch.setattr(
+        MemoryFileSystem, "open", lambda self, *args, **kwargs: opened.append(args) or whole_open(self, *args, **kwargs)
+    )
+    assert sum(len(list(read_unit(corpus, unit))) for unit in range(corpus.num_units)) == 5000
+    assert len(opened) == 1
 
 
 @pytest.mark.parametrize("path", ["s3://runs/a.txt", "s3://runs/*.txt", "s3://runs/data"])
