@@ -1,6 +1,6 @@
 # make quickstart   distil a small model and compare it, in minutes and without a download
 # make test         run the tests that take minutes in all
-# make test-all     run all tests: those, and those of the next two
+# make test-all     run all tests: those of make test, make slow and make chaos
 # make slow         run the tests of several nodes, of the README's commands and of other long ways through
 # make chaos        kill a run at random moments, while its storage and the Hub fail; KILLS=20 SECONDS=120 for a long one
 # make check        look for style and type errors

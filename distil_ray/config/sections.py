@@ -138,6 +138,11 @@ class Run(Section):
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 56
     """Seed of the split, shuffling, masks, dropout and random weights (DistilBERT's authors: 56)."""
 
+    @property
+    def folder(self) -> str:
+        """Path or URL of the run's folder."""
+        return f"{self.storage_path}/{self.name}"
+
 
 class Teacher(Section):
     """The model to distil; null trains the student alone, by masked language modelling."""

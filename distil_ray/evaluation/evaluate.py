@@ -2,14 +2,12 @@
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from distil_ray import __version__
 from distil_ray.config import Source
 from distil_ray.errors import InputError
 from distil_ray.evaluation.deployment import Deployed, check_on_device, deploy_all, stale_files
@@ -24,7 +22,7 @@ from distil_ray.evaluation.scoreboard import ModelResult, Scoreboard
 from distil_ray.evaluation.speed import Speed, measure_speed
 from distil_ray.evaluation.tasks import Splits, Task, first_validation, read_tasks
 from distil_ray.models.loading import check_vocabulary, check_vocabulary_fits, max_tokens
-from distil_ray.reporting.report import make_folder
+from distil_ray.reporting.report import made_by, make_folder
 from distil_ray.runs.console import Console
 
 _SPEED_TASK = "stsb"  # the paper's, if it is among the tasks
@@ -119,7 +117,7 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
             for row, model in rows.items()
         ],
         protocol=protocol.model_dump(mode="json"),
-        footer=_footer(),
+        footer=made_by(f"torch {torch.__version__}", f"{platform.machine()} with {torch.get_num_threads()} threads"),
         device_task=request.device_task,
         facts={task.name: facts_of(task, data[task.name], protocol.finetuning_on(task.name)) for task in tasks},
     )
@@ -196,10 +194,3 @@ def _check_same_pieces(models: Sequence[Model]) -> None:
             check_vocabulary(teacher.tokenizer, student.tokenizer)
         except InputError as error:
             raise InputError(f"--second-step: {student.name}: {error}") from error
-
-
-def _footer() -> str:
-    return (
-        f"distil_ray {__version__}, torch {torch.__version__}, {platform.machine()} with {torch.get_num_threads()} "
-        f"threads, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
-    )

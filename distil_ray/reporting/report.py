@@ -178,9 +178,9 @@ def aligned(table: Table) -> list[str]:
     return lines
 
 
-def made_by() -> str:
-    """What made a report, and when."""
-    return f"distil_ray {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
+def made_by(*details: str) -> str:
+    """What made a report, with what else, and when."""
+    return ", ".join([f"distil_ray {__version__}", *details, f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"])
 
 
 # -------------------------------------------------------------------------------------------------------- files

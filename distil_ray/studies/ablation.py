@@ -58,8 +58,7 @@ def run_all(plan: AblationPlan, console: Console) -> list[Outcome]:
 
 
 def _outcome(plan: AblationPlan, variant: str, seed: int) -> Outcome:
-    config = plan.runs[variant, seed].run
-    history = read_history(f"{config.storage_path}/{config.name}")
+    history = read_history(plan.runs[variant, seed].run.folder)
     figures = {name: value for name in FIGURES if (value := history.last(name)) is not None}
     return Outcome(variant, seed, figures, history)
 

@@ -159,7 +159,7 @@ class SearchPlan:
     @property
     def folder(self) -> str:
         """Path or URL of the search's folder."""
-        return f"{self.config.run.storage_path}/{self.config.run.name}"
+        return self.config.run.folder
 
     @property
     def trials_folder(self) -> str:
@@ -352,7 +352,7 @@ class AblationPlan:
     @property
     def folder(self) -> str:
         """Path or URL of the folder for runs and report."""
-        return f"{self.config.run.storage_path}/{self.config.run.name}"
+        return self.config.run.folder
 
 
 def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> AblationPlan:
@@ -368,7 +368,7 @@ def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> AblationPla
     if config is None or study is None or problems:
         raise ConfigError(problems)
     ablation, base = study.ablation, to_settings(config)
-    folder = f"{config.run.storage_path}/{config.run.name}/{ABLATION_RUNS_FOLDER}"
+    folder = f"{config.run.folder}/{ABLATION_RUNS_FOLDER}"
     runs: dict[tuple[str, int], Config] = {}
     for seed in ablation.seeds:
         for name, changes in ablation.variants.items():
