@@ -158,14 +158,14 @@ def version_of(entry: Mapping[str, Any]) -> str:
     return str(entry.get("ETag") or entry.get("generation") or "").strip('"')
 
 
-def _open(file: File) -> Opened:
+def _open(file: File, is_probe: bool) -> Opened:
     hub_path = HubPath.parse(file.path)
     if hub_path is not None and (file.size_bytes or file.version):  # what a listing gave
         return HubFile(hub_path, file.size_bytes, file.version)
     fs, inner = file_system(file.path)
     if isinstance(fs, LocalFileSystem):
         return _LocalFile(inner)
-    if not (file.version or file.size_bytes):  # nothing by which to tell that it has changed
+    if is_probe and not file.version:  # it may have changed since this process saw it last
         return _StoredFile(fs, inner)
     return _open_version(fs, inner, file.version, file.size_bytes)
 
@@ -191,11 +191,12 @@ class ReachableFile(io.RawIOBase):
         OutageError: its store did not answer in time.
     """
 
-    def __init__(self, file: File, patience: Patience) -> None:
+    def __init__(self, file: File, patience: Patience, *, is_probe: bool = False) -> None:
+        """``is_probe``: what the file is has to be found out, however often it was opened before."""
         super().__init__()
         self.path, self._patience, self._position = file.path, patience, 0
         with reaching(self.path):
-            self._opened = patience.wait_out(self.path, lambda: _open(file))
+            self._opened = patience.wait_out(self.path, lambda: _open(file, is_probe))
         self.size, self.version = self._opened.size, self._opened.version
         if file.size_bytes and self.size != file.size_bytes:
             raise InputError(f"{self.path}: changed while in use: {file.size_bytes} bytes when listed, {self.size} now")

@@ -82,7 +82,7 @@ def try_probe(file: File, patience: Patience) -> Probed | InputError:
 
 
 def _probe(file: File, patience: Patience) -> Probed:
-    with ReachableFile(file, patience) as stream:
+    with ReachableFile(file, patience, is_probe=True) as stream:
         if stream.size == 0:
             raise BadFileError(f"{file.path}: is empty (0 bytes)")
         file = replace(file, size_bytes=stream.size)
