@@ -129,7 +129,7 @@ def tiny_settings(corpus: Path, tokenizer_folder: Path, storage_path: Path) -> d
         "eval": {"every_steps": 6, "num_rows": 32},
         "metrics": {"every_steps": 1},
         "checkpoint": {"every_steps": 4},
-        "runtime": {"num_workers": 2, "micro_batch_size": 4, "data_cpus": 1},
+        "runtime": {"num_workers": 2, "micro_batch_size": 4, "precision": "fp32", "data_cpus": 1},
     }
 
 

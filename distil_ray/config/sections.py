@@ -421,8 +421,9 @@ class Runtime(Section):
     """Ray resources of a worker, such as {CPU: 4}; null leaves it to Ray."""
     micro_batch_size: Count | None = None
     """Rows in a forward pass; null takes the largest divisor of a worker's rows in a step, up to 32."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the matrix products; the weights stay in fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the matrix products; auto takes bf16 where it is faster than fp32 (fp16 on GPUs without bf16),
+    and keeps on resuming what the run began with. The weights stay in fp32."""
     compile: bool = False
     """Whether torch.compile is applied to the models."""
     data_cpus: Count = 2

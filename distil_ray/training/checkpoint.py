@@ -27,6 +27,8 @@ _NAME = re.compile(r"checkpoint_(\d{9,})")
 if TYPE_CHECKING:  # torch is imported late: Ray's controller asks for the position alone
     import torch
 
+    from distil_ray.models.precision import Precision
+
 Tensors = dict[str, "torch.Tensor"]
 
 
@@ -41,6 +43,7 @@ class TrainState:
         counters: totals since the run began, by metric name.
         saved_at: Unix time in seconds.
         group_rows: rows of the position's group; 0 = not known.
+        precision: that of the run's matrix products, which ``runtime.precision: auto`` keeps.
     """
 
     step: int = 0
@@ -49,6 +52,7 @@ class TrainState:
     counters: dict[str, int] = field(default_factory=dict)
     saved_at: float = 0.0
     group_rows: int = 0
+    precision: "Precision" = "fp32"  # of runs that did not record it: the default at that time
 
     @classmethod
     def from_json(cls, text: bytes) -> "TrainState":

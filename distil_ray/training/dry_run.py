@@ -9,6 +9,7 @@ from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import describe_text, text_warnings
 from distil_ray.models.loading import check_finite_outputs
+from distil_ray.models.precision import DTYPES, Precision, fastest_precision
 from distil_ray.runs.cluster import check_fits, connect, describe_resources, slots_needed
 from distil_ray.runs.console import Console
 from distil_ray.runs.storage import RunFolder
@@ -101,7 +102,7 @@ def _describe_batch(config: Config, rows: Arrays) -> list[str]:
 
 def describe_memory(config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel) -> list[str]:
     """What a worker holds: fixed by the models, and the largest tensors of a micro-batch (a rough estimate)."""
-    half = 2 if config.runtime.precision == "bf16" else 4
+    half = DTYPES[_precision(config)].itemsize
     fixed = student.num_parameters() * (4 + 4 + 8)  # weights, gradients, Adam's two moments
     fixed += teacher.num_parameters() * half if teacher is not None else 0
     tokens = config.micro_batch_size * config.data.max_seq_length
@@ -113,6 +114,14 @@ def describe_memory(config: Config, teacher: PreTrainedModel | None, student: Pr
         f"memory of a worker: {fixed / 1e9:.2f} GB for weights, gradients and optimizer, "
         f"about {activations / 1e9:.2f} GB more for a micro-batch"
     ]
+
+
+def _precision(config: Config) -> Precision:
+    """The run's, as far as this machine tells: with GPUs, it may be fp16, which takes as much memory as bf16."""
+    given = config.runtime.precision
+    if given != "auto":
+        return given
+    return "bf16" if config.runtime.use_gpu else fastest_precision(torch.device("cpu"))
 
 
 def _examples(tokenizer: PreTrainedTokenizerBase, rows: Arrays) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,12 +14,14 @@ from distil_ray.data.batch import to_device
 from distil_ray.data.hashing import stream_key
 from distil_ray.data.masking import num_masked_positions
 from distil_ray.models.flops import flops_per_token
+from distil_ray.models.precision import DTYPES, Precision, autocast
 from distil_ray.training.assembly import build_distiller
 from distil_ray.training.checkpoint import Checkpoint, Tensors
 from distil_ray.training.feed import StepRows
 from distil_ray.training.metrics import Meter
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_LOSS_SCALE = "loss_scale"  # its name among the optimizer's tensors
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -90,12 +93,55 @@ class FlatGradients:
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(self.buffer)
 
-    def clip(self, max_norm: float) -> float:
-        """Scale down to norm ``max_norm`` if it is larger; return the norm before. Waits for the device."""
-        norm: float = torch.linalg.vector_norm(self.buffer).item()
-        if max_norm < norm < math.inf:
-            self.buffer.mul_(max_norm / norm)
+    def norm(self) -> torch.Tensor:
+        """L2 norm of the whole gradient, an fp32 scalar. Does not wait for the device."""
+        norm: torch.Tensor = torch.linalg.vector_norm(self.buffer)
         return norm
+
+
+class LossScale:
+    """A factor on the loss that keeps gradients within fp16's range (Micikevicius et al. 2018, arXiv 1710.03740).
+
+    Doubled after GROWTH_INTERVAL finite steps in a row, halved when a step's gradient is not finite, like
+    `torch.amp.GradScaler`'s, but a tensor that nobody reads: its device need not be waited for.
+    """
+
+    INITIAL = 2.0**16
+    GROWTH_INTERVAL = 2000
+
+    def __init__(self, device: torch.device, *, is_active: bool) -> None:
+        self._is_active = is_active
+        # [2]: the factor, and the number of finite steps since it last changed
+        self._state = torch.tensor([self.INITIAL if is_active else 1.0, 0.0], device=device)
+
+    @property
+    def factor(self) -> torch.Tensor:
+        """[] fp32; 1 if the scale is not active."""
+        return self._state[0]
+
+    def tensors(self) -> Tensors:
+        """What a checkpoint must hold: nothing if the scale is not active."""
+        return {_LOSS_SCALE: self._state} if self._is_active else {}
+
+    def load(self, tensors: Tensors) -> None:
+        """Inverse of `tensors`; begins anew where none was saved."""
+        if self._is_active and _LOSS_SCALE in tensors:
+            self._state = tensors[_LOSS_SCALE].to(self._state.device)
+
+    def update(self, is_finite: torch.Tensor) -> None:
+        """Prepare for the next step. ``is_finite``: whether this step's gradient was, a bool scalar."""
+        if not self._is_active:
+            return
+        factor, num_finite = self._state
+        num_finite = num_finite + 1
+        grows = num_finite >= self.GROWTH_INTERVAL
+        grown = torch.where(grows, factor * 2, factor)
+        self._state = torch.stack(
+            (
+                torch.where(is_finite, grown, factor / 2),
+                torch.where(is_finite & ~grows, num_finite, torch.zeros_like(num_finite)),
+            )
+        )
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> Tensors:
@@ -122,16 +168,21 @@ class Learner:
     """Student, teacher, losses and optimizer on one device. Equal on all workers after every update."""
 
     def __init__(
-        self, config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel, device: torch.device
+        self,
+        config: Config,
+        teacher: PreTrainedModel | None,
+        student: PreTrainedModel,
+        device: torch.device,
+        precision: Precision,
     ) -> None:
         self._config = config
+        self._precision = precision
         self._block_rows, self._micro_batch_size = config.block_rows, config.micro_batch_size
         self.device = device
         self.teacher, self.student = teacher, student
         distiller = build_distiller(config, teacher, student).to(device).train()
         if teacher is not None:
-            dtype = torch.bfloat16 if config.runtime.precision == "bf16" else torch.float32
-            nn.Module.to(teacher, device, dtype).train(False)
+            nn.Module.to(teacher, device, DTYPES[precision]).train(False)
         self.shares = {name: share for name, share in config.distill.shares.items() if share > 0}
         self._losses = torch.compile(distiller, fullgraph=True, dynamic=False) if config.runtime.compile else distiller
         # The divisors of a whole global batch: known beforehand, so a split into parts changes no result.
@@ -148,6 +199,7 @@ class Learner:
             weight_decay=config.optim.weight_decay,
         )
         self._gradients = FlatGradients(self.student.parameters())
+        self._loss_scale = LossScale(device, is_active=precision == "fp16")
 
     def new_meter(self, world_size: int) -> Meter:
         """A meter of what this learner's updates add up to."""
@@ -170,11 +222,12 @@ class Learner:
 
     def autocast(self) -> torch.autocast:
         """The precision of the matrix products."""
-        enabled = self._config.runtime.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        return autocast(self.device, self._precision)
 
-    def update(self, rows: StepRows, step: int, progress: float, meter: Meter) -> tuple[float, float]:
+    def update(self, rows: StepRows, step: int, progress: float, meter: Meter) -> tuple[torch.Tensor, float]:
         """Update the student once; with a gradient that is not finite, leave it as it is. A collective call.
+
+        Does not wait for the device.
 
         Args:
             rows: this worker's blocks of the step.
@@ -183,7 +236,7 @@ class Learner:
             meter: gets the raw loss sums and the time waited for the rows.
 
         Returns:
-            (L2 norm of the gradient before clipping, learning rate).
+            (L2 norm of the gradient before clipping, an fp32 scalar on the device; learning rate).
         """
         config = self._config
         learning_rate = config.optim.learning_rate * learning_rate_factor(
@@ -198,15 +251,28 @@ class Learner:
                 with self.autocast():
                     sums = self._losses(*batch)
                 weighted = [sums[name] * (self.shares[name] / self.counts[name]) for name in self.counts]
-                torch.autograd.backward(torch.stack(weighted).sum())
+                torch.autograd.backward(torch.stack(weighted).sum() * self._loss_scale.factor)
                 meter.add_terms(sums)
         meter.add_step(rows.wait_seconds)
         self._gradients.all_reduce()
-        norm = self._gradients.clip(config.optim.max_grad_norm)
-        if math.isfinite(norm):
-            set_learning_rate(self._optimizer, learning_rate)
-            self._optimizer.step()
+        norm = self._gradients.norm() / self._loss_scale.factor
+        set_learning_rate(self._optimizer, learning_rate)
+        self._step(norm)
         return norm, learning_rate
+
+    def _step(self, norm: torch.Tensor) -> None:
+        """Clip and update, or do nothing if the norm is not finite: the device decides.
+
+        The fused kernel divides gradients by `grad_scale`, and leaves weights and moments alone if `found_inf` is not
+        0: two attributes that `torch.amp.GradScaler` sets, too.
+        """
+        is_finite = torch.isfinite(norm)
+        excess = (norm / self._config.optim.max_grad_norm).clamp(min=1.0)
+        optimizer: Any = self._optimizer
+        optimizer.grad_scale = self._loss_scale.factor * excess
+        optimizer.found_inf = (~is_finite).float()
+        optimizer.step()
+        self._loss_scale.update(is_finite)
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         """Draws depend on the place in the run alone: there is no generator state to save, nor one per worker."""
@@ -220,7 +286,7 @@ class Learner:
         """Everything that a checkpoint must hold, by part. Never the teacher."""
         return {
             "student": dict(self.student.named_parameters()),
-            "optimizer": optimizer_tensors(self._optimizer, self.student),
+            "optimizer": optimizer_tensors(self._optimizer, self.student) | self._loss_scale.tensors(),
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -229,4 +295,6 @@ class Learner:
         with torch.no_grad():
             for name, parameter in self.student.named_parameters():
                 parameter.copy_(parameters[name])
-        load_optimizer_tensors(self._optimizer, self.student, checkpoint.load("optimizer"))
+        tensors = checkpoint.load("optimizer")
+        load_optimizer_tensors(self._optimizer, self.student, tensors)
+        self._loss_scale.load(tensors)

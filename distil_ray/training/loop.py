@@ -1,6 +1,5 @@
 """The training loop, run by every worker of the group. It knows its surroundings from `World` alone."""
 
-import math
 import socket
 import time
 from collections.abc import Mapping
@@ -13,12 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError, OutageError
 from distil_ray.models.loading import check_finite_outputs
+from distil_ray.models.precision import Precision, common_precision, fastest_precision
 from distil_ray.runs.lease import LeaseLostError
 from distil_ray.runs.storage import FINISHED_FILE, NONFINITE_FILE, RunFolder
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, open_checkpoint, withdraw_damaged
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, StepRows, StopReason
+from distil_ray.training.gradient_norms import GradientNorms
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.job import Job, Kind, Outcome
 from distil_ray.training.learner import Learner
@@ -29,19 +30,20 @@ from distil_ray.training.world import World
 
 def train(job: Job, world: World) -> Outcome:
     """Train from the last committed checkpoint until the run or the pipeline ends."""
-    # 1. Set up what is equal on all workers; if one of them cannot, none begins.
-    setup = _set_up(job, world)
-    if isinstance(setup, Outcome):
-        return setup
-    tokenizer, learner = setup
+    # 1. Find the last committed checkpoint; the pipeline must begin there, too.
     config, folder = job.config, world.folder
-
-    # 2. Resume from the last committed checkpoint; the pipeline must begin there, too.
     checkpoint, complaints = _agree_on_checkpoint(world)
     resumed_from = None if checkpoint is None else checkpoint.name
     if world.events.noted("start").get("checkpoint", resumed_from) != resumed_from:
         return Outcome("again", "; ".join(complaints))
     state = TrainState() if checkpoint is None else checkpoint.state
+    state = replace(state, precision=_agree_on_precision(job, world, checkpoint))
+
+    # 2. Set up what is equal on all workers; if one of them cannot, none begins.
+    setup = _set_up(job, world, state.precision)
+    if isinstance(setup, Outcome):
+        return setup
+    tokenizer, learner = setup
     if checkpoint is not None:
         learner.restore(checkpoint)
     checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=world.is_main)
@@ -51,7 +53,7 @@ def train(job: Job, world: World) -> Outcome:
     heldout = HeldOut(job.heldout, world, config.micro_batch_size)
     meter = learner.new_meter(world.world_size)
     saved_step = evaluated_step = state.step
-    num_nonfinite, last_finite, is_over = 0, state, False
+    norms, is_over = GradientNorms(state), False
     if checkpoint is None:
         reporter.record(state, heldout.evaluate(learner))
 
@@ -67,33 +69,34 @@ def train(job: Job, world: World) -> Outcome:
 
             # 4. Update the student.
             grad_norm, learning_rate = learner.update(rows, state.step, state.progress, meter)
-            num_nonfinite = 0 if math.isfinite(grad_norm) else num_nonfinite + 1
-            previous, state = state, _advance(state, rows, job, is_skipped=num_nonfinite > 0)
-            last_finite = last_finite if num_nonfinite else state
+            previous, state = state, _advance(state, rows, job)
+            norms.add(state, grad_norm)
 
             # 5. Report and evaluate.
             reporter.digest(state, rows.digest)
             record: dict[str, Any] = {}
             if _is_due(state, config.metrics.every_steps):
-                record |= {"train/learning_rate": learning_rate, "train/grad_norm": grad_norm}
+                state = norms.settle(state)
+                record |= {"train/learning_rate": learning_rate, "train/grad_norm": norms.latest}
                 record |= meter.record() | {"data/digest": f"{rows.digest:016x}"}
             if _is_due(state, config.eval.every_steps):
+                state = norms.settle(state)
                 with meter.pause():
                     record |= heldout.evaluate(learner)
                 evaluated_step = state.step
             _report(world, reporter, state, record)
 
             # 6. Give up when the gradient stays without a finite norm. Nothing was learned since the last finite one.
-            if num_nonfinite >= config.optim.max_skipped_updates:
+            if norms.have_diverged(config.optim.max_skipped_updates):
                 reporter.sync()
-                if last_finite.step > saved_step:
-                    save(last_finite)
-                return _give_up(world, previous, state, last_finite, num_nonfinite)
+                if norms.last_finite.step > saved_step:
+                    save(norms.last_finite)
+                return _give_up(world, previous, state, norms)
 
             # 7. Save, and also when a node's end is announced. Progress counts once its checkpoint is committed.
             if world.preemption.is_new() or _is_due(state, config.checkpoint.every_steps):
                 reporter.sync()
-                save(state)
+                save(norms.settle(state))
                 saved_step = state.step
 
         # 8. Finish, or leave the rest to the next pass (on other nodes, perhaps) or to another day.
@@ -102,13 +105,13 @@ def train(job: Job, world: World) -> Outcome:
             return too_little_text(config, state.step)
         is_finished = state.progress >= 1 or feed.is_at_end
         if is_finished:
-            state = replace(state, progress=1.0)
+            state = replace(norms.settle(state), progress=1.0)
             record = meter.record() if meter.num_steps else {}
             record |= heldout.evaluate(learner) if state.step > evaluated_step else {}
             _report(world, reporter, state, record)
         reporter.sync()
         if state.step > saved_step:
-            save(state)
+            save(norms.settle(state))
         checkpoints.wait()
     except LeaseLostError as error:
         if is_over:  # no other worker waits for this one
@@ -127,11 +130,11 @@ def train(job: Job, world: World) -> Outcome:
     return Outcome("finished", step=state.step)
 
 
-def _set_up(job: Job, world: World) -> tuple[PreTrainedTokenizerBase, Learner] | Outcome:
+def _set_up(job: Job, world: World, precision: Precision) -> tuple[PreTrainedTokenizerBase, Learner] | Outcome:
     """Load what the run starts from; on all workers, the failure of the first one that cannot."""
     result: tuple[PreTrainedTokenizerBase, Learner] | Outcome
     try:
-        result = _load(job, world.device)
+        result = _load(job, world.device, precision)
     except (InputError, OutageError) as error:
         where = f"on node {socket.gethostname()}: " if world.world_size > 1 else ""
         result = Outcome("outage" if isinstance(error, OutageError) else "bad input", f"{where}{error}")
@@ -139,10 +142,10 @@ def _set_up(job: Job, world: World) -> tuple[PreTrainedTokenizerBase, Learner] |
     return next((failure for failure in failures if failure is not None), result)
 
 
-def _load(job: Job, device: torch.device) -> tuple[PreTrainedTokenizerBase, Learner]:
+def _load(job: Job, device: torch.device, precision: Precision) -> tuple[PreTrainedTokenizerBase, Learner]:
     tokenizer = build_tokenizer(job.config, job.models)
     models = build_models(job.config, tokenizer, job.models)
-    learner = Learner(job.config, *models, device=device)
+    learner = Learner(job.config, *models, device=device, precision=precision)
     if learner.teacher is not None:
         sample = torch.from_numpy(job.sample.astype(np.int64)).to(device)
         with learner.autocast():
@@ -158,6 +161,16 @@ def _agree_on_checkpoint(world: World) -> tuple[Checkpoint | None, list[str]]:
     if name is not None and not world.is_main:
         checkpoint = open_checkpoint(world.folder, name)
     return checkpoint, complaints
+
+
+def _agree_on_precision(job: Job, world: World, checkpoint: Checkpoint | None) -> Precision:
+    """The configuration's; where it leaves that open, the run's so far, or at its start the fastest for all workers."""
+    given = job.config.runtime.precision
+    if given != "auto":
+        return given
+    if checkpoint is not None:
+        return checkpoint.state.precision
+    return common_precision(world.gather(fastest_precision(world.device)))
 
 
 def _unreadable(notes: Mapping[int, tuple[bool, str]], state: TrainState) -> Outcome:
@@ -176,7 +189,7 @@ def _is_due(state: TrainState, every_steps: int) -> bool:
     return state.step % every_steps == 0 or state.progress >= 1
 
 
-def _advance(state: TrainState, rows: StepRows, job: Job, *, is_skipped: bool) -> TrainState:
+def _advance(state: TrainState, rows: StepRows, job: Job) -> TrainState:
     """The state after one more step."""
     optim = job.config.optim
     if optim.num_steps is not None:
@@ -187,10 +200,16 @@ def _advance(state: TrainState, rows: StepRows, job: Job, *, is_skipped: bool) -
     added = {
         "data/tokens": optim.global_batch_size * job.config.data.max_seq_length,
         **{f"data/{name}": count for name, count in rows.skipped.items()},
-        "train/skipped_updates": int(is_skipped),
     }
     counters = {name: state.counters.get(name, 0) + count for name, count in added.items()}
-    return TrainState(state.step + 1, rows.position, progress, counters, group_rows=rows.group_rows)
+    return replace(
+        state,
+        step=state.step + 1,
+        position=rows.position,
+        progress=progress,
+        counters=state.counters | counters,
+        group_rows=rows.group_rows,
+    )
 
 
 def _report(world: World, reporter: Reporter, state: TrainState, record: dict[str, Any]) -> None:
@@ -202,19 +221,17 @@ def _report(world: World, reporter: Reporter, state: TrainState, record: dict[st
         world.report({"step": state.step, "run/progress": state.progress} | numbers)
 
 
-def _give_up(
-    world: World, previous: TrainState, state: TrainState, last_finite: TrainState, num_nonfinite: int
-) -> Outcome:
+def _give_up(world: World, previous: TrainState, state: TrainState, norms: GradientNorms) -> Outcome:
     """End the run and write down which rows the last batch had."""
     if world.is_main:
-        found = {"rows_after": previous.position, "up_to": state.position, "in_a_row": num_nonfinite}
+        found = {"rows_after": previous.position, "up_to": state.position, "in_a_row": norms.num_in_a_row}
         world.folder.write_json(NONFINITE_FILE, {"step": state.step} | found)
     return Outcome(
         "diverged",
-        f"the gradient had no finite norm in {num_nonfinite} steps in a row, up to step {state.step}; their updates "
-        f"were skipped. The last batch's rows are listed in {world.folder.join(NONFINITE_FILE)}. A lower "
+        f"the gradient had no finite norm in {norms.num_in_a_row} steps in a row, up to step {state.step}; their "
+        f"updates were skipped. The last batch's rows are listed in {world.folder.join(NONFINITE_FILE)}. A lower "
         "optim.learning_rate or precision fp32 is the usual remedy",
-        step=last_finite.step,
+        step=norms.last_finite.step,
     )
 
 

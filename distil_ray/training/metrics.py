@@ -202,9 +202,11 @@ class Reporter:
     def begin(
         self, state: TrainState, resumed_from: str | None, complaints: list[str], *, is_continuation: bool
     ) -> None:
-        """Open the files after ``state``, and say where the run resumes if it does not begin here."""
+        """Open the files after ``state``; say with what precision the run computes, and where it resumes if it does."""
         if not self._is_active:
             return
+        if not is_continuation:
+            self._events.post_text(f"precision: {state.precision}")
         self._began, self._progress_at_start = time.monotonic(), state.progress
         restarts, damaged_restarts = self._folder.read_json_lines(RESTARTS_FILE)
         records, damaged_records = self._folder.read_json_lines(METRICS_FILE)

@@ -24,6 +24,7 @@ from distil_ray.data.batch import END_OF_SCHEDULE, MORE_FOLLOWS, READ_FAILED, Ar
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError
+from distil_ray.models.precision import Precision
 from distil_ray.runs.console import Console
 from distil_ray.runs.lease import holding
 from distil_ray.runs.storage import CONFIG_FILE, RunFolder
@@ -57,6 +58,7 @@ class PlainRun:
         num_workers: of each attempt, the last one of all that follow; None: as configured.
         events: of each attempt; none happen in those that follow.
         nonfinite_steps: steps whose gradient is made infinite.
+        fastest: precision that each worker finds the fastest; empty: what it is.
         groups_per_pass: of the schedule that one pipeline covers; None: all.
         texts: lines for the user.
         outcomes: of the passes.
@@ -67,6 +69,7 @@ class PlainRun:
     num_workers: Sequence[int] = ()
     events: Sequence[Sequence[Event]] = ()
     nonfinite_steps: frozenset[int] = frozenset()
+    fastest: Sequence[Precision] = ()
     groups_per_pass: int | None = None
     outcomes: list[Outcome] = field(default_factory=list)
     num_losses: int = 0
@@ -133,7 +136,7 @@ class PlainRun:
         world_size = job.config.runtime.max_workers
         if self.num_workers:
             world_size = self.num_workers[min(number, len(self.num_workers) - 1)]
-        arguments = (job, claim, blocks, list(self._last_events), self.nonfinite_steps, self.path)
+        arguments = (job, claim, blocks, list(self._last_events), self.nonfinite_steps, self.fastest, self.path)
         return run_workers(_work, world_size, *arguments)
 
 
@@ -186,6 +189,7 @@ def _work(
     blocks: list[Arrays],
     events: list[Event],
     nonfinite_steps: frozenset[int],
+    fastest: Sequence[Precision],
     path: Path,
 ) -> Outcome:
     announced: list[Any] = [None]
@@ -199,6 +203,8 @@ def _work(
                     _happen(event, driver, announced)
             yield block
 
+    if fastest:
+        loop.fastest_precision = lambda device: fastest[rank]  # type: ignore[assignment]
     loop.Learner = _with_nonfinite_gradients(nonfinite_steps) if nonfinite_steps else Learner  # type: ignore[misc]
     world = World(
         rank,
@@ -223,20 +229,20 @@ def _happen(event: Event, driver: _Events, announced: list[Any]) -> None:
 
 def _with_nonfinite_gradients(steps: frozenset[int]) -> type[Learner]:
     class Poisoned(Learner):
-        def update(self, rows: Any, step: int, *others: Any) -> tuple[float, float]:
+        def update(self, rows: Any, step: int, *others: Any) -> tuple[torch.Tensor, float]:
             self._gradients.poison = step in steps
             return super().update(rows, step, *others)
 
         def __init__(self, *arguments: Any, **others: Any) -> None:
             super().__init__(*arguments, **others)
-            clip = self._gradients.clip
+            norm = self._gradients.norm
 
-            def poisoned_clip(max_norm: float) -> float:
+            def poisoned_norm() -> torch.Tensor:
                 if self._gradients.poison:
                     self._gradients.buffer[3] = math.inf
-                return clip(max_norm)
+                return norm()
 
-            self._gradients.clip = poisoned_clip  # type: ignore[method-assign]
+            self._gradients.norm = poisoned_norm  # type: ignore[method-assign]
 
     return Poisoned
 

@@ -32,7 +32,7 @@ def small_config(**settings: Any) -> Config:
         "teacher": {"path": "/unused"},
         "data": {"sources": "/unused", "max_seq_length": T, "mlm_probability": 0.2},
         "optim": {"global_batch_size": B, "num_steps": 100, "learning_rate": 1e-3},
-        "runtime": {"micro_batch_size": B},
+        "runtime": {"micro_batch_size": B, "precision": "fp32"},
     }
     for key, value in settings.items():
         section, _, name = key.partition("__")
@@ -106,7 +106,9 @@ def set_weights(model: PreTrainedModel, name: str) -> PreTrainedModel:
 
 def small_learner(config: Config, *, dropout: float = 0.0) -> Learner:
     """A learner of a small pair, the same one each time."""
-    return Learner(config, *small_pair(dropout=dropout), device=CPU)
+    precision = config.runtime.precision
+    assert precision != "auto"
+    return Learner(config, *small_pair(dropout=dropout), CPU, precision)
 
 
 def train(learner: Learner, config: Config, steps: range, **part: int) -> list[float]:

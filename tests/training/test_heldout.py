@@ -21,7 +21,7 @@ def similar_pair(dropout=0.0):
 
 
 def learner_of(config, dropout=0.0):
-    return Learner(config, *similar_pair(dropout), device=CPU)
+    return Learner(config, *similar_pair(dropout), CPU, config.runtime.precision)
 
 
 def heldout(rows, rank=0, world_size=1, batch_size=4):
@@ -64,7 +64,7 @@ def rows_with_hits(num_rows=NUM_ROWS):
 def test_figures_are_those_of_a_plain_evaluation():
     rows = rows_with_hits()
     teacher, student = similar_pair(dropout=0.3)  # which must be off
-    figures = heldout(rows).evaluate(Learner(small_config(), teacher, student, CPU))
+    figures = heldout(rows).evaluate(Learner(small_config(), teacher, student, CPU, "fp32"))
     expected = plain_figures(student, teacher, rows)
     assert figures == pytest.approx(expected, rel=1e-5)
     assert all(figure > 0 for figure in figures.values())
@@ -122,7 +122,7 @@ def test_without_a_teacher_there_are_the_students_figures():
     )
     teacher, student = similar_pair()
     rows = rows_with_hits()
-    figures = heldout(rows).evaluate(Learner(config, None, student, CPU))
+    figures = heldout(rows).evaluate(Learner(config, None, student, CPU, "fp32"))
     expected = plain_figures(student, teacher, rows)
     names = ("eval/mlm_loss", "eval/mlm_accuracy")
     assert figures == pytest.approx({name: expected[name] for name in names}, rel=1e-5)

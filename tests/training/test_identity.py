@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from plain_runs import PlainRun
-from runs import digests, run
+from runs import changed, digests, run
 from small_models import small_model
 from training_parts import save_model, small_config, small_tokenizer
 
@@ -171,11 +171,13 @@ def test_an_identity_of_a_later_schema_is_read_as_far_as_it_is_known(tmp_path):
 
 
 def test_a_run_of_an_older_release_is_resumed(begun, capsys):
-    plain = PlainRun(begun)
+    plain = PlainRun(changed(begun, runtime__precision="auto"))
+    plain.fastest = ("bf16", "bf16")
     folder = plain.path
 
     assert plain.start().kind == "finished"
-    assert "resuming from checkpoint_000000027" in plain.texts[0]
+    assert plain.texts[0] == "precision: fp32"  # that release's default
+    assert "resuming from checkpoint_000000027" in plain.texts[1]
     assert "begun by an older version" in capsys.readouterr().out
     assert digests(folder) == (BEGUN / "whole-digests.csv").read_text()
     known = Identity.read(folder_of(begun))

@@ -11,6 +11,8 @@ from processes import run_workers
 from small_models import random_ids, small_model
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_parts import CPU, B, random_rows, small_config, small_learner, small_pair, step_rows, train, weights_of
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
@@ -20,6 +22,7 @@ from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_
 from distil_ray.training.learner import (
     FlatGradients,
     Learner,
+    LossScale,
     build_optimizer,
     learning_rate_factor,
     load_optimizer_tensors,
@@ -130,25 +133,12 @@ def test_frozen_parameters_have_no_gradient():
     assert FlatGradients(model.parameters()).buffer.numel() == num_trainable < model.num_parameters()
 
 
-@pytest.mark.parametrize("max_norm", [1e-3, 1e6])
-def test_clipping_is_that_of_pytorch(max_norm):
+def test_the_norm_is_that_of_pytorch():
     model, plain = small_model("bert"), small_model("bert")
     gradients = FlatGradients(model.parameters())
     loss_of(model).backward()
     loss_of(plain).backward()
-    expected_norm = nn.utils.clip_grad_norm_(plain.parameters(), max_norm)
-    assert gradients.clip(max_norm) == pytest.approx(expected_norm.item(), rel=1e-5)
-    for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-4, atol=1e-9)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_norm_that_is_not_finite_is_returned_and_nothing_is_scaled(bad):
-    parameter = nn.Parameter(torch.zeros(3))
-    gradients = FlatGradients([parameter])
-    gradients.buffer.copy_(torch.tensor([3.0, bad, 4.0]))
-    assert not math.isfinite(gradients.clip(1.0))
-    assert parameter.grad.tolist()[::2] == [3.0, 4.0]
+    assert gradients.norm().item() == pytest.approx(get_total_norm(p.grad for p in plain.parameters()).item(), rel=1e-5)
 
 
 def summed_gradients(rank, world_size):
@@ -286,7 +276,7 @@ def test_training_without_a_teacher_is_masked_language_modelling():
         distill={"alpha_ce": 0.0, "alpha_mlm": 1.0, "alpha_cos": 0.0},
         optim__warmup_fraction=0.0,
     )
-    learner = Learner(config, None, small_pair()[1], CPU)
+    learner = Learner(config, None, small_pair()[1], CPU, "fp32")
     assert train(learner, config, range(3)) == pytest.approx(plainly_trained(config, 3)[0], rel=1e-5)
 
 
@@ -296,9 +286,9 @@ def test_update_returns_the_norm_before_clipping_and_the_learning_rate():
     norm, learning_rate = learner.update(step_rows(config), 0, 0.05, learner.new_meter(1))
     teacher, student = small_pair()
     plain_loss(config, student, teacher, random_rows(B)).backward()
-    expected = torch.nn.utils.get_total_norm([parameter.grad for parameter in student.parameters()])
-    assert norm == pytest.approx(expected.item(), rel=1e-5)
-    assert norm > 1e-3
+    expected = get_total_norm([parameter.grad for parameter in student.parameters()])
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert norm.item() > 1e-3
     assert learning_rate == pytest.approx(1e-3 * 0.25)
 
 
@@ -356,7 +346,7 @@ def test_an_update_without_a_finite_gradient_is_left_out():
     intact = embeddings.detach().clone()
     embeddings.data[5] = math.inf
     norm, _ = learner.update(step_rows(config, seed=2), 2, 0.02, learner.new_meter(1))
-    assert not math.isfinite(norm)
+    assert not norm.isfinite()
     embeddings.data.copy_(intact)
     for part, tensors in learner.tensors().items():
         wanted = expected.tensors()[part]
@@ -365,6 +355,28 @@ def test_an_update_without_a_finite_gradient_is_left_out():
     train(learner, config, range(3, 5))
     train(expected, config, range(3, 5))
     assert_close(weights_of(learner), weights_of(expected), atol=0.0)
+
+
+class Waiting(TorchDispatchMode):
+    """Counts how often a tensor's value is read, for which a GPU would be waited for."""
+
+    num_reads = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.num_reads += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_an_update_does_not_wait_for_the_device(precision):
+    config = small_config(runtime__micro_batch_size=2, runtime__precision=precision, optim__max_grad_norm=1e-3)
+    learner = small_learner(config, dropout=0.1)
+    meter = learner.new_meter(1)
+    with Waiting() as waiting:
+        norm, _ = learner.update(step_rows(config), 0, 0.0, meter)
+        assert waiting.num_reads == 0
+        norm.item()
+        assert waiting.num_reads == 1  # this can be seen
 
 
 # Going on from a checkpoint
@@ -383,7 +395,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, num_before):
     teacher, _ = small_pair(dropout=0.1)
     _, student = small_pair(dropout=0.1)
     torch.nn.init.ones_(student.get_input_embeddings().weight)
-    restored = Learner(config, teacher, student, CPU)
+    restored = Learner(config, teacher, student, CPU, "fp32")
     checkpoint, _ = latest_checkpoint(folder)
     restored.restore(checkpoint)
     train(restored, config, range(num_before, 6))
@@ -434,13 +446,71 @@ def test_bf16_changes_rounding_only():
     assert {parameter.dtype for parameter in learner.teacher.parameters()} == {torch.bfloat16}
 
 
+def test_fp16_changes_rounding_only():
+    assert 0 < largest_difference(trained(runtime__precision="fp16"), trained()) < 6e-3
+    config = small_config(runtime__precision="fp16")
+    learner = small_learner(config)
+    assert train(learner, config, range(3)) == pytest.approx(
+        train(small_learner(small_config()), config, range(3)), rel=0.003
+    )
+    assert {parameter.dtype for parameter in learner.teacher.parameters()} == {torch.float16}
+
+
+# The scale of the loss with fp16
+
+
+def test_the_loss_scale_is_that_of_pytorch(monkeypatch):
+    monkeypatch.setattr(LossScale, "GROWTH_INTERVAL", 3)
+    scale = LossScale(CPU, is_active=True)
+    theirs, growth_tracker = torch.tensor(LossScale.INITIAL), torch.tensor(0, dtype=torch.int32)
+    found = []
+    for is_finite in (True, True, True, True, False, True, False, False, True, True, True, True):
+        scale.update(torch.tensor(is_finite))
+        torch._amp_update_scale_(theirs, growth_tracker, torch.tensor(float(not is_finite)), 2.0, 0.5, 3)
+        assert scale.factor == theirs
+        found.append(scale.factor.item() / LossScale.INITIAL)
+    assert found == [1, 1, 2, 2, 1, 1, 0.5, 0.25, 0.25, 0.25, 0.5, 0.5]
+
+
+def test_an_update_beyond_fp16s_range_is_left_out_and_the_scale_halved(monkeypatch):
+    monkeypatch.setattr(LossScale, "INITIAL", 2.0**40)
+    config = small_config(runtime__precision="fp16")
+    learner = small_learner(config)
+    before = weights_of(learner)
+    norm, _ = learner.update(step_rows(config), 0, 0.5, learner.new_meter(1))
+    assert not norm.isfinite()
+    assert_close(weights_of(learner), before, atol=0.0)
+    assert learner.tensors()["optimizer"]["loss_scale"].tolist() == [2.0**39, 0.0]
+    for step in range(1, 40):
+        norm, _ = learner.update(step_rows(config), step, 0.5, learner.new_meter(1))
+    assert norm.isfinite()
+    assert largest_difference(weights_of(learner), before) > 1e-4
+
+
+def test_a_run_in_fp16_resumes_with_its_scale(tmp_path):
+    config = small_config(runtime__precision="fp16")
+    learner, restored = small_learner(config, dropout=0.1), small_learner(config, dropout=0.1)
+    train(learner, config, range(3))
+    learner._loss_scale.update(torch.tensor(False))
+    writer = CheckpointWriter(RunFolder(str(tmp_path), "run"), 1)
+    writer.save(TrainState(3, precision="fp16"), learner.tensors())
+    writer.wait()
+    restored.restore(latest_checkpoint(RunFolder(str(tmp_path), "run"))[0])
+    for one in (learner, restored):
+        train(one, config, range(3, 5))
+    assert_close(weights_of(restored), weights_of(learner), atol=0.0)
+    scales = [one.tensors()["optimizer"]["loss_scale"].tolist() for one in (learner, restored)]
+    assert scales == [[2.0**15, 2.0]] * 2
+    assert "loss_scale" not in small_learner(small_config()).tensors()["optimizer"]
+
+
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="Inductor needs a C++ compiler")
 def test_compiling_changes_rounding_only():
     torch.compiler.reset()
     weights = []
     for is_compiled in (True, False):
         config = small_config(runtime__compile=is_compiled, **DAMPED)
-        learner = Learner(config, *small_pair(num_layers=1), device=CPU)
+        learner = Learner(config, *small_pair(num_layers=1), CPU, "fp32")
         train(learner, config, range(2))
         weights.append(weights_of(learner))
     assert_close(*weights)

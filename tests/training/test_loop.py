@@ -179,6 +179,30 @@ def test_several_pipelines_make_one_run(base, whole, request):
     check_is_like(whole, run, num_restarts=None)  # none if it was lost before its first checkpoint: nothing is lost
 
 
+def test_precision_is_agreed_on_at_the_start_and_kept(base, request):
+    settings = changed(base, runtime__precision="auto")
+    run = run_of(settings, request, events=[[Event("kill", 9)], [Event("stop", 6)]])
+    run.fastest = ("bf16", "fp16")
+    assert run.start().kind == "stopped"
+    run.fastest = ("fp32", "fp32")
+    assert run.start().kind == "finished"
+    assert [text for text in run.texts if text.startswith("precision")] == ["precision: fp16"] * 3
+
+    given = PlainRun(changed(base, run__name="fp16_is_given", runtime__precision="fp16"))
+    given.fastest = ("fp32", "fp32")
+    assert given.start().kind == "finished"
+    assert weights(run.path) == weights(given.path)
+
+
+def test_precision_that_is_given_counts_on_resuming_too(base, request):
+    run = run_of(base, request, runtime__precision="auto", events=[[Event("stop", 6)]])
+    run.fastest = ("bf16", "bf16")
+    assert run.start().kind == "stopped"
+    run.settings["runtime"]["precision"] = "fp32"
+    assert run.start().kind == "finished"
+    assert [text for text in run.texts if text.startswith("precision")] == ["precision: bf16", "precision: fp32"]
+
+
 def test_skipped_updates_are_counted_and_resumed(base, request):
     skips = frozenset({6, 7, 13})
     undisturbed = run_of(base, request)
