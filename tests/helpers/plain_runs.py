@@ -230,19 +230,20 @@ def _happen(event: Event, driver: _Events, announced: list[Any]) -> None:
 def _with_nonfinite_gradients(steps: frozenset[int]) -> type[Learner]:
     class Poisoned(Learner):
         def update(self, rows: Any, step: int, *others: Any) -> tuple[torch.Tensor, float]:
-            self._gradients.poison = step in steps
+            self._optimizer._gradients.poison = step in steps
             return super().update(rows, step, *others)
 
         def __init__(self, *arguments: Any, **others: Any) -> None:
             super().__init__(*arguments, **others)
-            norm = self._gradients.norm
+            gradients = self._optimizer._gradients
+            norm = gradients.norm
 
             def poisoned_norm() -> torch.Tensor:
-                if self._gradients.poison:
-                    self._gradients.buffer[3] = math.inf
+                if gradients.poison:
+                    gradients.buffer[3] = math.inf
                 return norm()
 
-            self._gradients.norm = poisoned_norm  # type: ignore[method-assign]
+            gradients.norm = poisoned_norm  # type: ignore[method-assign]
 
     return Poisoned
 
