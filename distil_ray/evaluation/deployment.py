@@ -282,8 +282,10 @@ def deploy_all(
     open_jobs = [job for job in jobs if _figures(folder, job) is None]
     if open_jobs:
         tell(join([job.model for job in open_jobs], protocol.resources))
-    export = remote_task(_export, protocol.resources)
-    running = {export.remote(job, task, splits, protocol): job for job in open_jobs}
+    running = {
+        remote_task(_export, protocol.resources, job.model.num_parameters).remote(job, task, splits, protocol): job
+        for job in open_jobs
+    }
     for job, files in completed(running, "exports for a device"):
         _keep(folder, job.row, files, results.made_with(job))
         tell(f"{job.row}: {task.name} for a device, in {folder / job.row}")

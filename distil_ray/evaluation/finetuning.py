@@ -6,6 +6,7 @@ Shapes: B features of a batch, T pieces of its longest, C outputs of a model for
 import math
 import time
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import ray
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.distillation.losses import soft_target_loss
 from distil_ray.errors import InputError
@@ -23,8 +24,10 @@ from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
 from distil_ray.models.loading import load_tokenizer_of
+from distil_ray.models.precision import Precision, autocast, fastest_precision
 from distil_ray.runs.cluster import assigned_device
 from distil_ray.runs.console import Console, format_seconds
+from distil_ray.training.optimizer import Optimizer, learning_rate_factor
 
 _MAX_GRAD_NORM = 1.0
 _BATCHES_PER_POOL = 32  # whose rows are sorted by length, so that there is little padding
@@ -40,6 +43,9 @@ class SoftTargets(NamedTuple):
 
 class Finetuner:
     """Fine-tunes one model on one task, and scores it.
+
+    Attributes:
+        precision: of the matrix products, as the protocol says or as is fastest on the device.
 
     Args:
         model: with a head for the task (`Adapter.load`); its weights are changed.
@@ -60,10 +66,14 @@ class Finetuner:
         self.tokenizer, self._task, self._protocol = tokenizer, task, protocol
         self._adapter = adapter_of(task)
         self._seed, self._device = seed, device
+        # On a GPU, shapes that recur, and that its kernels like; never beyond the longest row that is allowed.
+        self._multiple = math.gcd(protocol.max_seq_length, 16) if device.type == "cuda" else None
+        self.precision = fastest_precision(device) if protocol.precision == "auto" else protocol.precision
 
     def train(self, splits: Splits, soft_targets: SoftTargets | None = None) -> None:
         """Train on ``splits["train"]``: AdamW with linear warm-up and decay, gradients clipped to norm 1 (as in arXiv
-        1810.04805). With ``early_stopping_patience``, the weights are the best epoch's on the other splits.
+        1810.04805), no decay of biases and LayerNorms. With ``early_stopping_patience``, the weights are those of the
+        epoch that is best on the other splits.
 
         Raises:
             InputError: soft targets do not fit the rows.
@@ -73,20 +83,22 @@ class Finetuner:
         features = self._encode(splits["train"])
         _check_fit(features, soft_targets)
         num_steps = -(-len(features.inputs) // protocol.batch_size) * protocol.num_epochs
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=protocol.learning_rate, weight_decay=protocol.weight_decay
+        optimizer = Optimizer(
+            self.model,
+            weight_decay=protocol.weight_decay,
+            max_grad_norm=_MAX_GRAD_NORM,
+            precision=self.precision,
         )
-        schedule = get_linear_schedule_with_warmup(optimizer, round(protocol.warmup_fraction * num_steps), num_steps)
         generator = np.random.default_rng(self._seed)
         best, patience = _BestEpoch(self.model), protocol.early_stopping_patience
+        steps = count()
         for _ in range(protocol.num_epochs):
             self.model.train()
             for indices in batches(features.lengths, protocol.batch_size, generator):
-                self._loss(features, indices, soft_targets).backward()
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), _MAX_GRAD_NORM)
-                optimizer.step()
-                schedule.step()
                 optimizer.zero_grad()
+                optimizer.backward(self._loss(features, indices, soft_targets))
+                factor = learning_rate_factor(next(steps) / num_steps, "linear", protocol.warmup_fraction)
+                optimizer.step(protocol.learning_rate * factor)
             if patience and best.epochs_since(self.score(splits)["score"]) >= patience:
                 break
         best.restore()
@@ -124,17 +136,19 @@ class Finetuner:
     @torch.inference_mode()
     def _outputs(self, features: Features) -> Logits:
         self.model.eval()
-        order = np.argsort(features.lengths, kind="stable")
+        lengths = features.lengths
+        order = np.argsort(lengths, kind="stable")
         outputs: list[Any] = [None] * len(order)
         for start in range(0, len(order), _EVALUATION_ROWS):
             indices = order[start : start + _EVALUATION_ROWS]
             for index, logits in zip(indices, self._forward(features, indices).cpu().numpy(), strict=True):
-                outputs[index] = logits[..., : features.lengths[index]] if features.windows else logits
+                outputs[index] = logits[..., : lengths[index]] if features.windows else logits
         return outputs
 
     def _forward(self, features: Features, indices: npt.NDArray[np.int64]) -> Tensor:
-        batch: Any = self.tokenizer.pad([features.inputs[i] for i in indices], return_tensors="pt").to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._protocol.precision == "bf16"):
+        inputs = [features.inputs[i] for i in indices]
+        batch: Any = self.tokenizer.pad(inputs, pad_to_multiple_of=self._multiple, return_tensors="pt").to(self._device)
+        with autocast(self._device, self.precision):
             outputs = self.model(**batch)
         return self._adapter.logits(outputs, batch["attention_mask"])
 
@@ -201,10 +215,11 @@ def _stack(teacher_logits: Sequence[npt.NDArray[np.float32]], like: Tensor) -> T
 
 
 class Tuned(NamedTuple):
-    """The result of a fine-tuning: scores, how long it took, and the soft targets if they are kept."""
+    """The result of a fine-tuning: scores, how long it took, in what precision, and soft targets if they are kept."""
 
     scores: dict[str, float]
     seconds: float
+    precision: Precision | None
     soft_targets: Logits | None
 
 
@@ -224,11 +239,8 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
     open_jobs = [job for job in jobs if job not in done]
     if done:
         console.line(f"{len(done)} of {len(jobs)} fine-tunings are already done")
-    if num_unverified := results.num_unverified(done):
-        console.line(
-            f"{num_unverified} of them are from an earlier version, which did not record the tasks' rows: they are "
-            "taken to be on the same ones"
-        )
+    for remark in results.remarks(done):
+        console.line(remark)
     if not open_jobs:
         return
     console.line(join([job.model for job in open_jobs], results.protocol.resources))
@@ -238,7 +250,7 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
     for job, tuned in completed(running, "fine-tunings"):
         if tuned.soft_targets is not None:
             results.put_soft_targets(job, tuned.soft_targets)
-        results.put(job, tuned.scores, tuned.seconds)
+        results.put(job, tuned.scores, tuned.seconds, tuned.precision)
         num_done = len(open_jobs) - len(running)
         left = (time.monotonic() - began) / num_done * len(running)
         ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if running else ""
@@ -247,14 +259,14 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
 
 def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJob]:
     """Start all jobs, teachers before the students that learn from them; return each job by its task's reference."""
-    task = remote_task(_fine_tune, results.protocol.resources)
     splits = {name: ray.put(results.data[name]) for name in {job.task for job in jobs}}
     outcomes: dict[FinetuneJob, Any] = {}  # references to a `Tuned` each
     running = {}
     for job in sorted(jobs, key=lambda job: job.teacher is not None):
         if job.teacher is not None and job.teacher not in outcomes:
-            outcomes[job.teacher] = ray.put(Tuned({}, 0.0, results.soft_targets(job.teacher)))
+            outcomes[job.teacher] = ray.put(Tuned({}, 0.0, None, results.soft_targets(job.teacher)))
         teacher = None if job.teacher is None else outcomes[job.teacher]
+        task = remote_task(_fine_tune, results.protocol.resources, job.model.num_parameters)
         outcomes[job] = task.remote(job, results.tasks[job.task], splits[job.task], results.protocol, teacher)
         running[outcomes[job]] = job
     return running
@@ -276,4 +288,4 @@ def _fine_tune(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol,
     finetuner.train(splits, None if targets is None else SoftTargets(targets, protocol.second_step))
     scores = finetuner.score(splits)
     soft_targets = [np.array(one) for one in finetuner.logits(splits["train"])] if job.teaches else None
-    return Tuned(scores, time.monotonic() - began, soft_targets)
+    return Tuned(scores, time.monotonic() - began, finetuner.precision, soft_targets)

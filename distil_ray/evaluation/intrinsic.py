@@ -96,7 +96,8 @@ def measure_intrinsic(
     block_rows = rows_per_block(text)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     max_blocks = None if text.num_rows is None else -(-text.num_rows // block_rows)
-    room = room_on(nodes, resources, max_blocks, can_grow=has_autoscaler())
+    num_parameters = sum(model.num_parameters for model in models)
+    room = room_on(nodes, resources, num_parameters, max_blocks, can_grow=has_autoscaler())
     tell(_describe(plan, text, room))
     arguments = (models, vocabulary.mask_id, vocabulary.special_ids, text.batch_size, resources.cpus)
     totals = Totals.zero(len(models))
@@ -155,28 +156,35 @@ def rows_per_block(text: HeldOutText) -> int:
 
 
 def room_on(
-    nodes: Sequence[Mapping[str, float]], resources: Resources, max_processes: int | None, *, can_grow: bool
+    nodes: Sequence[Mapping[str, float]],
+    resources: Resources,
+    num_parameters: int,
+    max_processes: int | None,
+    *,
+    can_grow: bool,
 ) -> Room:
     """As many processes as fit on the nodes, and the remaining CPU slots for reading and masking.
 
     Args:
         nodes: Ray resources of each.
         resources: of a process.
+        num_parameters: of all models, which each process holds.
         max_processes: that there is work for; None: any number.
         can_grow: whether nodes may be added, for which one process would then wait.
 
     Raises:
         InputError: a process fits on no node, and none will be added.
     """
-    num_processes = sum(map(resources.num_fitting, nodes))
+    gpus = resources.gpus_for(num_parameters)
+    num_processes = sum(resources.num_fitting(node, num_parameters) for node in nodes)
     if not num_processes and not can_grow:
         raise InputError(
-            f"resources: no node of the cluster has {resources.cpus} CPU slots and {resources.gpus:g} GPUs for a "
+            f"resources: no node of the cluster has {resources.cpus} CPU slots and {gpus:g} GPUs for a "
             "process that evaluates text; request less (resources.cpus, resources.gpus), or add nodes"
         )
     num_processes = max(min(num_processes, max_processes or num_processes), 1)
     spare = int(sum(node.get("CPU", 0.0) for node in nodes)) - num_processes * resources.cpus
-    return Room(num_processes, resources.cpus, resources.gpus, max(spare, 0), resources.max_retries)
+    return Room(num_processes, resources.cpus, gpus, max(spare, 0), resources.max_retries)
 
 
 def _describe(plan: TextPlan, text: HeldOutText, room: Room) -> str:

@@ -35,12 +35,12 @@ def join(models: Iterable[Model], resources: Resources) -> str:
     return line
 
 
-def remote_task(function: Callable[..., Any], resources: Resources) -> Any:
-    """A function as a Ray task that takes ``resources`` and is named like the function."""
+def remote_task(function: Callable[..., Any], resources: Resources, num_parameters: int) -> Any:
+    """A function as a Ray task that takes ``resources`` for models of that size and is named like the function."""
     untyped: Any = function  # Ray's annotations know functions without arguments only
     return ray.remote(untyped).options(
         num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
+        num_gpus=resources.gpus_for(num_parameters),
         max_retries=resources.max_retries,
         name=function.__name__.strip("_"),
     )

@@ -32,9 +32,10 @@ class Finetuning(Section):
     warmup_fraction: Probability = 0.1
     """Share of the steps over which the learning rate rises from 0, linearly."""
     weight_decay: Weight = 0.01
-    """AdamW's decay of all weights."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the matrix products; the weights stay in fp32."""
+    """AdamW's decay of weights other than biases and LayerNorms."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the matrix products, see `runtime.precision` of training. It changes rounding only, so that
+    results in different ones are compared."""
     max_train_rows: Count | None = None
     """Training rows used, the same random ones each time, with the classes in their proportions; null: all."""
     early_stopping_patience: Count | None = None
@@ -116,20 +117,30 @@ class HeldOutText(Section):
         return self
 
 
+_GPU_SHARES = {30_000_000: 0.125, 150_000_000: 0.25, 400_000_000: 0.5}  # by the largest number of parameters
+
+
 class Resources(Section):
     """What each fine-tuning, or process that evaluates text, takes of the cluster; as many run as fit."""
 
     cpus: Count = 1
     """CPU slots and threads."""
-    gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs; 0.25 lets four share one."""
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    """GPUs; 0.25 lets four share one, auto as many as a model of that size leaves room for."""
     max_retries: Annotated[int, Field(ge=0)] = 2
     """How often one is started again after its process or node was lost."""
 
-    def num_fitting(self, node: Mapping[str, float]) -> int:
-        """How many of them fit on a node with these Ray resources."""
+    def gpus_for(self, num_parameters: int) -> float:
+        """GPUs for models of so many parameters in all. Small ones are bound by launches: several run side by side."""
+        if self.gpus != "auto":
+            return self.gpus
+        return next((share for limit, share in _GPU_SHARES.items() if num_parameters <= limit), 1.0)
+
+    def num_fitting(self, node: Mapping[str, float], num_parameters: int = 0) -> int:
+        """How many of them, with models of so many parameters, fit on a node with these Ray resources."""
+        gpus = self.gpus_for(num_parameters)
         by_cpus = node.get("CPU", 0.0) // self.cpus
-        by_gpus = node.get("GPU", 0.0) // self.gpus if self.gpus else math.inf
+        by_gpus = node.get("GPU", 0.0) // gpus if gpus else math.inf
         return int(min(by_cpus, by_gpus))
 
 

@@ -1,8 +1,8 @@
 """The scores of a comparison, one file per fine-tuning, with digests of everything it was made with.
 
 A file is valid only for what made it: the protocol, the weights and the tokenizer of the model, the rows of the task.
-Where those are stored does not matter. Files of schema 1 did not record tokenizers and rows; what they recorded is
-compared.
+Where those are stored does not matter, nor in what precision they were computed. What files of earlier schemas recorded
+is compared: those of schema 1 had no tokenizers and rows, those before 3 were made with a decay of all weights.
 """
 
 import io
@@ -21,11 +21,18 @@ from distil_ray.evaluation.kinds import Logits
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import METRICS_OF, Finetuning, HeldOutText, Protocol, SecondStep
 from distil_ray.evaluation.tasks import Splits, Task
+from distil_ray.models.precision import Precision
 from distil_ray.reporting.report import writing
 from distil_ray.runs.storage import replace_file
 
-SCHEMA = 2
+SCHEMA = 3
 _MAX_REASONS = 10
+_ROUNDING_ONLY = {"precision"}  # settings that are not compared
+_CHANGES_SINCE = {
+    2: "which did not record the tasks' rows: they are taken to be on the same ones",
+    3: "which decayed biases and LayerNorms, too (times 1 - learning rate × weight_decay a step)",
+}
+"""What is different in results, by the schema before which."""
 SECOND_STEP = " (D)"
 """Suffix of a student that was also distilled during fine-tuning, as in the paper's table 2."""
 
@@ -96,9 +103,11 @@ class Results:
             + "\ngive another --output, or remove those files to have them made again"
         )
 
-    def num_unverified(self, jobs: Iterable[FinetuneJob]) -> int:
-        """How many of the jobs, all of them done, did not record their rows."""
-        return sum("schema" not in content["made_with"] for job in jobs if (content := self._read(job)))
+    def remarks(self, jobs: Iterable[FinetuneJob]) -> list[str]:
+        """Lines on results of earlier versions among those of the jobs, all of which are done."""
+        schemas = [content["made_with"].get("schema", 1) for job in jobs if (content := self._read(job))]
+        found = {remark: sum(schema < since for schema in schemas) for since, remark in _CHANGES_SINCE.items()}
+        return [f"{number} of them are from an earlier version, {remark}" for remark, number in found.items() if number]
 
     def score(self, job: FinetuneJob) -> float:
         content = self._read(job)
@@ -106,9 +115,10 @@ class Results:
         score: float = content["scores"]["score"]
         return score
 
-    def put(self, job: FinetuneJob, scores: Mapping[str, float], seconds: float) -> None:
-        """Write the scores of a job; a file is complete or does not exist."""
-        content = {"scores": dict(scores), "seconds": round(seconds, 1), "made_with": self.made_with(job)}
+    def put(self, job: FinetuneJob, scores: Mapping[str, float], seconds: float, precision: Precision | None) -> None:
+        """Write the scores of a job, and how they were computed; a file is complete or does not exist."""
+        computed = {"seconds": round(seconds, 1), "precision": precision}
+        content = {"scores": dict(scores), **computed, "made_with": self.made_with(job)}
         write_file(self._file(job), to_json(content))
 
     def put_soft_targets(self, job: FinetuneJob, logits: Logits) -> None:
@@ -142,7 +152,7 @@ class Results:
         task = self.tasks[job.task]
         made_with = {
             "schema": SCHEMA,
-            "protocol": self.protocol.finetuning_on(job.task).model_dump(mode="json"),
+            "protocol": self.protocol.finetuning_on(job.task).model_dump(mode="json", exclude=_ROUNDING_ONLY),
             **job.model.digests,
             "task": {"kind": task.kind, "metrics": list(task.metrics), "num_outputs": task.num_outputs},
             "rows": self._row_digests(job.task),
@@ -277,7 +287,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
 
 def _differences_of(where: str, old: Mapping[str, Any], now: BaseModel, defaults: BaseModel) -> Iterator[str]:
     """What differs between settings; a key that did not exist yet has its default."""
-    return _changes(where, {**defaults.model_dump(mode="json"), **old}, now.model_dump(mode="json"))
+    before = {**defaults.model_dump(mode="json"), **old}
+    compared = {key: value for key, value in before.items() if key not in _ROUNDING_ONLY}
+    return _changes(where, compared, now.model_dump(mode="json", exclude=_ROUNDING_ONLY))
 
 
 def _changes(where: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

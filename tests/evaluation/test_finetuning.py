@@ -13,12 +13,13 @@ from small_models import small_model
 from training_parts import save_model, small_tokenizer
 
 from distil_ray.errors import InputError
+from distil_ray.evaluation import finetuning
 from distil_ray.evaluation.finetuning import Finetuner, SoftTargets, adapter_of, batches, task_loss
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.tasks import TASKS, Rows, chosen_tasks, read_tasks
 from distil_ray.models.loading import load_classifier, load_tokenizer
 
-QUICK = Finetuning(learning_rate=3e-3, num_epochs=12, batch_size=16, max_seq_length=12)
+QUICK = Finetuning(learning_rate=3e-3, num_epochs=12, batch_size=16, max_seq_length=12, precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +66,34 @@ def test_it_learns_and_repeats_itself(model_folder, glue, name, metrics):
         {"warmup_fraction": 0.5},
         {"weight_decay": 0.5},
         {"precision": "bf16"},
+        {"precision": "fp16"},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_every_key_has_an_effect(model_folder, glue, change):
     other = QUICK.model_copy(update=change)
     assert tuned(model_folder, glue, "stsb", num_rows=48) != tuned(model_folder, glue, "stsb", other, num_rows=48)
+
+
+@pytest.mark.parametrize("fastest", ["bf16", "fp32"])
+def test_auto_is_the_fastest_precision(model_folder, glue, monkeypatch, fastest):
+    monkeypatch.setattr(finetuning, "fastest_precision", lambda device: fastest)
+    given, auto = (QUICK.model_copy(update={"precision": precision}) for precision in (fastest, "auto"))
+    assert finetuner(model_folder, TASKS["stsb"], auto).precision == fastest
+    assert tuned(model_folder, glue, "stsb", given, num_rows=48) == tuned(model_folder, glue, "stsb", auto, num_rows=48)
+
+
+def test_padding_to_a_multiple_changes_no_more_than_rounding(model_folder, glue):
+    """As on a GPU."""
+    plain, padded = (finetuner(model_folder, TASKS["stsb"]) for _ in range(2))
+    padded._multiple = 4
+    lengths = set()
+    padded.model.register_forward_pre_hook(
+        lambda model, args, kwargs: lengths.add(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    rows = glue["stsb"]["validation"]
+    np.testing.assert_allclose(padded.logits(rows), plain.logits(rows), atol=1e-5)
+    assert {length % 4 for length in lengths} == {0}
 
 
 def test_another_seed_is_another_head_and_order(model_folder):

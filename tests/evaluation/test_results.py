@@ -44,7 +44,7 @@ def world(root, output, *settings):
 
 def put(root, output, *settings):
     results, job = world(root, output, *settings)
-    results.put(job, SCORES, 1.0)
+    results.put(job, SCORES, 1.0, "fp32")
     assert results.done([job]) == [job]
     assert results.score(job) == 75.0
     return output / "results/half/sst2/seed-1.json"
@@ -67,7 +67,7 @@ def test_the_same_content_in_another_place_is_no_change(root, tmp_path):
     copy = shutil.copytree(root, tmp_path / "copy")
     results, job = world(copy, tmp_path)
     assert results.done([job, replace(job, seed=2)]) == [job]
-    assert results.num_unverified([job]) == 0
+    assert results.remarks([job]) == []
 
 
 def save_tokenizer(folder, lowercase):
@@ -143,7 +143,7 @@ def test_reasons_are_given_once_for_all_files(root, tmp_path):
     results, job = world(root, tmp_path)
     jobs = [replace(job, seed=seed) for seed in (1, 2, 3)]
     for one in jobs:
-        results.put(one, SCORES, 1.0)
+        results.put(one, SCORES, 1.0, "fp32")
     changed, _ = world(root, tmp_path, "finetuning.num_epochs=5")
     with pytest.raises(InputError, match=r"^3 results in .*") as caught:
         changed.done(jobs)
@@ -153,7 +153,7 @@ def test_reasons_are_given_once_for_all_files(root, tmp_path):
 def test_the_second_step_depends_on_the_teacher_and_its_own_settings(root, tmp_path):
     results, teacher = world(root, tmp_path)
     student = FinetuneJob(teacher.model, "sst2", 1, teacher=teacher)
-    results.put(student, SCORES, 1.0)
+    results.put(student, SCORES, 1.0, "fp32")
     assert (tmp_path / "results/half (D)/sst2/seed-1.json").exists()
     assert results.done([student]) == [student]
     other = save_model(tmp_path / "other", small_model("bert", num_hidden_layers=1, seed=9))
@@ -193,7 +193,7 @@ def test_a_disk_that_cannot_be_written_to(root, tmp_path):
     results, job = world(root, tmp_path)
     (tmp_path / "results").write_text("a file where a folder has to be")
     with pytest.raises(RunError, match=r"cannot write .*/results/half/sst2/seed-1.json: .*; what was written before"):
-        results.put(job, SCORES, 1.0)
+        results.put(job, SCORES, 1.0, "fp32")
     with pytest.raises(RunError, match=r"cannot write .*soft-targets.npz"):
         results.put_soft_targets(job, [np.zeros(2, dtype=np.float32)])
 
@@ -201,13 +201,34 @@ def test_a_disk_that_cannot_be_written_to(root, tmp_path):
 def test_soft_targets_are_those_that_were_put(root, tmp_path):
     results, job = world(root, tmp_path)
     teacher = replace(job, teaches=True)
-    results.put(teacher, SCORES, 1.0)
+    results.put(teacher, SCORES, 1.0, "fp32")
     assert results.done([teacher]) == []  # without the soft targets
     logits = [np.full((2, length), length, dtype=np.float32) for length in (3, 1, 2)]
     results.put_soft_targets(teacher, logits)
     assert results.done([teacher]) == [teacher]
     for kept, given in zip(results.soft_targets(teacher), logits, strict=True):
         np.testing.assert_array_equal(kept, given)
+
+
+def test_precision_is_noted_and_not_compared(root, tmp_path):
+    file = put(root, tmp_path)
+    content = json.loads(file.read_text())
+    assert content["precision"] == "fp32"
+    assert "precision" not in content["made_with"]["protocol"]
+    results, job = world(root, tmp_path, "finetuning.precision=bf16")
+    assert results.done([job]) == [job]
+
+
+def test_results_of_schema_2_stay_usable(root, tmp_path):
+    file = put(root, tmp_path)
+    content = json.loads(file.read_text())
+    content["made_with"]["schema"] = 2
+    content["made_with"]["protocol"]["precision"] = "fp32"
+    file.write_text(json.dumps(content))
+    results, job = world(root, tmp_path)
+    assert results.done([job]) == [job]
+    (remark,) = results.remarks([job])
+    assert "1 of them are from an earlier version, which decayed biases and LayerNorms, too" in remark
 
 
 # ------------------------------------------------------------------------------------------- results of schema 1
@@ -242,7 +263,7 @@ def test_results_of_schema_1_stay_usable(root, tmp_path):
     results, job = world(root, tmp_path)
     assert results.done([job]) == [job]
     assert results.score(job) == 75.0
-    assert results.num_unverified([job]) == 1
+    assert [remark.split(",")[0] for remark in results.remarks([job])] == ["1 of them are from an earlier version"] * 2
 
 
 def test_what_schema_1_noted_is_compared(root, tmp_path):
