@@ -391,10 +391,19 @@ class Metrics(Section):
 class Checkpoint(Section):
     """Checkpoints, from which an interrupted run resumes."""
 
-    every_steps: Count = 500
-    """Steps between two checkpoints."""
+    every_steps: Count | None = 500
+    """Steps between two checkpoints; null saves by time alone."""
+    every_minutes: Positive | None = None
+    """Minutes after which another checkpoint is due, whatever the number of steps; null counts steps alone."""
     keep: Count = 2
     """Number of newest checkpoints to keep; with more than 1, a damaged one can be replaced by the one before."""
+
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        if self.every_steps is None and self.every_minutes is None:
+            yield problem(
+                ("checkpoint.every_steps", "checkpoint.every_minutes"),
+                "given null, like checkpoint.every_minutes; expected a number for one of them",
+            )
 
 
 def divisors(number: int) -> list[int]:

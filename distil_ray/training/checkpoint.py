@@ -9,6 +9,7 @@ report to Ray, which registers one only at its controller's next poll.
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from distil_ray.runs.storage import RunFolder
 
 MARKER = "complete.json"
 STATE = "state.json"
+PARTS = ("student", "optimizer")
 _WITHDRAWN = "damaged.json"  # what the marker of a damaged checkpoint becomes
 _NAME = re.compile(r"checkpoint_(\d{9,})")
 
@@ -54,6 +56,10 @@ class TrainState:
     group_rows: int = 0
     precision: "Precision" = "fp32"  # of runs that did not record it: the default at that time
 
+    def is_due(self, every_steps: int) -> bool:
+        """Whether something is due that happens every so many steps, and at the end of the run."""
+        return self.step % every_steps == 0 or self.progress >= 1
+
     @classmethod
     def from_json(cls, text: bytes) -> "TrainState":
         """Inverse of ``json.dumps(asdict(state))``."""
@@ -75,7 +81,7 @@ class Checkpoint:
     _contents: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def load(self, part: str) -> Tensors:
-        """Read ``student`` or ``optimizer``, by tensor name.
+        """Read one of PARTS, by tensor name.
 
         What `latest_checkpoint` has read to verify it is not read a second time: memory holds it until then.
         """
@@ -111,18 +117,6 @@ def latest_checkpoint(folder: RunFolder, *, verify_tensors: bool = True) -> tupl
             f"no checkpoint in {folder.path} can be used:\n{listed}\nMake them readable, or remove them to start again"
         )
     return None, complaints
-
-
-def open_checkpoint(folder: RunFolder, name: str) -> Checkpoint:
-    """The checkpoint that another process has verified; its state alone is read here.
-
-    Raises:
-        InputError: its state is damaged, or it is gone.
-    """
-    try:
-        return _verified(folder, name, verify_tensors=False)
-    except _Damaged as damage:
-        raise InputError(f"{folder.join(name)} cannot be loaded: {damage}") from damage
 
 
 def withdraw_damaged(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
@@ -215,23 +209,36 @@ def _name_of(step: int) -> str:
 class CheckpointWriter:
     """Saves checkpoints in a thread of its own, one at a time, and keeps the newest ``keep`` of them."""
 
-    def __init__(self, folder: RunFolder, keep: int, *, is_active: bool = True) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        keep: int,
+        *,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        is_active: bool = True,
+    ) -> None:
         """``is_active`` off makes every call a no-op, as on all workers but the first."""
         self._is_active = is_active
+        self._every_steps, self._every_minutes = every_steps, every_minutes
+        self._saved = time.monotonic()
         self._folder = folder
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+
+    def is_due(self, state: TrainState) -> bool:
+        """Whether a checkpoint is due by steps or by time; by time perhaps on one worker alone, the one that saves."""
+        is_time = self._every_minutes is not None and time.monotonic() - self._saved >= 60 * self._every_minutes
+        return is_time or (self._every_steps is not None and state.is_due(self._every_steps))
 
     def save(self, state: TrainState, parts: Mapping[str, Tensors]) -> None:
         """Copy the tensors to host memory and return; a failure of the previous save is raised here."""
         if not self._is_active:
             return
         self.wait()
-        copies = {
-            part: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-            for part, tensors in parts.items()
-        }
+        self._saved = time.monotonic()
+        copies = {part: _on_host(tensors) for part, tensors in parts.items()}
         self._pending = self._thread.submit(self._write, state, copies)
 
     def wait(self) -> None:
@@ -265,6 +272,19 @@ class CheckpointWriter:
             if name not in kept:
                 self._folder.remove(f"{name}/{MARKER}")  # first, so that a half-removed folder is none
                 self._folder.remove(name)
+
+
+def _on_host(tensors: Tensors) -> Tensors:
+    """Copies in memory of the host. From a GPU they go to pinned memory, and are waited for at the end."""
+    import torch
+
+    copies: Tensors = {}
+    for name, tensor in tensors.items():
+        copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name].copy_(tensor.detach(), non_blocking=True)
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        torch.cuda.current_stream().synchronize()
+    return copies
 
 
 def _describe(path: Path) -> dict[str, int | str]:

@@ -1,5 +1,7 @@
 """One update of the student: micro-batches, losses, and the optimizer's step."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,7 +13,7 @@ from distil_ray.data.masking import num_masked_positions
 from distil_ray.models.flops import flops_per_token
 from distil_ray.models.precision import DTYPES, Precision, autocast
 from distil_ray.training.assembly import build_distiller
-from distil_ray.training.checkpoint import Checkpoint, Tensors
+from distil_ray.training.checkpoint import Tensors
 from distil_ray.training.feed import StepRows
 from distil_ray.training.metrics import Meter
 from distil_ray.training.optimizer import Optimizer, learning_rate_factor
@@ -123,10 +125,9 @@ class Learner:
             "optimizer": self._optimizer.tensors(),
         }
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to what `tensors` returned when the checkpoint was saved."""
-        parameters = checkpoint.load("student")
+    def load(self, parts: Mapping[str, Tensors]) -> None:
+        """Go back to what `tensors` returned."""
         with torch.no_grad():
             for name, parameter in self.student.named_parameters():
-                parameter.copy_(parameters[name])
-        self._optimizer.load(checkpoint.load("optimizer"))
+                parameter.copy_(parts["student"][name])
+        self._optimizer.load(parts["optimizer"])

@@ -4,7 +4,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,14 @@ from distil_ray.models.precision import Precision, common_precision, fastest_pre
 from distil_ray.runs.lease import LeaseLostError
 from distil_ray.runs.storage import FINISHED_FILE, NONFINITE_FILE, RunFolder
 from distil_ray.training.assembly import build_models, build_tokenizer
-from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, open_checkpoint, withdraw_damaged
+from distil_ray.training.checkpoint import (
+    PARTS,
+    Checkpoint,
+    CheckpointWriter,
+    Tensors,
+    TrainState,
+    withdraw_damaged,
+)
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, StepRows, StopReason
 from distil_ray.training.gradient_norms import GradientNorms
@@ -32,29 +39,33 @@ def train(job: Job, world: World) -> Outcome:
     """Train from the last committed checkpoint until the run or the pipeline ends."""
     # 1. Find the last committed checkpoint; the pipeline must begin there, too.
     config, folder = job.config, world.folder
-    checkpoint, complaints = _agree_on_checkpoint(world)
-    resumed_from = None if checkpoint is None else checkpoint.name
-    if world.events.noted("start").get("checkpoint", resumed_from) != resumed_from:
-        return Outcome("again", "; ".join(complaints))
-    state = TrainState() if checkpoint is None else checkpoint.state
-    state = replace(state, precision=_agree_on_precision(job, world, checkpoint))
+    found = _find_checkpoint(world)
+    if world.events.noted("start").get("checkpoint", found.name) != found.name:
+        return Outcome("again", "; ".join(found.complaints))
+    state = replace(found.state, precision=_agree_on_precision(job, world, found))
 
     # 2. Set up what is equal on all workers; if one of them cannot, none begins.
     setup = _set_up(job, world, state.precision)
     if isinstance(setup, Outcome):
         return setup
     tokenizer, learner = setup
-    if checkpoint is not None:
-        learner.restore(checkpoint)
-    checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=world.is_main)
+    if found.name is not None:
+        learner.load({part: world.share(found.load(part)) for part in PARTS})
+    checkpoints = CheckpointWriter(
+        folder,
+        config.checkpoint.keep,
+        every_steps=config.checkpoint.every_steps,
+        every_minutes=config.checkpoint.every_minutes,
+        is_active=world.is_main,
+    )
     reporter = Reporter(folder, world.events, is_active=world.is_main)
-    reporter.begin(state, resumed_from, complaints, is_continuation=state.step == job.continues_at)
+    reporter.begin(state, found.name, found.complaints, is_continuation=state.step == job.continues_at)
     feed = BlockFeed(world, config.runtime.max_workers, start=state.position, start_group_rows=state.group_rows)
     heldout = HeldOut(job.heldout, world, config.micro_batch_size)
     meter = learner.new_meter(world.world_size)
     saved_step = evaluated_step = state.step
     norms, is_over = GradientNorms(state), False
-    if checkpoint is None:
+    if found.name is None:
         reporter.record(state, heldout.evaluate(learner))
 
     def save(state: TrainState) -> None:
@@ -75,11 +86,11 @@ def train(job: Job, world: World) -> Outcome:
             # 5. Report and evaluate.
             reporter.digest(state, rows.digest)
             record: dict[str, Any] = {}
-            if _is_due(state, config.metrics.every_steps):
+            if state.is_due(config.metrics.every_steps):
                 state = norms.settle(state)
                 record |= {"train/learning_rate": learning_rate, "train/grad_norm": norms.latest}
                 record |= meter.record() | {"data/digest": f"{rows.digest:016x}"}
-            if _is_due(state, config.eval.every_steps):
+            if state.is_due(config.eval.every_steps):
                 state = norms.settle(state)
                 with meter.pause():
                     record |= heldout.evaluate(learner)
@@ -94,7 +105,7 @@ def train(job: Job, world: World) -> Outcome:
                 return _give_up(world, previous, state, norms)
 
             # 7. Save, and also when a node's end is announced. Progress counts once its checkpoint is committed.
-            if world.preemption.is_new() or _is_due(state, config.checkpoint.every_steps):
+            if world.preemption.is_new() or checkpoints.is_due(state):
                 reporter.sync()
                 save(norms.settle(state))
                 saved_step = state.step
@@ -153,23 +164,34 @@ def _load(job: Job, device: torch.device, precision: Precision) -> tuple[PreTrai
     return tokenizer, learner
 
 
-def _agree_on_checkpoint(world: World) -> tuple[Checkpoint | None, list[str]]:
+class _Found(NamedTuple):
     """The newest checkpoint that is complete and undamaged, as rank 0 sees it, and what is wrong with newer ones."""
+
+    name: str | None
+    state: TrainState
+    complaints: list[str]
+    checkpoint: Checkpoint | None = None
+    """On rank 0 alone: it reads the tensors once, and passes them on."""
+
+    def load(self, part: str) -> Tensors | None:
+        return None if self.checkpoint is None else self.checkpoint.load(part)
+
+
+def _find_checkpoint(world: World) -> _Found:
     checkpoint, complaints = withdraw_damaged(world.folder) if world.is_main else (None, [])
-    own = None if checkpoint is None else checkpoint.name
-    name, complaints = world.gather((own, complaints))[0]
-    if name is not None and not world.is_main:
-        checkpoint = open_checkpoint(world.folder, name)
-    return checkpoint, complaints
+    own = _Found(None, TrainState(), complaints)
+    if checkpoint is not None:
+        own = _Found(checkpoint.name, checkpoint.state, complaints)
+    return world.gather(own)[0]._replace(checkpoint=checkpoint)
 
 
-def _agree_on_precision(job: Job, world: World, checkpoint: Checkpoint | None) -> Precision:
+def _agree_on_precision(job: Job, world: World, found: _Found) -> Precision:
     """The configuration's; where it leaves that open, the run's so far, or at its start the fastest for all workers."""
     given = job.config.runtime.precision
     if given != "auto":
         return given
-    if checkpoint is not None:
-        return checkpoint.state.precision
+    if found.name is not None:
+        return found.state.precision
     return common_precision(world.gather(fastest_precision(world.device)))
 
 
@@ -183,10 +205,6 @@ def _what_next(reason: StopReason) -> Kind:
     if reason.is_stop_wanted:
         return "stopped"
     return "moving" if reason.is_node_leaving else "more"
-
-
-def _is_due(state: TrainState, every_steps: int) -> bool:
-    return state.step % every_steps == 0 or state.progress >= 1
 
 
 def _advance(state: TrainState, rows: StepRows, job: Job) -> TrainState:

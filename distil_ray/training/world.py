@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from distil_ray.data.batch import Arrays
 from distil_ray.runs.storage import RunFolder
@@ -89,3 +90,17 @@ class World:
         if self.world_size > 1:
             dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def share(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Rank 0's tensors, on every worker's device; what the others pass does not count. A collective call."""
+        own = dict(tensors or {})
+        outline = self.gather({name: (tensor.shape, tensor.dtype) for name, tensor in own.items()})[0]
+        shared = {}
+        for name, (shape, dtype) in outline.items():
+            if self.is_main:
+                shared[name] = own[name].to(self.device)
+            else:
+                shared[name] = torch.empty(shape, dtype=dtype, device=self.device)
+            if self.world_size > 1:
+                dist.broadcast(shared[name], src=0)
+        return shared

@@ -400,6 +400,10 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
             ["student.config=c", "student.architecture=same"],
             'student.architecture: given "same", which applies',
         ),
+        (
+            ["checkpoint.every_steps=null"],
+            "checkpoint.every_steps: given null, like checkpoint.every_minutes; expected a number for one of them",
+        ),
         (["runtime.num_workers=[4, 2]"], "runtime.num_workers: given [4, 2], expected [min, max] with"),
         (
             ["optim.global_batch_size=100", "runtime.num_workers=[1, 8]"],

@@ -24,7 +24,6 @@ from distil_ray.training.checkpoint import (
     CheckpointWriter,
     TrainState,
     latest_checkpoint,
-    open_checkpoint,
     withdraw_damaged,
 )
 from distil_ray.training.metrics import MetricsWriter, read_digests, read_records
@@ -248,7 +247,6 @@ def test_a_state_is_learned_without_reading_tensors(any_folder, monkeypatch):
     monkeypatch.setattr(any_folder.filesystem, "cat_file", counter.cat_file)
     checkpoint, complaints = latest_checkpoint(any_folder, verify_tensors=False)
     assert (checkpoint.state, complaints) == (state_of(2), [])
-    assert open_checkpoint(any_folder, checkpoint.name) == checkpoint
     assert sorted(set(counter.names)) == ["complete.json", "state.json"]
     assert_holds(checkpoint, 2)
 
@@ -281,13 +279,6 @@ def test_files_of_another_size_are_seen_without_reading_them(any_folder, damage)
     checkpoint, complaints = latest_checkpoint(any_folder, verify_tensors=False)
     assert checkpoint.state == state_of(1)
     assert DAMAGES[damage][1] in complaints[0]
-    with pytest.raises(InputError, match=r"checkpoint_000000002 cannot be loaded: student\.safetensors "):
-        open_checkpoint(any_folder, "checkpoint_000000002")
-
-
-def test_one_that_is_gone_cannot_be_opened(folder):
-    with pytest.raises(InputError, match="checkpoint_000000002 cannot be loaded: its save was cut off"):
-        open_checkpoint(folder, "checkpoint_000000002")
 
 
 def fail_to_read(folder, monkeypatch, names):
@@ -316,6 +307,30 @@ def test_nothing_is_started_again_while_checkpoints_cannot_be_read(folder, monke
     fail_to_read(folder, monkeypatch, ["checkpoint_000000001", "checkpoint_000000002"])
     with pytest.raises(InputError, match=r"no checkpoint in .* can be used:\n  .*000002 .*\n  .*000001 .*\nMake them"):
         latest_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("every", "step", "progress", "seconds", "expected"),
+    [
+        ({"every_steps": 4}, 8, 0.5, 1e9, True),
+        ({"every_steps": 4}, 7, 0.5, 1e9, False),
+        ({"every_steps": 4}, 7, 1.0, 0, True),
+        ({"every_minutes": 2}, 8, 0.5, 119, False),
+        ({"every_minutes": 2}, 7, 0.5, 121, True),
+        ({"every_steps": 4, "every_minutes": 2}, 8, 0.5, 1, True),
+        ({"every_steps": 4, "every_minutes": 2}, 7, 0.5, 121, True),
+        ({"every_steps": 4, "every_minutes": 2}, 7, 0.5, 1, False),
+    ],
+)
+def test_a_checkpoint_is_due_by_steps_or_by_time(folder, monkeypatch, every, step, progress, seconds, expected):
+    clock = [1000.0]
+    monkeypatch.setattr("distil_ray.training.checkpoint.time.monotonic", lambda: clock[0])
+    writer = CheckpointWriter(folder, 1, **every)
+    clock[0] += 500
+    writer.save(state_of(1), parts_of(1))  # the time counts from here
+    writer.wait()
+    clock[0] += seconds
+    assert writer.is_due(TrainState(step, progress=progress)) is expected
 
 
 def test_what_changes_after_save_returns_is_not_in_it(folder):

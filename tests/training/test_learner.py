@@ -15,7 +15,7 @@ from training_parts import CPU, B, random_rows, small_config, small_learner, sma
 
 from distil_ray.data.batch import to_device
 from distil_ray.runs.storage import RunFolder
-from distil_ray.training.checkpoint import CheckpointWriter, TrainState, latest_checkpoint
+from distil_ray.training.checkpoint import PARTS, CheckpointWriter, TrainState, latest_checkpoint
 from distil_ray.training.learner import Learner
 from distil_ray.training.optimizer import LossScale, parameter_groups
 
@@ -228,7 +228,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, num_before):
     torch.nn.init.ones_(student.get_input_embeddings().weight)
     restored = Learner(config, teacher, student, CPU, "fp32")
     checkpoint, _ = latest_checkpoint(folder)
-    restored.restore(checkpoint)
+    restored.load({part: checkpoint.load(part) for part in PARTS})
     train(restored, config, range(num_before, 6))
     assert_close(weights_of(restored), weights_of(learner), atol=0.0)
 
@@ -313,7 +313,8 @@ def test_a_run_in_fp16_resumes_with_its_scale(tmp_path):
     writer = CheckpointWriter(RunFolder(str(tmp_path), "run"), 1)
     writer.save(TrainState(3, precision="fp16"), learner.tensors())
     writer.wait()
-    restored.restore(latest_checkpoint(RunFolder(str(tmp_path), "run"))[0])
+    checkpoint, _ = latest_checkpoint(RunFolder(str(tmp_path), "run"))
+    restored.load({part: checkpoint.load(part) for part in PARTS})
     for one in (learner, restored):
         train(one, config, range(3, 5))
     assert_close(weights_of(restored), weights_of(learner), atol=0.0)

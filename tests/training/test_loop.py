@@ -179,6 +179,16 @@ def test_several_pipelines_make_one_run(base, whole, request):
     check_is_like(whole, run, num_restarts=None)  # none if it was lost before its first checkpoint: nothing is lost
 
 
+def test_checkpoints_are_saved_by_time(base, whole, request):
+    settings = changed(base, checkpoint__every_steps=None, checkpoint__every_minutes=1e-6)
+    run = run_of(settings, request, events=[[Event("kill", 13)]])
+    assert run.start().kind == "finished"
+    check_is_like(whole, run, num_restarts=1)
+    assert re.search(
+        r"resuming from checkpoint_00000001[0123]: step", "\n".join(run.texts)
+    )  # of 4, 8 and 12 not the last
+
+
 def test_precision_is_agreed_on_at_the_start_and_kept(base, request):
     settings = changed(base, runtime__precision="auto")
     run = run_of(settings, request, events=[[Event("kill", 9)], [Event("stop", 6)]])
