@@ -19,18 +19,25 @@ from distil_ray.training.world import World
 
 NUM_FIGURES = 4
 
+MAX_HIDDEN = 2**27
+"""Numbers of the teacher's hidden states that are kept for the next evaluation, of which they are most of the work."""
+
 MAX_LOGITS = 2**25
 """Logits of a model that are alive at once: 128 MiB in fp32, and some five such matrices are alive with two models."""
 
 
-def figure_sums(models: Sequence[PreTrainedModel], batch: Batch) -> Tensor:
+def figure_sums(models: Sequence[PreTrainedModel], batch: Batch, teacher_hidden: Tensor | None = None) -> Tensor:
     """Return ``[M, NUM_FIGURES]`` float64 sums over the masked positions; the first model is the teacher.
 
     The columns: cross-entropy with the true piece in nats, whether that piece has the highest probability,
     KL(teacher ‖ model) in nats at T = 1, whether the model's most probable piece is the teacher's.
+
+    Args:
+        teacher_hidden: `masked_hidden` of the first model, if that is known.
     """
     labels = batch.masked_labels.flatten()
-    hidden = [_masked_hidden(model, batch) for model in models]
+    first = masked_hidden(models[0], batch) if teacher_hidden is None else teacher_hidden
+    hidden = [first, *(masked_hidden(model, batch) for model in models[1:])]
     num_chunks = max(1, -(-len(labels) * models[0].config.vocab_size // MAX_LOGITS))
     sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=labels.device)
     for part, *hidden_parts in zip(*(values.tensor_split(num_chunks) for values in (labels, *hidden)), strict=True):
@@ -38,7 +45,7 @@ def figure_sums(models: Sequence[PreTrainedModel], batch: Batch) -> Tensor:
     return sums
 
 
-def _masked_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
+def masked_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Last hidden states ``[N, D]`` at the masked positions."""
     hidden = encode(model, batch.input_ids)
     index = batch.masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
@@ -86,6 +93,7 @@ class HeldOut:
         self._batch_size = batch_size
         self._world = world
         self._teacher_figures: dict[str, float] = {}
+        self._teacher_hidden: dict[int, Tensor] = {}  # by the first row of the batch
 
     @torch.no_grad()
     def evaluate(self, learner: Learner) -> dict[str, float]:
@@ -100,7 +108,8 @@ class HeldOut:
         for start in range(0, num_rows, self._batch_size):
             batch = to_device(self._rows, start, min(start + self._batch_size, num_rows), self._world.device)
             with learner.autocast():
-                sums += figure_sums(models, batch)
+                hidden = None if teacher is None else self._hidden_of(teacher, start, batch)
+                sums += figure_sums(models, batch, hidden)
         student.train()
         if self._world.world_size > 1:
             dist.all_reduce(sums)
@@ -110,3 +119,12 @@ class HeldOut:
         if not self._teacher_figures:
             self._teacher_figures = dict(zip(_TEACHER, means[0][:2], strict=True))
         return dict(zip(_STUDENT + _AGAINST_TEACHER, means[1], strict=True)) | self._teacher_figures
+
+    def _hidden_of(self, teacher: PreTrainedModel, start: int, batch: Batch) -> Tensor:
+        """The teacher's `masked_hidden` of the batch at row ``start``, which is the same each time."""
+        if start in self._teacher_hidden:
+            return self._teacher_hidden[start]
+        hidden = masked_hidden(teacher, batch)
+        if sum(kept.numel() for kept in self._teacher_hidden.values()) + hidden.numel() <= MAX_HIDDEN:
+            self._teacher_hidden[start] = hidden
+        return hidden

@@ -4,7 +4,7 @@ import pytest
 import torch
 from processes import run_workers
 from torch.nn import functional as F
-from training_parts import CPU, random_rows, small_config, small_pair, train
+from training_parts import CPU, K, random_rows, small_config, small_pair, train
 
 from distil_ray.models.student import build_student
 from distil_ray.training.heldout import HeldOut
@@ -114,6 +114,17 @@ def test_the_teachers_own_figures_are_found_once():
     changed = {name for name in first if first[name] != second[name]}
     assert changed == {"eval/kl_to_teacher", "eval/teacher_agreement"}
     assert second.keys() == first.keys()
+
+
+@pytest.mark.parametrize(("max_hidden", "num_passes"), [(10**6, 3), (2 * 5 * K * 32, 4), (0, 6)])
+def test_the_teachers_hidden_states_are_found_once_if_there_is_room(monkeypatch, max_hidden, num_passes):
+    monkeypatch.setattr("distil_ray.training.heldout.MAX_HIDDEN", max_hidden)
+    learner, rows, passes = learner_of(small_config()), rows_with_hits(12), []
+    expected = heldout(rows).evaluate(learner)
+    learner.teacher.base_model.register_forward_hook(lambda *_: passes.append(1))
+    evaluation = heldout(rows, batch_size=5)
+    assert evaluation.evaluate(learner) == evaluation.evaluate(learner) == pytest.approx(expected, rel=1e-6)
+    assert len(passes) == num_passes
 
 
 def test_without_a_teacher_there_are_the_students_figures():
