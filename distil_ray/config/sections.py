@@ -275,6 +275,8 @@ class Data(Section):
     """Share of the masked positions that become a random piece; the rest stays as it is (BERT: 0.1)."""
     mlm_smoothing: Weight = 0.0
     """Masks rare pieces more often, by weights count^-x; 0 masks all alike (DistilBERT: 0.7)."""
+    steps_per_block: Count = 1
+    """Steps k that share blocks: each takes every k-th row of k batches, so that blocks are larger and fewer."""
     on_bad_file: Literal["error", "skip"] = "error"
     """What to do about a file that is damaged or not what its name says: end the run, or list it and continue."""
     warn_skipped_fraction: Probability = 0.01
@@ -494,7 +496,7 @@ class Config(Section):
 
     @property
     def block_rows(self) -> int:
-        """Rows in a block: one worker's part of a step when all `runtime.max_workers` are there."""
+        """Rows of a step in a block: one worker's part when all `runtime.max_workers` are there."""
         return self.optim.global_batch_size // self.runtime.max_workers
 
     @property

@@ -139,7 +139,8 @@ def train_dataset(
         plan: the run's data.
         start: position of the last row consumed; nothing before its group is read.
         num_groups: how many groups to cover, see `num_groups_ahead`.
-        block_rows: rows of a block; one block is one worker's share of a step at the maximal number of workers.
+        block_rows: rows of a block; one block is one worker's share of one or more steps at the maximal number of
+            workers.
         filler_blocks: blocks of filler after the last row. The equal split may drop as many blocks as there are
             workers, less one: it must drop these.
         num_cpus: CPU slots that the pipeline will have.

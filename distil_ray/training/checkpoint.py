@@ -40,12 +40,13 @@ class TrainState:
 
     Attributes:
         step: updates done, including skipped ones.
-        position: of the last row consumed.
+        position: of the last row of the last whole super-step: the pipeline of a resume begins after it.
         progress: share of the run's schedule that is done, in [0, 1].
         counters: totals since the run began, by metric name.
         saved_at: Unix time in seconds.
         group_rows: rows of the position's group; 0 = not known.
         precision: that of the run's matrix products, which ``runtime.precision: auto`` keeps.
+        steps_after: steps of the super-step after the position that are done.
     """
 
     step: int = 0
@@ -55,6 +56,7 @@ class TrainState:
     saved_at: float = 0.0
     group_rows: int = 0
     precision: "Precision" = "fp32"  # of runs that did not record it: the default at that time
+    steps_after: int = 0
 
     def is_due(self, every_steps: int) -> bool:
         """Whether something is due that happens every so many steps, and at the end of the run."""

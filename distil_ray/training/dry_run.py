@@ -81,7 +81,8 @@ def _describe_length(config: Config, plan: DataPlan, rows: Arrays) -> list[str]:
     else:
         assert config.optim.num_epochs is not None
         num_epochs = float(config.optim.num_epochs)
-        num_steps = int(rows_per_epoch * num_epochs) // batch
+        steps_per_block = config.data.steps_per_block
+        num_steps = int(rows_per_epoch * num_epochs) // (batch * steps_per_block) * steps_per_block
     length = config.data.max_seq_length
     return [
         f"an epoch: {rows_per_epoch * length:,} tokens in {rows_per_epoch:,} rows, estimated from the first rows",

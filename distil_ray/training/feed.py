@@ -1,25 +1,32 @@
 """Blocks -> steps: which of the global sequence's blocks this worker has, and what all workers know of a step.
 
-The equal split gives worker r of n the blocks j with j mod n = r. A step is the next ``blocks_per_step`` blocks of the
-global sequence, so with fewer workers than blocks some workers have more of them; gradients are sums, so nothing else
-changes. Ray promises no order, so each step's rows are checked to follow the last step's, on all workers.
+The equal split gives worker r of n the blocks j with j mod n = r. A super-step is the next S blocks of the global
+sequence, and makes k steps: step i has the rows s with s mod k = i, an equal share of each block. With fewer workers
+than S some have more blocks; gradients are sums, so nothing else changes. Ray promises no order, so each super-step's
+rows are checked to follow the last one's, on all workers.
 
-Shapes: B rows of a block, S blocks of a step.
+Workers agree in rounds: each adds what it knows to one sum, and decides by the total alone. Before each step a round
+says whether to stop, and, once all workers have their blocks of it, what the next super-step is. It begins when the
+step before does, and passes while that is computed. A thread takes the blocks, but the main thread alone begins and
+ends rounds, so that all workers do the same collectives in the same order.
+
+Shapes: b rows of a step in a block, k steps, S blocks, C counts of what was skipped.
 """
 
-import queue
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from distil_ray.data.batch import END_OF_SCHEDULE, FILLER_GROUP, READ_FAILED, SKIPPED, Arrays, digest
+from distil_ray.data.batch import END_OF_SCHEDULE, FILLER_GROUP, READ_FAILED, SKIPPED, Arrays, row_digests
 from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError, RunError
 from distil_ray.training.world import World
@@ -30,7 +37,7 @@ _NOTE_SECONDS = 5.0  # for a note on an empty group to arrive: it was sent befor
 
 @dataclass(frozen=True)
 class Block:
-    """One block of rows and its place in the step, 0 … blocks_per_step - 1."""
+    """The rows that one block has for a step, and its place in the super-step, 0 … blocks_per_step - 1."""
 
     index: int
     rows: Arrays
@@ -41,24 +48,24 @@ class StepRows:
     """One step's rows: this worker's blocks, and facts that are equal on all workers.
 
     Attributes:
-        position: of the step's last row.
+        blocks: with rows that are strided views of the whole blocks, [b].
+        index: of the step in its super-step, 0 … k - 1.
+        position: of the super-step's last row. Once its last step is done, a resume begins after it.
         group_rows: rows of that row's group.
+        groups_done: groups of the schedule that are done after the step; each step counts as a k-th of its super-step.
         digest: of the whole global batch, 64 bits.
         skipped: number of documents, rows and units left out before or within the step, by name.
         wait_seconds: how long this worker waited for its blocks.
     """
 
     blocks: list[Block]
+    index: int
     position: Position
     group_rows: int
+    groups_done: float
     digest: int
     skipped: dict[str, int]
     wait_seconds: float
-
-    @property
-    def group_share(self) -> float:
-        """Share of the last row's group that is done after it, in (0, 1]."""
-        return (self.position.row + 1) / self.group_rows
 
 
 class StopReason(NamedTuple):
@@ -85,19 +92,33 @@ class BlockFeed:
         self,
         world: World,
         blocks_per_step: int,
+        steps_per_block: int = 1,
         *,
         start: Position,
         start_group_rows: int = 0,
+        num_done: int = 0,
     ) -> None:
-        """Begin after ``start``; ``start_group_rows``: rows of its group, 0 if that is not known.
+        """Begin after ``start``, where a super-step begins.
 
         The driver is asked whether to stop by rank 0 before every step, and by every worker that waits for a block.
+
+        Args:
+            blocks_per_step: S.
+            steps_per_block: k.
+            start_group_rows: rows of the group of ``start``, 0 if that is not known.
+            num_done: steps of the first super-step that are done already, and are left out.
         """
-        self._blocks = _Blocks(world.blocks)
+        self._blocks = iter(world.blocks)
         self._world = world
-        self._last = _Edge(*start, start_group_rows)
-        self._blocks_per_step = blocks_per_step
-        self._num_steps = 0
+        self._blocks_per_step, self._steps_per_block = blocks_per_step, steps_per_block
+        self._facts = _facts_type(blocks_per_step, steps_per_block)
+        self._before = self._last = _Edge(*start, start_group_rows)  # the rows before and at the end of the super-step
+        self._num_taken = 0  # blocks of the global sequence
+        self._index = num_done  # of the next step in its super-step
+        self._current: _Taken | None = None  # the super-step under way: this worker's blocks, everyone's facts
+        self._coming: _Record | None = None  # the facts of the next one, once all workers have its blocks
+        self._own = _in_background(self._take)  # this worker's blocks of the next one, and what it knows of them
+        self._round: tuple[_Record, dist.Work | None] | None = None
         self.is_at_end = False
         """Whether the schedule ends where `next_step` returned None; if not, another pipeline continues there."""
         self.has_failed = False
@@ -106,77 +127,112 @@ class BlockFeed:
         """Known to all workers; why `next_step` returned None before the pipeline's end."""
 
     def next_step(self) -> StepRows | None:
-        """Return the next step's rows, or None on all workers if there is no further whole step or a reason to stop.
+        """Return the next step's rows, or None on all workers if there is no further super-step or a reason to stop.
+
+        With several workers, a reason that comes up while a step is computed ends the training after the step that
+        follows, at the latest.
 
         Raises:
             DataError: the text is at fault.
             DataPlaneError: anything else failed, such as a node of the data plane, or rows are out of order.
         """
-        began = time.perf_counter()
-        reason = self._check_stop(ask_driver=self._world.is_main)
-        blocks, reason, error = self._take(reason)
-        wait_seconds = time.perf_counter() - began
-        sums, edges = self._agree(_sums_of(blocks, error, reason), _edges_of(blocks, self._blocks_per_step))
-        if sums["errors"]:
-            raise self._shared_error(error)
-        self.stop_reason = StopReason(*(sums[name] > 0 for name in StopReason._fields))
-        if any(self.stop_reason):
+        wait_seconds = 0.0
+        if self._round is None:
+            self._begin_round(ask_driver=self._world.is_main)
+        self.stop_reason = self._end_round()
+        while self._current is None and self._coming is None and not any(self.stop_reason):
+            began = time.perf_counter()
+            wait([self._own], _CHECK_STOP_SECONDS)
+            wait_seconds += time.perf_counter() - began
+            self._begin_round(ask_driver=True)
+            self.stop_reason = self._end_round()
+        if any(self.stop_reason) or (self._current is None and not self._begin_super_step()):
             return None
-        if sums["real_blocks"] < self._blocks_per_step:
-            self.is_at_end, self.has_failed = sums["ends"] > 0, sums["failures"] > 0
-            return None
-        self._check_order(edges)
-        self._num_steps += 1
-        return StepRows(
-            blocks=blocks,
+        step = self._next_of_super_step(wait_seconds)
+        if self._world.world_size > 1:
+            self._begin_round(ask_driver=self._world.is_main)
+        return step
+
+    # --- Rounds
+
+    def _begin_round(self, *, ask_driver: bool) -> None:
+        """Begin to add up what the workers know now."""
+        facts = np.zeros(1, self._facts)
+        if self._coming is None and self._own.done():
+            facts[:] = self._own.result().facts
+            facts["num_ready"] = 1
+        facts["is_stop_wanted"] = ask_driver and self._world.events.is_stop_wanted()
+        facts["is_node_leaving"] = self._world.preemption.is_imminent()
+        work = None
+        if self._world.world_size > 1:
+            work = dist.all_reduce(torch.from_numpy(facts.view(np.int64)), group=self._world.group, async_op=True)
+        self._round = facts, work
+
+    def _end_round(self) -> StopReason:
+        """Wait for the sum; note the next super-step's facts if all workers have its blocks."""
+        assert self._round is not None
+        (facts, work), self._round = self._round, None
+        if work is not None:
+            work.wait()
+        if facts["num_ready"] == self._world.world_size:
+            self._coming = facts[0]
+        return StopReason(*(bool(facts[name][0]) for name in StopReason._fields))
+
+    # --- Super-steps
+
+    def _take(self) -> "_Taken":
+        """Take this worker's blocks of the next super-step, in a thread. What fails is told to the other workers."""
+        taken = _Taken([], np.zeros(1, self._facts)[0])
+        try:
+            for index in range(self._blocks_per_step):
+                if (self._num_taken + index) % self._world.world_size != self._world.rank:
+                    continue
+                rows = next(self._blocks, None)
+                if rows is None:
+                    break
+                taken.blocks.append(Block(index, rows))
+                _add_block(taken.facts, taken.blocks[-1], self._steps_per_block)
+                self._check_within(rows)
+        except Exception as error:
+            taken.facts["errors"] = 1
+            return taken._replace(error=error)
+        return taken
+
+    def _begin_super_step(self) -> bool:
+        """Make the coming super-step the current one, unless there is not all of it, and begin to take the next."""
+        facts, own = self._coming, self._own.result()
+        assert facts is not None
+        if facts["errors"]:
+            raise self._shared_error(own.error)
+        if facts["real_blocks"] < self._blocks_per_step:
+            self.is_at_end, self.has_failed = bool(facts["ends"]), bool(facts["failures"])
+            return False
+        self._before = self._last
+        self._check_order(facts["edges"])
+        self._current, self._coming = _Taken(own.blocks, facts), None
+        self._num_taken += self._blocks_per_step
+        self._own = _in_background(self._take)
+        return True
+
+    def _next_of_super_step(self, wait_seconds: float) -> StepRows:
+        assert self._current is not None
+        (blocks, facts, _), index, num_steps = self._current, self._index, self._steps_per_block
+        share = (index + 1) / num_steps
+        high, low = facts["digests"][index].tolist()
+        step = StepRows(
+            blocks=[Block(block.index, {n: v[index::num_steps] for n, v in block.rows.items()}) for block in blocks],
+            index=index,
             position=Position(self._last.group, self._last.row),
             group_rows=self._last.group_rows,
-            digest=((sums["digest_high"] << 32) + sums["digest_low"]) % 2**64,
-            skipped={name: sums[name] for name in SKIPPED},
+            groups_done=(1 - share) * self._before.groups_done + share * self._last.groups_done,
+            digest=((high << 32) + low) % 2**64,
+            skipped=dict(zip(SKIPPED, facts["skipped"][index].tolist(), strict=True)),
             wait_seconds=wait_seconds,
         )
-
-    def _check_stop(self, *, ask_driver: bool) -> StopReason:
-        return StopReason(ask_driver and self._world.events.is_stop_wanted(), self._world.preemption.is_imminent())
-
-    def _take(self, reason: StopReason) -> tuple[list[Block], StopReason, Exception | None]:
-        """Take this worker's blocks of the step, unless there is a reason to stop before they come."""
-        blocks: list[Block] = []
-        try:
-            for index in self._own_indices():
-                rows = self._blocks.get(_CHECK_STOP_SECONDS)
-                while rows is _Blocks.WAITING and not any(reason):
-                    reason = self._check_stop(ask_driver=True)
-                    rows = self._blocks.get(_CHECK_STOP_SECONDS)
-                if rows is None or isinstance(rows, str):
-                    break
-                blocks.append(Block(index, rows))
-                self._check_within(rows)
-        except Exception as error:  # any error of the data plane must reach the other workers too
-            return blocks, reason, error
-        return blocks, reason, None
-
-    def _own_indices(self) -> Iterator[int]:
-        first = self._num_steps * self._blocks_per_step
-        return (i for i in range(self._blocks_per_step) if (first + i) % self._world.world_size == self._world.rank)
-
-    def _agree(
-        self, sums: dict[str, int], edges: list[tuple["_Edge", "_Edge"]]
-    ) -> tuple[dict[str, int], list[tuple["_Edge", "_Edge"]]]:
-        """Add up the workers' sums, and combine what each knows about its own blocks."""
-        if self._world.world_size == 1:
-            return sums, edges
-        flat = [value for first, last in edges for value in (*first, *last)]
-        values = torch.tensor([*sums.values(), *flat], dtype=torch.int64)
-        dist.all_reduce(values, group=self._world.group)
-        together = values.tolist()
-        flat = together[len(sums) :]
-        width = len(_Edge._fields)
-        pairs = [
-            (_Edge(*flat[start : start + width]), _Edge(*flat[start + width : start + 2 * width]))
-            for start in range(0, len(flat), 2 * width)
-        ]
-        return dict(zip(sums, together, strict=False)), pairs
+        self._index = (index + 1) % num_steps
+        if self._index == 0:
+            self._current = None
+        return step
 
     def _shared_error(self, error: Exception | None) -> DataError | DataPlaneError:
         """Agree on one error: the first failing worker's."""
@@ -196,11 +252,11 @@ class BlockFeed:
         for at in np.flatnonzero(to_be_checked):
             self._check_follows(*(_Edge(int(group[i]), int(row[i]), int(size[i])) for i in (at, at + 1)))
 
-    def _check_order(self, edges: list[tuple["_Edge", "_Edge"]]) -> None:
-        """Check that each block of the step follows the one before, and the first one the last step's."""
-        for first, last in edges:
-            self._check_follows(self._last, first)
-            self._last = last
+    def _check_order(self, edges: npt.NDArray[np.int64]) -> None:
+        """Check that each block of the super-step follows the one before, and the first one the last super-step's."""
+        for first, last in edges.tolist():
+            self._check_follows(self._last, _Edge(*first))
+            self._last = _Edge(*last)
 
     def _check_follows(self, before: "_Edge", after: "_Edge") -> None:
         """Check that no row is missing or repeated between two.
@@ -235,73 +291,57 @@ class _Edge(NamedTuple):
     row: int
     group_rows: int
 
-
-_NO_EDGE = _Edge(0, 0, 0)
-
-
-def _edges_of(blocks: list[Block], blocks_per_step: int) -> list[tuple[_Edge, _Edge]]:
-    """The first and the last row of each block of the step, [S]; zeros for those of other workers."""
-    edges = [(_NO_EDGE, _NO_EDGE)] * blocks_per_step
-    for block in blocks:
-        first, last = (_Edge(*(int(block.rows[name][i]) for name in _Edge._fields)) for i in (0, -1))
-        edges[block.index] = first, last
-    return edges
+    @property
+    def groups_done(self) -> float:
+        """Groups of the schedule that are done after the row."""
+        return self.group + (self.row + 1) / max(self.group_rows, 1)
 
 
-def _sums_of(blocks: list[Block], error: Exception | None, reason: StopReason) -> dict[str, int]:
-    """What this worker knows about a step's blocks, to be summed over the workers."""
-    sums = {"errors": int(error is not None)} | {name: int(value) for name, value in reason._asdict().items()}
-    sums |= dict.fromkeys(("real_blocks", "ends", "failures", "digest_high", "digest_low", *SKIPPED), 0)
-    for rows in (block.rows for block in blocks):
-        is_filler = rows["group"] == FILLER_GROUP
-        sums["real_blocks"] += int(not is_filler.any())
-        sums["ends"] += int((is_filler & (rows["row"] == END_OF_SCHEDULE)).any())
-        sums["failures"] += int((is_filler & (rows["row"] == READ_FAILED)).any())
-        word = digest(rows)
-        sums["digest_high"] += word >> 32
-        sums["digest_low"] += word & 0xFFFFFFFF
-        for name, count in zip(SKIPPED, rows["skipped"].sum(axis=0, dtype="int64").tolist(), strict=True):
-            sums[name] += count
-    return sums
+_Record = Any
+"""A record of `_facts_type`; NumPy does not say in types what it holds."""
 
 
-class _Blocks:
-    """Takes blocks from a pipeline in a thread, one when it is asked for, so that waiting can be given up."""
+class _Taken(NamedTuple):
+    """Blocks of a super-step that this worker has, and facts about these or about all."""
 
-    WAITING = "waiting"
+    blocks: list[Block]
+    facts: _Record
+    error: Exception | None = None
 
-    def __init__(self, blocks: Iterable[Arrays]) -> None:
-        self._blocks = iter(blocks)
-        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._taken: queue.SimpleQueue[Arrays | Exception | None] = queue.SimpleQueue()
-        self._is_asked = False
-        threading.Thread(target=self._run, daemon=True, name="blocks").start()
 
-    def get(self, timeout: float) -> Arrays | str | None:
-        """Return the next block, None after the last one, or `WAITING` if it does not come within ``timeout`` seconds.
+def _facts_type(blocks_per_step: int, steps_per_block: int) -> np.dtype[np.void]:
+    """What a worker knows before a step, all in int64, to be summed over the workers.
 
-        Raises:
-            Exception: as the pipeline raises it.
-        """
-        if not self._is_asked:
-            self._asked.put(None)
-            self._is_asked = True
-        try:
-            taken = self._taken.get(timeout=timeout)
-        except queue.Empty:
-            return self.WAITING
-        self._is_asked = False
-        if isinstance(taken, Exception):
-            raise taken
-        return taken
+    ``digests`` are in halves, so that sums do not overflow; ``edges`` are each block's first and last row, zeros where
+    another worker has the block.
+    """
+    names = (*StopReason._fields, "num_ready", "errors", "real_blocks", "ends", "failures")
+    shapes = {
+        "digests": (steps_per_block, 2),
+        "skipped": (steps_per_block, len(SKIPPED)),
+        "edges": (blocks_per_step, 2, len(_Edge._fields)),
+    }
+    return np.dtype([(name, np.int64, shapes.get(name, ())) for name in (*names, *shapes)])
 
-    def _run(self) -> None:
-        while True:
-            self._asked.get()
-            try:
-                self._taken.put(next(self._blocks, None))
-            except Exception as error:  # raised where it is waited for
-                self._taken.put(error)
+
+def _add_block(facts: _Record, block: Block, steps_per_block: int) -> None:
+    """Add what a block holds to what a worker knows of its super-step."""
+    rows = block.rows
+    is_filler = rows["group"] == FILLER_GROUP
+    facts["real_blocks"] += not is_filler.any()
+    facts["ends"] += (is_filler & (rows["row"] == END_OF_SCHEDULE)).any()
+    facts["failures"] += (is_filler & (rows["row"] == READ_FAILED)).any()
+    words = row_digests(rows).reshape(-1, steps_per_block).sum(axis=0, dtype=np.uint64)
+    facts["digests"] += np.stack([words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)], axis=1).astype(np.int64)
+    facts["skipped"] += rows["skipped"].reshape(-1, steps_per_block, len(SKIPPED)).sum(axis=0, dtype=np.int64)
+    facts["edges"][block.index] = [[rows[name][i] for name in _Edge._fields] for i in (0, -1)]
+
+
+def _in_background(take: Callable[[], _Taken]) -> "Future[_Taken]":
+    """Call ``take`` in a thread of its own, which no process waits for at its end."""
+    future: Future[_Taken] = Future()
+    threading.Thread(target=lambda: future.set_result(take()), daemon=True, name="blocks").start()
+    return future
 
 
 # Of an exception in a data task only the text arrives here, in the middle of Ray's own.

@@ -60,7 +60,14 @@ def train(job: Job, world: World) -> Outcome:
     )
     reporter = Reporter(folder, world.events, is_active=world.is_main)
     reporter.begin(state, found.name, found.complaints, is_continuation=state.step == job.continues_at)
-    feed = BlockFeed(world, config.runtime.max_workers, start=state.position, start_group_rows=state.group_rows)
+    feed = BlockFeed(
+        world,
+        config.runtime.max_workers,
+        config.data.steps_per_block,
+        start=state.position,
+        start_group_rows=state.group_rows,
+        num_done=state.steps_after,
+    )
     heldout = HeldOut(job.heldout, world, config.micro_batch_size)
     meter = learner.new_meter(world.world_size)
     saved_step = evaluated_step = state.step
@@ -84,7 +91,7 @@ def train(job: Job, world: World) -> Outcome:
             norms.add(state, grad_norm)
 
             # 5. Report and evaluate.
-            reporter.digest(state, rows.digest)
+            reporter.digest(state.step, rows.digest, rows.position)
             record: dict[str, Any] = {}
             if state.is_due(config.metrics.every_steps):
                 state = norms.settle(state)
@@ -102,7 +109,7 @@ def train(job: Job, world: World) -> Outcome:
                 reporter.sync()
                 if norms.last_finite.step > saved_step:
                     save(norms.last_finite)
-                return _give_up(world, previous, state, norms)
+                return _give_up(world, previous, state, rows, norms)
 
             # 7. Save, and also when a node's end is announced. Progress counts once its checkpoint is committed.
             if world.preemption.is_new() or checkpoints.is_due(state):
@@ -214,20 +221,22 @@ def _advance(state: TrainState, rows: StepRows, job: Job) -> TrainState:
         progress = (state.step + 1) / optim.num_steps
     else:
         assert job.num_groups is not None
-        progress = (rows.position.group + rows.group_share) / job.num_groups
+        progress = rows.groups_done / job.num_groups
     added = {
         "data/tokens": optim.global_batch_size * job.config.data.max_seq_length,
         **{f"data/{name}": count for name, count in rows.skipped.items()},
     }
     counters = {name: state.counters.get(name, 0) + count for name, count in added.items()}
-    return replace(
+    state = replace(
         state,
         step=state.step + 1,
-        position=rows.position,
         progress=progress,
         counters=state.counters | counters,
-        group_rows=rows.group_rows,
+        steps_after=rows.index + 1,
     )
+    if rows.index + 1 < job.config.data.steps_per_block:
+        return state
+    return replace(state, position=rows.position, group_rows=rows.group_rows, steps_after=0)
 
 
 def _report(world: World, reporter: Reporter, state: TrainState, record: dict[str, Any]) -> None:
@@ -239,10 +248,11 @@ def _report(world: World, reporter: Reporter, state: TrainState, record: dict[st
         world.report({"step": state.step, "run/progress": state.progress} | numbers)
 
 
-def _give_up(world: World, previous: TrainState, state: TrainState, norms: GradientNorms) -> Outcome:
-    """End the run and write down which rows the last batch had."""
+def _give_up(world: World, previous: TrainState, state: TrainState, rows: StepRows, norms: GradientNorms) -> Outcome:
+    """End the run and write down which rows the last batch had: with k steps per block, every k-th from ``first``."""
     if world.is_main:
-        found = {"rows_after": previous.position, "up_to": state.position, "in_a_row": norms.num_in_a_row}
+        found = {"rows_after": previous.position, "up_to": rows.position, "first": rows.index}
+        found |= {"in_a_row": norms.num_in_a_row}
         world.folder.write_json(NONFINITE_FILE, {"step": state.step} | found)
     return Outcome(
         "diverged",

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.tensorboard import SummaryWriter
 
+from distil_ray.data.schedule import Position
 from distil_ray.models.flops import peak_flops
 from distil_ray.runs.storage import (
     DIGESTS_FILE,
@@ -140,7 +141,7 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, record["step"])
 
     def write_digest(self, step: int, digest: int, group: int, row: int) -> None:
-        """Note the digest of a step's global batch and the position after it."""
+        """Note the digest of a step's global batch, and the position up to which its rows were taken."""
         self._digests.write(f"{step},{digest:016x},{group},{row}\n")
 
     def sync(self) -> None:
@@ -238,10 +239,10 @@ class Reporter:
         self._writer.write(record)
         self._events.post_record({**record, "eta_seconds": self._eta_seconds(state.progress)})
 
-    def digest(self, state: TrainState, digest: int) -> None:
-        """Note the digest of the step that led to ``state``."""
+    def digest(self, step: int, digest: int, position: Position) -> None:
+        """Note the digest of a step's global batch, and up to which row it was taken."""
         if self._is_active:
-            self._writer.write_digest(state.step, digest, *state.position)
+            self._writer.write_digest(step, digest, *position)
 
     def sync(self) -> None:
         """Bring what is written to the run's folder."""

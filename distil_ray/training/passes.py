@@ -39,11 +39,14 @@ def run_passes(job: Job, do_pass: Callable[[Job, int], Outcome], tell: Callable[
 
 def too_little_text(config: Config, num_steps: int) -> Outcome:
     """The end of a run whose text holds no further step."""
-    rows, length = config.optim.global_batch_size, config.data.max_seq_length
+    rows, length, steps = config.optim.global_batch_size, config.data.max_seq_length, config.data.steps_per_block
+    what, smaller = ("no further step", "a smaller batch")
+    if steps > 1:
+        what, smaller = f"no further data.steps_per_block = {steps} steps", f"{smaller}, or fewer steps per block"
     return Outcome(
         "bad input",
-        f"the text holds no further step of optim.global_batch_size = {rows} rows of data.max_seq_length = {length} "
-        f"tokens (steps done: {num_steps}); expected at least {rows * length:,} tokens: give more text, more "
-        "num_epochs, or a smaller batch",
+        f"the text holds {what} of optim.global_batch_size = {rows} rows of data.max_seq_length = {length} "
+        f"tokens (steps done: {num_steps}); expected at least {steps * rows * length:,} tokens: give more text, more "
+        f"num_epochs, or {smaller}",
         step=num_steps,
     )

@@ -18,14 +18,15 @@ def remaining_rows(config: Config, plan: DataPlan, events: EventQueue, overprovi
     checkpoint, _ = latest_checkpoint(folder, verify_tensors=False)  # rank 0 of the workers does
     events.note("start", "checkpoint", checkpoint and checkpoint.name)
     state = TrainState() if checkpoint is None else checkpoint.state
-    rows_left = None
+    rows_left, steps_per_block = None, config.data.steps_per_block
     if config.optim.num_steps is not None:
-        rows_left = (config.optim.num_steps - state.step) * config.optim.global_batch_size
+        steps_left = config.optim.num_steps - state.step + state.steps_after
+        rows_left = -(-steps_left // steps_per_block) * steps_per_block * config.optim.global_batch_size
     return train_dataset(
         plan,
         state.position,
         num_groups=num_groups_ahead(plan, state.position, rows_left, overprovision),
-        block_rows=config.block_rows,
+        block_rows=config.block_rows * steps_per_block,
         filler_blocks=config.runtime.max_workers,
         num_cpus=config.runtime.data_cpus,
         listener=events,

@@ -18,7 +18,7 @@ from distil_ray.runs.storage import RunFolder
 T = TypeVar("T")
 
 LEAVE_SECONDS = 15.0
-"""Before a node's end: time to finish a step, to save and to leave. Until then training continues as before."""
+"""Before a node's end: time to finish at most two steps, to save and to leave. Until then training continues."""
 
 
 class Events(Protocol):

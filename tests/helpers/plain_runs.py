@@ -266,7 +266,8 @@ def _blocks(plan: DataPlan, config: Config, start: Position, num_groups: int, ev
     end = start.group + num_groups
     kind = END_OF_SCHEDULE if end == plan.schedule.num_groups else MORE_FOLLOWS
     parts: list[Arrays] = []
-    num_rows = math.inf if config.optim.num_steps is None else config.optim.num_steps * config.optim.global_batch_size
+    k, batch = config.data.steps_per_block, config.optim.global_batch_size
+    num_rows = math.inf if config.optim.num_steps is None else (config.optim.num_steps + k) * batch
     for group in range(start.group, end):
         if sum(len(part["row"]) for part in parts) >= num_rows:
             break  # nobody will ask for more
@@ -279,12 +280,12 @@ def _blocks(plan: DataPlan, config: Config, start: Position, num_groups: int, ev
         if not len(rows["row"]):
             events.note("empty", group, [])
         parts.append({name: values[start.row + 1 :] for name, values in rows.items()} if group == start.group else rows)
-    num_filler = config.block_rows * config.runtime.max_workers
+    size = config.block_rows * k
+    num_filler = size * config.runtime.max_workers
     settings = plan.settings
     dtype = plan.vocabulary.id_dtype
     parts.append(filler_rows(num_filler, settings.max_seq_length, settings.num_masked, dtype, kind=kind))
     rows = {name: np.concatenate([part[name] for part in parts if len(part["row"])]) for name in parts[-1]}
-    size = config.block_rows
     return [
         {name: values[at : at + size] for name, values in rows.items()}
         for at in range(0, len(rows["row"]) - size + 1, size)
@@ -297,6 +298,7 @@ def expected_digests(config: Config) -> list[str]:
     groups = range(plan.schedule.num_groups or plan.schedule.groups_per_epoch)
     parts = [rows for rows, _ in (plan.rows_of("train", group) for group in groups) if len(rows["row"])]
     rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    size = config.optim.global_batch_size
-    steps = range(0, len(rows["row"]) - size + 1, size)
-    return [f"{digest({name: values[at : at + size] for name, values in rows.items()}):016x}" for at in steps]
+    k = config.data.steps_per_block
+    size = k * config.optim.global_batch_size
+    ranges = [range(at + i, at + size, k) for at in range(0, len(rows["row"]) - size + 1, size) for i in range(k)]
+    return [f"{digest({name: values[list(step)] for name, values in rows.items()}):016x}" for step in ranges]

@@ -78,8 +78,10 @@ def step_rows(config: Config, seed: int = 0, *, rank: int = 0, world_size: int =
     blocks = [Block(index, block) for index, block in enumerate(blocks_of(rows, config.block_rows))]
     return StepRows(
         blocks=blocks[rank::world_size],
+        index=0,
         position=Position(seed, config.optim.global_batch_size - 1),
         group_rows=config.optim.global_batch_size,
+        groups_done=seed + 1.0,
         digest=digest(rows),
         skipped=dict.fromkeys(SKIPPED, 0),
         wait_seconds=0.0,

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,10 +30,14 @@ def rows_of(rows, start, stop):
     return {name: values[start:stop] for name, values in rows.items()}
 
 
-def with_filler(rows, *, kind=END_OF_SCHEDULE):
+def every(rows, k, first):
+    return {name: values[first::k] for name, values in rows.items()}
+
+
+def with_filler(rows, *, kind=END_OF_SCHEDULE, k=1):
     """The blocks of a pipeline: the rows, and after them some blocks of filler."""
-    filler = filler_rows(BLOCKS_PER_STEP * BLOCK_ROWS, T, K, rows["input_ids"].dtype, kind=kind)
-    return blocks_of({name: np.concatenate([rows[name], filler[name]]) for name in rows}, BLOCK_ROWS)
+    filler = filler_rows(BLOCKS_PER_STEP * BLOCK_ROWS * k, T, K, rows["input_ids"].dtype, kind=kind)
+    return blocks_of({name: np.concatenate([rows[name], filler[name]]) for name in rows}, BLOCK_ROWS * k)
 
 
 def deal(blocks, rank, world_size):
@@ -53,14 +56,14 @@ class Driver:
         return self._notes[topic]
 
 
-def feed_of(blocks, rank=0, world_size=1, start=START, start_group_rows=0, preemption=None, **driver):
+def feed_of(blocks, rank=0, world_size=1, start=START, start_group_rows=0, preemption=None, k=1, num_done=0, **driver):
     preemption = preemption or PreemptionWatch()
     world = World(rank, world_size, CPU, None, blocks, Driver(**driver), preemption=preemption)
-    return BlockFeed(world, BLOCKS_PER_STEP, start=start, start_group_rows=start_group_rows)
+    return BlockFeed(world, BLOCKS_PER_STEP, k, start=start, start_group_rows=start_group_rows, num_done=num_done)
 
 
-def take_all(rank, world_size, rows):
-    feed = feed_of(deal(with_filler(rows), rank, world_size), rank, world_size)
+def take_all(rank, world_size, rows, k=1, num_done=0):
+    feed = feed_of(deal(with_filler(rows, k=k), rank, world_size), rank, world_size, k=k, num_done=num_done)
     steps = []
     while (step := feed.next_step()) is not None:
         assert not feed.is_at_end
@@ -80,7 +83,7 @@ def test_steps_are_the_same_on_any_number_of_workers(world_size):
         last_group, last_row = int(expected["group"][-1]), int(expected["row"][-1])
         for part in parts:
             assert part.position == Position(last_group, last_row)
-            assert part.group_share == (last_row + 1) / int(expected["group_rows"][-1])
+            assert part.groups_done == last_group + (last_row + 1) / int(expected["group_rows"][-1])
             assert part.digest == digest(expected)
             assert list(part.skipped) == list(SKIPPED)
             assert list(part.skipped.values()) == expected["skipped"].sum(axis=0).tolist()
@@ -91,10 +94,47 @@ def test_steps_are_the_same_on_any_number_of_workers(world_size):
             np.testing.assert_array_equal(np.concatenate([block.rows[name] for block in blocks]), values)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize(("k", "num_done"), [(3, 0), (3, 2), (8, 5)])
+def test_the_steps_of_a_super_step_have_every_kth_row(world_size, k, num_done):
+    num_super_steps = 2 + (k == 3)
+    size = STEP_ROWS * k
+    rows = sequence(11, num_super_steps * size - 1, 2)  # and a rest of 12, which makes no super-step
+    arguments = (rows, k, num_done)
+    taken = [take_all(0, 1, *arguments)] if world_size == 1 else run_workers(take_all, world_size, *arguments)
+    numbers = range(num_done, num_super_steps * k)
+    assert [(len(steps), is_at_end) for steps, is_at_end in taken] == [(len(numbers), True)] * world_size
+
+    groups_done = []
+    for at, number in enumerate(numbers):
+        whole = rows_of(rows, number // k * size, (number // k + 1) * size)
+        expected = every(whole, k, number % k)
+        parts = [steps[at] for steps, _ in taken]
+        for part in parts:
+            assert part.index == number % k
+            assert part.position == Position(int(whole["group"][-1]), int(whole["row"][-1]))
+            assert part.digest == digest(expected)
+            assert list(part.skipped.values()) == expected["skipped"].sum(axis=0).tolist()
+            assert part.groups_done == parts[0].groups_done
+        groups_done.append(parts[0].groups_done)
+        if part.index == k - 1:
+            assert part.groups_done == part.position.group + (part.position.row + 1) / part.group_rows
+        blocks = sorted((block for part in parts for block in part.blocks), key=lambda block: block.index)
+        for name, values in expected.items():
+            np.testing.assert_array_equal(np.concatenate([block.rows[name] for block in blocks]), values)
+    assert groups_done == sorted(set(groups_done))
+
+
+def test_the_rows_of_a_step_are_views_of_its_blocks():
+    blocks = blocks_of(sequence(4 * STEP_ROWS), BLOCK_ROWS * 4)
+    for block, whole in zip(feed_of(blocks, k=4).next_step().blocks, blocks, strict=True):
+        assert np.shares_memory(block.rows["input_ids"], whole["input_ids"])
+
+
 def test_an_end_at_a_whole_step_is_seen():
     steps, is_at_end = take_all(0, 1, sequence(STEP_ROWS, STEP_ROWS))
     assert [step.position for step in steps] == [Position(0, 7), Position(1, 7)]
-    assert [step.group_share for step in steps] == [1.0, 1.0]
+    assert [step.groups_done for step in steps] == [1.0, 2.0]
     assert is_at_end
 
 
@@ -130,18 +170,26 @@ def test_all_workers_agree_on_the_end():
     assert run_workers(end_early, 2, sequence(2 * STEP_ROWS)) == [[None, None]] * 2
 
 
-def leave(rank, world_size, rows):
-    """One worker alone is told that its node goes, before the third step."""
-    told = iter([None, None, SimpleNamespace(deadline_ms=None) if rank == 1 else None])
-    blocks = deal(with_filler(rows), rank, world_size)
-    feed = feed_of(blocks, rank, world_size, preemption=PreemptionWatch(lambda: next(told)))
-    steps = [feed.next_step() for _ in range(3)]
-    return [step if step is None else step.position for step in steps], feed.stop_reason, feed.is_at_end
+def leave(rank, world_size, rows, k):
+    """One worker alone is told, in the first step, that its node goes."""
+    told = []
+    blocks = deal(with_filler(rows, k=k), rank, world_size)
+    feed = feed_of(blocks, rank, world_size, k=k, preemption=PreemptionWatch(lambda: told[-1] if told else None))
+    steps = [feed.next_step()]
+    if rank == 1:
+        told.append(SimpleNamespace(deadline_ms=None))
+    steps += [feed.next_step() for _ in range(2)]
+    return [step and step.digest for step in steps], feed.stop_reason, feed.is_at_end
 
 
-def test_all_workers_leave_before_the_same_step():
-    expected = [Position(0, 7), Position(0, 15), None], StopReason(is_node_leaving=True), False
-    assert run_workers(leave, 2, sequence(4 * STEP_ROWS)) == [expected, expected]
+@pytest.mark.parametrize("k", [1, 3])
+def test_all_workers_leave_before_the_same_step(k):
+    """With k = 3 in the middle of a super-step, after the step whose round had begun."""
+    (steps, *ending), other = run_workers(leave, 2, sequence(12 * STEP_ROWS), k)
+    assert other == (steps, *ending)
+    assert ending == [StopReason(is_node_leaving=True), False]
+    assert steps[2] is None
+    assert k == 1 or steps[1] is not None
 
 
 def test_a_wish_to_stop_is_told_from_a_leaving_node():
@@ -306,9 +354,32 @@ def test_any_other_beginning_is_refused(start):
             feed.next_step()
 
 
-def test_only_what_a_step_needs_is_taken():
-    """A block that comes after the step must not be waited for."""
-    served = count()
-    blocks = iter(blocks_of(sequence(2 * STEP_ROWS), BLOCK_ROWS))
-    feed = feed_of(block for block in blocks if next(served) < BLOCKS_PER_STEP or pytest.fail("took too much"))
-    assert feed.next_step().position == Position(0, STEP_ROWS - 1)
+def never_more(blocks):
+    """Blocks from a pipeline that gives no further one, and does not end."""
+    yield from blocks
+    threading.Event().wait()
+
+
+def take_without_more(rank, world_size, rows, k):
+    feed = feed_of(never_more(deal(blocks_of(rows, BLOCK_ROWS * k), rank, world_size)), rank, world_size, k=k)
+    return [feed.next_step().index for _ in range(k)]
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_block_that_comes_later_is_not_waited_for(k):
+    assert take_without_more(0, 1, sequence(k * STEP_ROWS), k) == list(range(k))
+    assert run_workers(take_without_more, 2, sequence(k * STEP_ROWS), k) == [list(range(k))] * 2
+
+
+def look_ahead(rank, world_size, rows, k):
+    """Whether each step but the first few had its facts before it was asked for."""
+    feed = feed_of(deal(with_filler(rows, k=k), rank, world_size), rank, world_size, k=k)
+    is_known = []
+    while feed.next_step() is not None:
+        time.sleep(0.05)  # a step's computation
+        is_known.append(feed._round is not None and feed._round[1].is_completed())
+    return is_known
+
+
+def test_workers_agree_on_the_next_step_while_one_is_computed():
+    assert run_workers(look_ahead, 2, sequence(4 * STEP_ROWS), 2) == [[True] * 4] * 2
