@@ -626,6 +626,7 @@ def test_changes_nothing_that_is_learned(override):
         ),
         ("data.eval_sources=b.parquet", ["data.eval_fraction: was 0.01, now 0.0"]),
         ("data.mlm_smoothing=0.7", ["data.mlm_smoothing: was 0.0, now 0.7"]),
+        ("data.steps_per_block=8", ["data.steps_per_block: was 1, now 8"]),
         ("distill.temperature=3", ["distill.temperature: was 2.0, now 3.0"]),
         (
             "distill.alpha_cos=0",

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,15 +39,16 @@ from distil_ray.training.world import PreemptionWatch, World
 
 
 class Event(NamedTuple):
-    """What happens to a worker when it asks for its block number ``block`` (from 0) of an attempt.
+    """What happens to a worker when it asks for its block number ``block`` (from 0) of an attempt, or in a ``step``.
 
     ``kill``: SIGKILL; ``stop``: the driver wants the run to end; ``leave``: the end of its node is announced, due at
     once; ``announce``: due in an hour.
     """
 
     kind: str
-    block: int
+    block: int | None = None
     rank: int = 0
+    step: int | None = None
 
 
 @dataclass
@@ -205,7 +206,13 @@ def _work(
 
     if fastest:
         loop.fastest_precision = lambda device: fastest[rank]  # type: ignore[assignment]
-    loop.Learner = _with_nonfinite_gradients(nonfinite_steps) if nonfinite_steps else Learner  # type: ignore[misc]
+
+    def begin_step(step: int) -> None:
+        for event in events:
+            if (event.rank, event.step) == (rank, step):
+                _happen(event, driver, announced)
+
+    loop.Learner = _disturbed(nonfinite_steps, begin_step)  # type: ignore[misc]
     world = World(
         rank,
         world_size,
@@ -227,10 +234,11 @@ def _happen(event: Event, driver: _Events, announced: list[Any]) -> None:
         announced.append(SimpleNamespace(deadline_ms=None if event.kind == "leave" else 1e15))
 
 
-def _with_nonfinite_gradients(steps: frozenset[int]) -> type[Learner]:
-    class Poisoned(Learner):
+def _disturbed(nonfinite_steps: frozenset[int], begin_step: Callable[[int], None]) -> type[Learner]:
+    class Disturbed(Learner):
         def update(self, rows: Any, step: int, *others: Any) -> tuple[torch.Tensor, float]:
-            self._optimizer._gradients.poison = step in steps
+            begin_step(step)
+            self._optimizer._gradients.poison = step in nonfinite_steps
             return super().update(rows, step, *others)
 
         def __init__(self, *arguments: Any, **others: Any) -> None:
@@ -245,7 +253,7 @@ def _with_nonfinite_gradients(steps: frozenset[int]) -> type[Learner]:
 
             gradients.norm = poisoned_norm  # type: ignore[method-assign]
 
-    return Poisoned
+    return Disturbed
 
 
 def _with_smoothing(plan: DataPlan, smoothing: float) -> DataPlan:

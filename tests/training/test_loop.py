@@ -301,6 +301,125 @@ def test_what_only_workers_find_out_is_bad_input(base, whole, request, tmp_path)
     assert re.search(r"on node .*weights of .*bias are not finite", outcome.message)
 
 
+# Blocks that several steps share
+
+
+K = 8
+NUM_SHARED = 20  # of whose last super-step four are left out
+
+
+@pytest.fixture(scope="module")
+def shared(base, tmp_path_factory):
+    """Settings of a run whose steps share blocks, with checkpoints in the middle of them."""
+    storage = str(tmp_path_factory.mktemp("shared"))
+    values = {"optim__num_steps": NUM_SHARED, "eval__every_steps": 10, "checkpoint__every_steps": 3}
+    return changed(base, run__storage_path=storage, data__steps_per_block=K, **values)
+
+
+@pytest.fixture(scope="module")
+def whole_shared(shared):
+    run = PlainRun(changed(shared, run__name="whole"))
+    assert run.start().kind == "finished"
+    assert digest_column(run.path) == expected_digests(run.config)[:NUM_SHARED]
+    return run.path
+
+
+def test_steps_per_block_decides_which_rows_make_a_step(whole, whole_shared):
+    assert not set(digest_column(whole)) & set(digest_column(whole_shared))
+
+
+@pytest.mark.parametrize("num_workers", [1, 3, 4])
+def test_the_number_of_workers_changes_no_shared_block(shared, whole_shared, request, num_workers):
+    run = run_of(shared, request, runtime__num_workers=[1, 4], num_workers=[num_workers])
+
+    assert run.start().kind == "finished"
+    assert digests(run.path) == digests(whole_shared)
+    np.testing.assert_allclose(losses(run.path), losses(whole_shared), atol=1e-4)
+
+
+def check_is_like_shared(whole: Path, run: PlainRun, num_restarts: int) -> None:
+    assert digests(run.path) == digests(whole)
+    assert weights(run.path) == weights(whole)
+    np.testing.assert_array_equal(losses(run.path), losses(whole))
+    assert [record["step"] for record in records(run.path)] == list(range(NUM_SHARED + 1))
+    assert records(run.path)[-1]["run/restarts"] == num_restarts
+
+
+@pytest.mark.parametrize("step", [6, 12, 19])
+def test_a_worker_that_is_killed_between_steps_of_a_block_changes_nothing(shared, whole_shared, request, step):
+    run = run_of(shared, request, events=[[Event("kill", step=step, rank=1)], [Event("kill", step=step + 1)]])
+
+    assert run.start().kind == "finished"
+    assert run.num_losses == (2 if step + 1 < NUM_SHARED else 1)
+    check_is_like_shared(whole_shared, run, run.num_losses)
+
+
+def test_a_run_that_is_stopped_between_steps_of_a_block_resumes_there(shared, whole_shared, request):
+    events = [[Event("stop", step=3)], [Event("stop", step=10)]]
+    run = run_of(shared, request, events=events, checkpoint__every_steps=1000)
+
+    steps = []
+    while (outcome := run.start()).kind == "stopped":
+        steps.append(outcome.step)
+        state = json.loads((run.path / f"checkpoint_{outcome.step:09d}" / "state.json").read_text())
+        assert state["steps_after"] == outcome.step % K
+        lines = digests(run.path).splitlines()[1 : 1 + outcome.step // K * K]
+        assert state["position"] == ([int(value) for value in lines[-1].split(",")[2:]] if lines else [0, -1])
+    assert steps == [5, 12]
+    check_is_like_shared(whole_shared, run, num_restarts=2)
+
+
+def test_what_is_left_of_the_text_for_less_than_the_steps_of_a_block_is_not_trained_on(shared, corpus, request):
+    """Nor is it taken for the end where another pipeline continues."""
+    settings = changed(shared, data__sources=str(corpus / "b.parquet"), eval__every_steps=1000)
+    settings["optim"] = {"global_batch_size": 16, "num_epochs": 1, "learning_rate": 1e-3}
+    run = run_of(settings, request, groups_per_pass=4, events=[[], [Event("kill", step=51)]])
+
+    assert run.start().kind == "finished"
+    assert run.num_losses == 1
+    assert [outcome.kind for outcome in run.outcomes] == ["more", "finished"]
+    assert digest_column(run.path) == expected_digests(run.config)
+    progress = [record["run/progress"] for record in records(run.path)]
+    assert progress == sorted(set(progress))
+    assert progress[-1] == 1.0
+
+
+def test_text_for_less_than_the_steps_of_a_block_is_bad_input(shared, request):
+    optim = {"global_batch_size": 1024, "num_epochs": 1}
+    outcome = run_of(shared | {"optim": optim}, request, runtime__num_workers=1).start()
+
+    assert outcome.kind == "bad input"
+    assert "no further data.steps_per_block = 8 steps of optim.global_batch_size = 1024 rows" in outcome.message
+    assert "expected at least 262,144 tokens" in outcome.message
+
+
+def test_text_that_cannot_be_read_ends_the_run_after_a_whole_block(shared, request, words, tmp_path):
+    damaged = write_damaged(tmp_path / "a.parquet", words, num_documents=2600, rows_per_group=20)
+    settings = changed(shared, data__sources=str(damaged), data__eval_fraction=0.0, checkpoint__every_steps=1000)
+    settings["optim"] = {"global_batch_size": 16, "num_epochs": 1}
+    outcome = run_of(settings, request).start()
+
+    assert (outcome.kind, outcome.step % K) == ("bad input", 0)
+    assert outcome.step > 0
+
+
+def test_another_number_of_steps_per_block_is_refused(whole_shared, shared, whole, base):
+    for settings, other, message in ((shared, 1, "was 8, now 1"), (base, 8, "was 1, now 8")):
+        run = PlainRun(changed(settings, run__name="whole", data__steps_per_block=other))
+        with pytest.raises(InputError, match=rf"data\.steps_per_block: {message}"):
+            run.start()
+
+
+def test_rows_of_a_gradient_that_stays_infinite_can_be_found(shared, request):
+    run = run_of(shared, request, optim__max_skipped_updates=2)
+    run.nonfinite_steps = frozenset({11, 12})
+
+    assert run.start().kind == "diverged"
+    found = json.loads((run.path / "nonfinite.json").read_text())
+    ends = [[int(value) for value in line.split(",")[2:]] for line in digests(run.path).splitlines()[1:]]
+    assert (found["rows_after"], found["up_to"], found["first"]) == (ends[7], ends[12], 12 % K)
+
+
 # What a run leaves
 
 
