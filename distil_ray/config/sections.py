@@ -500,6 +500,11 @@ class Config(Section):
         return self.optim.global_batch_size // self.runtime.max_workers
 
     @property
+    def tokens_per_super_step(self) -> int:
+        """Tokens of the steps that share blocks."""
+        return self.data.steps_per_block * self.optim.global_batch_size * self.data.max_seq_length
+
+    @property
     def micro_batch_size(self) -> int:
         """Rows in a forward pass, chosen if `runtime.micro_batch_size` leaves it open."""
         return self.runtime.micro_batch_size or max(d for d in divisors(self.block_rows) if d <= 32)

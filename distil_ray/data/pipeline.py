@@ -40,6 +40,8 @@ as fast as it can, and take the CPU from everything else; 16 MiB leave gaps betw
 
 _THROTTLE_SECONDS = 0.05
 
+_ROW_BYTES_PER_TOKEN = 4  # of ids in 16 bits and what is masked, generously
+
 _MAX_BYTES_PER_TOKEN = 8
 _SPARE_GROUPS = 2
 
@@ -59,11 +61,18 @@ class Listener(Protocol):
         """
 
 
-def execution_options(num_cpus: int, node_label: Mapping[str, str] | None) -> ExecutionOptions:
-    """Options of the pipeline: how many CPU slots it may take, and the label of the nodes to run on."""
+def execution_options(
+    num_cpus: int, node_label: Mapping[str, str] | None, *, tokens_taken_at_once: int = 0
+) -> ExecutionOptions:
+    """Options of the pipeline: how many CPU slots it may take, the label of the nodes to run on, and its memory.
+
+    What the workers take at once, a block each, is cut from rows that wait, so both need room, however few slots there
+    are: with less, a pipeline crawls.
+    """
+    num_bytes = num_cpus * _BYTES_AHEAD_PER_CPU + 2 * tokens_taken_at_once * _ROW_BYTES_PER_TOKEN
     return ExecutionOptions(
         preserve_order=True,
-        resource_limits=ExecutionResources(cpu=num_cpus, object_store_memory=num_cpus * _BYTES_AHEAD_PER_CPU),
+        resource_limits=ExecutionResources(cpu=num_cpus, object_store_memory=num_bytes),
         label_selector=dict(node_label) if node_label else None,
     )
 

@@ -5,10 +5,10 @@ sequence, and makes k steps: step i has the rows s with s mod k = i, an equal sh
 than S some have more blocks; gradients are sums, so nothing else changes. Ray promises no order, so each super-step's
 rows are checked to follow the last one's, on all workers.
 
-Workers agree in rounds: each adds what it knows to one sum, and decides by the total alone. Before each step a round
-says whether to stop, and, once all workers have their blocks of it, what the next super-step is. It begins when the
-step before does, and passes while that is computed. A thread takes the blocks, but the main thread alone begins and
-ends rounds, so that all workers do the same collectives in the same order.
+Workers agree in rounds: each adds what it knows to one sum, and decides by the total alone. A round says whether to
+stop, and, once all workers have their blocks of it, what the next super-step is. There is one for each step, or for a
+few if the workers are many; it passes while the steps before are computed. A thread takes the blocks, but the main
+thread alone begins and ends rounds, so that all workers do the same collectives in the same order.
 
 Shapes: b rows of a step in a block, k steps, S blocks, C counts of what was skipped.
 """
@@ -31,6 +31,7 @@ from distil_ray.data.schedule import Position
 from distil_ray.errors import InputError, RunError
 from distil_ray.training.world import World
 
+_WORKERS_PER_STEP_OF_ROUND = 128
 _CHECK_STOP_SECONDS = 1.0  # between two checks for a reason to stop, while a block is waited for
 _NOTE_SECONDS = 5.0  # for a note on an empty group to arrive: it was sent before the rows that follow the group
 
@@ -119,6 +120,7 @@ class BlockFeed:
         self._coming: _Record | None = None  # the facts of the next one, once all workers have its blocks
         self._own = _in_background(self._take)  # this worker's blocks of the next one, and what it knows of them
         self._round: tuple[_Record, dist.Work | None] | None = None
+        self._steps_in_round = 0
         self.is_at_end = False
         """Whether the schedule ends where `next_step` returned None; if not, another pipeline continues there."""
         self.has_failed = False
@@ -129,17 +131,19 @@ class BlockFeed:
     def next_step(self) -> StepRows | None:
         """Return the next step's rows, or None on all workers if there is no further super-step or a reason to stop.
 
-        With several workers, a reason that comes up while a step is computed ends the training after the step that
-        follows, at the latest.
+        A reason that comes up while several workers compute a step ends the training after the step that follows, at
+        the latest; with 128 workers or more, whose steps are short, after twice as many as `steps_per_round`.
 
         Raises:
             DataError: the text is at fault.
             DataPlaneError: anything else failed, such as a node of the data plane, or rows are out of order.
         """
-        wait_seconds = 0.0
+        wait_seconds, is_due = 0.0, self._steps_in_round == steps_per_round(self._world.world_size)
         if self._round is None:
             self._begin_round(ask_driver=self._world.is_main)
-        self.stop_reason = self._end_round()
+            is_due = True
+        if is_due or (self._current is None and self._coming is None):
+            self.stop_reason = self._end_round()
         while self._current is None and self._coming is None and not any(self.stop_reason):
             began = time.perf_counter()
             wait([self._own], _CHECK_STOP_SECONDS)
@@ -150,7 +154,9 @@ class BlockFeed:
             return None
         step = self._next_of_super_step(wait_seconds)
         if self._world.world_size > 1:
-            self._begin_round(ask_driver=self._world.is_main)
+            if self._round is None:
+                self._begin_round(ask_driver=self._world.is_main)
+            self._steps_in_round += 1
         return step
 
     # --- Rounds
@@ -166,7 +172,7 @@ class BlockFeed:
         work = None
         if self._world.world_size > 1:
             work = dist.all_reduce(torch.from_numpy(facts.view(np.int64)), group=self._world.group, async_op=True)
-        self._round = facts, work
+        self._round, self._steps_in_round = (facts, work), 0
 
     def _end_round(self) -> StopReason:
         """Wait for the sum; note the next super-step's facts if all workers have its blocks."""
@@ -282,6 +288,11 @@ class BlockFeed:
                 return False
             time.sleep(_NOTE_SECONDS / 50)
         return True
+
+
+def steps_per_round(world_size: int) -> int:
+    """Steps during which a round may pass: one takes the longer the more workers there are, and a step the less."""
+    return 1 + world_size // _WORKERS_PER_STEP_OF_ROUND
 
 
 class _Edge(NamedTuple):

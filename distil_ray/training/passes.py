@@ -40,13 +40,13 @@ def run_passes(job: Job, do_pass: Callable[[Job, int], Outcome], tell: Callable[
 def too_little_text(config: Config, num_steps: int) -> Outcome:
     """The end of a run whose text holds no further step."""
     rows, length, steps = config.optim.global_batch_size, config.data.max_seq_length, config.data.steps_per_block
-    what, smaller = ("no further step", "a smaller batch")
+    what, less = ("no further step", "a smaller batch")
     if steps > 1:
-        what, smaller = f"no further data.steps_per_block = {steps} steps", f"{smaller}, or fewer steps per block"
+        what, less = f"no further data.steps_per_block = {steps} steps", f"{less}, or fewer steps per block"
     return Outcome(
         "bad input",
         f"the text holds {what} of optim.global_batch_size = {rows} rows of data.max_seq_length = {length} "
-        f"tokens (steps done: {num_steps}); expected at least {steps * rows * length:,} tokens: give more text, more "
-        f"num_epochs, or {smaller}",
+        f"tokens (steps done: {num_steps}); expected at least {config.tokens_per_super_step:,} tokens: give more text, "
+        f"more num_epochs, or {less}",
         step=num_steps,
     )

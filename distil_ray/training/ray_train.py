@@ -94,7 +94,9 @@ def fit(
         ),
         datasets={"train": make_dataset},
         dataset_config=DataConfig(
-            execution_options=execution_options(config.runtime.data_cpus, config.runtime.data_label)
+            execution_options=execution_options(
+                config.runtime.data_cpus, config.runtime.data_label, tokens_taken_at_once=config.tokens_per_super_step
+            )
         ),
     )
     # In the main thread, Ray Train would handle Ctrl-C itself, and ends the process with the status of a failed run.

@@ -710,6 +710,7 @@ def test_recipes():
         config = load_config([str(CONFIGS / f"{name}.yaml")], [])
         assert config.optim.global_batch_size == 4096
         assert config.runtime.max_workers == 8
+        assert config.data.steps_per_block == 8
         assert config.distill.shares == {"ce": 0.625, "mlm": 0.25, "cos": 0.125}
 
 

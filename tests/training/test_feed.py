@@ -182,6 +182,29 @@ def leave(rank, world_size, rows, k):
     return [step and step.digest for step in steps], feed.stop_reason, feed.is_at_end
 
 
+def agree_seldom(rank, world_size, rows, k):
+    """Rounds of three steps, as hundreds of workers have; the driver wants the run to end in step 10."""
+    feed_module._WORKERS_PER_STEP_OF_ROUND = 1
+    steps = []
+    blocks = deal(with_filler(rows, k=k), rank, world_size)
+    feed = feed_of(blocks, rank, world_size, k=k, is_stop_wanted=lambda: len(steps) > 10)
+    while (step := feed.next_step()) is not None:
+        steps.append(step.digest)
+    return steps, feed.stop_reason, feed.is_at_end
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_workers_that_agree_seldom_do_the_same(k):
+    rows = sequence(9 * STEP_ROWS, 39 * STEP_ROWS)
+    (steps, *ending), other = run_workers(agree_seldom, 2, rows, k)
+    assert other == (steps, *ending)
+    assert ending == [StopReason(is_stop_wanted=True), False]
+    assert 11 <= len(steps) <= 17
+    size = k * STEP_ROWS
+    expected = [digest(every(rows_of(rows, i // k * size, (i // k + 1) * size), k, i % k)) for i in range(len(steps))]
+    assert steps == expected
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_all_workers_leave_before_the_same_step(k):
     """With k = 3 in the middle of a super-step, after the step whose round had begun."""
