@@ -46,6 +46,10 @@ def digests(folder: Path) -> str:
     return (folder / "digests.csv").read_text()
 
 
+def digest_column(folder: Path) -> list[str]:
+    return [line.split(",")[1] for line in digests(folder).splitlines()[1:]]
+
+
 def weights(folder: Path) -> bytes:
     return (folder / "export" / "model.safetensors").read_bytes()
 

@@ -6,6 +6,7 @@ The reference comes from plain processes: Ray deals out the same rows in the sam
 import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,8 +15,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_damaged, write_text
-from plain_runs import expected_digests
-from runs import changed, command, digests, has_got_to, losses, records, run, train_workers, wait_for, weights
+from plain_runs import PlainRun, expected_digests
+from runs import (
+    changed,
+    command,
+    digest_column,
+    digests,
+    has_got_to,
+    losses,
+    records,
+    run,
+    train_workers,
+    wait_for,
+    weights,
+)
 
 from distil_ray.config import parse_config
 from distil_ray.errors import InputError
@@ -35,6 +48,24 @@ def test_the_number_of_workers_changes_rounding_only(reference):
     assert digests(folder) == digests(expected)
     assert len(digests(folder).splitlines()) == 1 + 100
     np.testing.assert_allclose(losses(folder), losses(expected), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_blocks_that_steps_share_are_dealt_out_as_in_plain_processes(reference):
+    settings, _ = reference
+    settings = changed(settings, data__steps_per_block=8, optim__num_steps=20, checkpoint__every_steps=3)
+    folder = run(settings, run__name="shared", runtime__num_workers=[2, 4])
+    plain = PlainRun(changed(settings, run__name="shared_plain", runtime__num_workers=[2, 4]), num_workers=[4])
+    assert plain.start().kind == "finished"
+
+    assert digest_column(folder) == expected_digests(plain.config)[:20]
+    assert weights(folder) == weights(plain.path)
+    shutil.rmtree(folder / "export")
+    for path in (folder / "finished.json", *sorted(folder.glob("checkpoint_*"))[-1:]):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run(settings, run__name="shared", runtime__num_workers=4) == folder  # from step 18, in the middle of a block
+    assert weights(folder) == weights(plain.path)
+    assert digests(folder) == digests(plain.path)
 
 
 @pytest.mark.slow
