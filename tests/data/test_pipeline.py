@@ -11,7 +11,7 @@ from ray.data._internal.logical.interfaces import LogicalPlan
 from ray.data._internal.logical.operators.map_operator import MapBatches, StreamingRepartition
 
 from distil_ray.data import pipeline
-from distil_ray.data.pipeline import IdleThrottle
+from distil_ray.data.pipeline import IdleThrottle, execution_options
 from distil_ray.errors import RunError
 
 
@@ -51,3 +51,13 @@ def test_the_loop_pauses_only_while_a_block_waits(monkeypatch):
     assert pauses == []
     IdleThrottle().on_execution_step(SimpleNamespace(_consumer_idling=lambda: False))
     assert pauses == [pytest.approx(0.05)]
+
+
+def test_a_pipeline_has_room_for_blocks_of_any_size():
+    """Whatever the CPU slots: what the workers take at once, in blocks and in the rows to cut them from."""
+    small, large = (
+        execution_options(1, None, tokens_taken_at_once=tokens).resource_limits.object_store_memory
+        for tokens in (0, 8 * 4096 * 512)
+    )
+    row_bytes = 512 * 2 + 77 * (2 + 2)
+    assert large - small > 2 * 8 * 4096 * row_bytes
