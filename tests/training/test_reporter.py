@@ -56,7 +56,7 @@ def restarts(folder):
 def test_records_are_written_and_passed_on(folder):
     reporter, heard = begin(folder, state_of(0))
     reporter.record(state_of(0), {"eval/mlm_loss": 7.5})
-    reporter.digest(state_of(12), 255)
+    reporter.digest(12, 255, Position(1, 2))
     reporter.record(state_of(12), {"train/loss": 2.0, "data/digest": "ff"})
     reporter.sync()
     first, second = read_records(folder)
@@ -158,6 +158,6 @@ def test_the_other_workers_write_and_say_nothing(folder):
     reporter = Reporter(folder, heard, is_active=False)
     reporter.begin(state_of(10), "checkpoint_000000010", ["complaint"], is_continuation=False)
     reporter.record(state_of(11), {"train/loss": 1.0})
-    reporter.digest(state_of(11), 1)
+    reporter.digest(11, 1, Position(1, 1))
     reporter.sync()
     assert (heard.lines, heard.records, folder.names()) == ([], [], [])
