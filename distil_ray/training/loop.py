@@ -252,8 +252,8 @@ def _give_up(world: World, previous: TrainState, state: TrainState, rows: StepRo
     """End the run and write down which rows the last batch had: with k steps per block, every k-th from ``first``."""
     if world.is_main:
         found = {"rows_after": previous.position, "up_to": rows.position, "first": rows.index}
-        found |= {"in_a_row": norms.num_in_a_row}
-        world.folder.write_json(NONFINITE_FILE, {"step": state.step} | found)
+        counts = {"step": state.step, "in_a_row": norms.num_in_a_row}
+        world.folder.write_json(NONFINITE_FILE, counts | found)
     return Outcome(
         "diverged",
         f"the gradient had no finite norm in {norms.num_in_a_row} steps in a row, up to step {state.step}; their "
