@@ -140,10 +140,10 @@ def test_damaged_heldout_text_is_an_input_error_or_left_out(settings, words, tmp
     config = parse_config(settings)
     tokenizer = build_tokenizer(config)
     with pytest.raises(InputError, match=r"^/.*a\.parquet: row group 4: damaged"):
-        prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=print)
+        prepare_data(config, tokenizer, build_plan(config, tokenizer), tell=print)
 
     config, notes = parse_config(changed(settings, data__on_bad_file="skip")), []
-    heldout = prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=notes.append).heldout
+    heldout = prepare_data(config, tokenizer, build_plan(config, tokenizer), tell=notes.append).heldout
     assert len(heldout["group"]) > 64
     assert [note for note in notes if "left out: " in note and "row group 4" in note]
 
@@ -197,7 +197,7 @@ def test_more_workers_than_the_cluster_holds(settings):
 def test_mlm_smoothing_weighs_pieces_by_their_count_in_the_text(settings):
     config = parse_config(changed(settings, data__mlm_smoothing=0.5))
     tokenizer = build_tokenizer(config)
-    plan = prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=print).plan
+    plan = prepare_data(config, tokenizer, build_plan(config, tokenizer), tell=print).plan
 
     weights = plan.settings.piece_weights
     assert weights is not None
