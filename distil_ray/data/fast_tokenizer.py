@@ -1,4 +1,4 @@
-"""A faster package in place of `tokenizers`, where one is installed that implements a tokenizer.
+"""A faster package in place of `tokenizers`, where it is installed and implements a tokenizer: WordPiece, that is.
 
 It changes no id: `parity.with_fast_tokenizer` compares the two first. `pip install 'distil-ray[fast]'` installs it.
 """
@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+PACKAGE = "nanotoken"
+
 Encode = Callable[[Sequence[str]], Sequence[npt.NDArray[np.integer]]]
 """Texts -> the ids of each, without control pieces."""
 
@@ -25,8 +27,8 @@ def installed_package(tokenizer_json: str) -> str | None:
     if json.loads(tokenizer_json)["model"]["type"] != "WordPiece":
         return None
     try:
-        importlib.import_module("nanotoken")
-        return f"nanotoken {importlib.metadata.version('nanotoken')}"
+        importlib.import_module(PACKAGE)
+        return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
     except ImportError:
         return None
 
@@ -40,7 +42,7 @@ def load_fast(tokenizer_json: str, package: str) -> Encode | None:
     """
     if installed_package(tokenizer_json) != package:
         return None
-    nanotoken = importlib.import_module("nanotoken")
+    nanotoken = importlib.import_module(PACKAGE)
     state = json.loads(tokenizer_json)
     # Those that are special, control pieces, are not searched for in a text.
     state["added_tokens"] = [token for token in state["added_tokens"] if not token["special"]]
