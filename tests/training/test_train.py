@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from plain_runs import expected_digests
 from runs import changed, command, digests, has_got_to, losses, records, run, train_workers, wait_for, weights
 
 from distil_ray.config import parse_config
+from distil_ray.data.fast_tokenizer import installed_package
+from distil_ray.data.pipeline import heldout_rows
 from distil_ray.errors import InputError
 from distil_ray.runs.console import Console
 from distil_ray.training import launcher
@@ -192,6 +195,23 @@ def test_more_workers_than_the_cluster_holds(settings):
         run(settings, runtime__num_workers=64, optim__global_batch_size=256)
     with pytest.raises(InputError, match="no node of the cluster carries the label"):
         run(settings, runtime__data_label={"no-such": "label"})
+
+
+def test_rows_are_the_same_with_and_without_the_fast_tokenizer_and_where_a_node_lacks_it(settings):
+    config = parse_config(settings)
+    tokenizer = build_tokenizer(config)
+    plan, lines = build_plan(config, tokenizer), []
+    prepared = prepare_data(config, tokenizer, plan, tell=lines.append)
+
+    assert prepared.plan.vocabulary.fast_package == installed_package(plan.vocabulary.tokenizer_json)
+    assert ["is used" in line for line in lines] == [True] * bool(prepared.plan.vocabulary.fast_package)
+    assert prepared.plan.fingerprint() == plan.fingerprint()
+    unknown = replace(plan, vocabulary=replace(plan.vocabulary, fast_package="nanotoken 0.0.0"))
+    for other in (plan, unknown):
+        rows = heldout_rows(other, config.eval.num_rows, num_cpus=1, node_label=None, warn=print)
+        assert rows.keys() == prepared.heldout.keys()
+        for name, values in rows.items():
+            np.testing.assert_array_equal(values, prepared.heldout[name])
 
 
 def test_mlm_smoothing_weighs_pieces_by_their_count_in_the_text(settings):
