@@ -2,8 +2,9 @@
 
     python benchmarks/data.py --source 'corpus/*.parquet' --tokenizer bert-base-uncased [--megabytes 8] …
 
-Everything is given in tokens of text (each document's separator included) per second of one core, next to two others
-on the same documents:
+Everything is given in tokens of text (each document's separator included) per second of one core; "fast …" is the same
+with the package of the extra `fast`, where that is installed and gives the same ids. Next to it stand two others on the
+same documents:
 
 tokenizer       `encode_batch_fast` of `tokenizers` alone, one thread: the fastest that this tokenizer can be.
 hugging face    What the examples of `transformers` do: `datasets.map` with the tokenizer, `datasets.map` into blocks,
@@ -27,7 +28,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import datasets
@@ -47,18 +48,21 @@ from distil_ray.config import Source
 from distil_ray.data.corpus import read_texts
 from distil_ray.data.hashing import draws, stream_key
 from distil_ray.data.masking import count_maskable, mask_rows, special_table
+from distil_ray.data.parity import with_fast_tokenizer
 from distil_ray.data.pipeline import execution_options, train_dataset
 from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings, make_rows, pack_rows
 from distil_ray.data.schedule import START
 from distil_ray.data.tally import Tally
 from distil_ray.data.tokenization import Vocabulary, token_stream
+from distil_ray.runs.cluster import SYSTEM_CONFIG
 
 Clock = Literal["wall", "cpu"]
 CLOCKS: tuple[Clock, ...] = ("wall", "cpu")
 MLM_PROBABILITY = 0.15
 COLLATOR_BATCH_SIZE = 32
 GROUPS_PER_SLOT = {"warm-up": 3, "measured": 6, "behind": 2}  # those behind keep the slots busy to the end
+FAST_GROUPS = 5  # times as many with the fast tokenizer, which has them done as soon
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class Measurement:
 
 def make_variants(plan: DataPlan, tokenizer: PreTrainedTokenizerBase, num_bytes: int) -> dict[str, Callable[[], int]]:
     """Return what to time; each returns how many tokens of text it has worked through."""
-    vocabulary, settings = plan.vocabulary, plan.settings
+    fast, settings = plan.vocabulary, plan.settings
+    vocabulary = replace(fast, fast_package=None)
     units = first_units(plan, num_bytes)
     texts = list(read_texts(plan.corpus, units))
     stream = token_stream(vocabulary, texts)
@@ -84,6 +89,9 @@ def make_variants(plan: DataPlan, tokenizer: PreTrainedTokenizerBase, num_bytes:
     row_numbers = np.arange(len(rows), dtype=np.uint64)
     is_special = special_table(vocabulary.size, vocabulary.special_ids)
     bare_tokenizer = Tokenizer.from_str(vocabulary.tokenizer_json)
+
+    def make_group(vocabulary: Vocabulary) -> object:
+        return make_rows(read_texts(plan.corpus, units), Tally(), vocabulary, settings, split="train", group=0)
 
     def mask() -> None:
         has_targets = count_maskable(rows, is_special) >= settings.num_masked
@@ -103,12 +111,12 @@ def make_variants(plan: DataPlan, tokenizer: PreTrainedTokenizerBase, num_bytes:
         ),
         "shuffle": lambda: rows[np.argsort(draws(stream_key("shuffle"), row_numbers))],
         "mask": mask,
-        "group": lambda: make_rows(
-            read_texts(plan.corpus, units), Tally(), vocabulary, settings, split="train", group=0
-        ),
+        "group": lambda: make_group(vocabulary),
         "tokenizer": lambda: bare_tokenizer.encode_batch_fast(texts, add_special_tokens=False),
         "hugging face": lambda: hugging_face(texts, tokenizer, settings.max_seq_length),
     }
+    if fast.fast_package is not None:
+        actions |= {"fast tokenize": lambda: token_stream(fast, texts), "fast group": lambda: make_group(fast)}
 
     def counting(action: Callable[[], object]) -> Callable[[], int]:
         def run() -> int:
@@ -167,13 +175,24 @@ def start_ray(num_cpus: int) -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        _system_config={"worker_niceness": 0},
+        _system_config=SYSTEM_CONFIG | {"worker_niceness": 0},
     )
+
+
+class Printer:
+    """Receives what happens in the pipeline's tasks."""
+
+    def post_text(self, text: str) -> None:
+        print(text)
+
+    def note(self, topic: str, group: int, content: Any) -> None:
+        print(topic, group, content)
 
 
 def measure_pipeline(plan: DataPlan, data_cpus: int, block_rows: int) -> Measurement:
     """Consume the pipeline from its beginning and take the time between two groups' arrivals."""
-    warm, measured, behind = (num_groups * data_cpus for num_groups in GROUPS_PER_SLOT.values())
+    times = data_cpus * (1 if plan.vocabulary.fast_package is None else FAST_GROUPS)
+    warm, measured, behind = (num_groups * times for num_groups in GROUPS_PER_SLOT.values())
     DataContext.get_current().execution_options = execution_options(data_cpus, None)
     dataset = train_dataset(
         plan,
@@ -182,7 +201,8 @@ def measure_pipeline(plan: DataPlan, data_cpus: int, block_rows: int) -> Measure
         block_rows=block_rows,
         filler_blocks=1,
         num_cpus=data_cpus,
-        warn=print,
+        listener=Printer(),
+        outage_seconds=0,
     )
     num_rows = 0
     edges: list[tuple[int, float, float]] = []
@@ -223,6 +243,11 @@ def ratios(measurements: dict[str, list[Measurement]], clock: Clock) -> dict[str
         "pipeline_vs_tokenizer": median_ratio("pipeline", "tokenizer"),
         "pipeline_vs_group": median_ratio("pipeline", "group"),
         "pipeline_vs_hugging_face": median_ratio("pipeline", "hugging face"),
+        **{
+            f"fast_{name}_vs_{name}": median_ratio(f"fast {name}", name)
+            for name in ("tokenize", "group", "pipeline")
+            if f"fast {name}" in measurements
+        },
         "masking_and_packing_share": statistics.median(
             group / pack + group / mask
             for group, pack, mask in zip(speeds("group"), speeds("pack"), speeds("mask"), strict=True)
@@ -288,13 +313,19 @@ def main() -> None:
         num_epochs=None,
         on_bad_file="error",
     )
-    variants = make_variants(plan, tokenizer, num_bytes=int(options.megabytes * 1e6))
-    measurements: dict[str, list[Measurement]] = {name: [] for name in (*variants, "pipeline")}
+    vocabulary, line = with_fast_tokenizer(plan.vocabulary, plan.first_documents())
+    print(line or "the extra `fast` is not installed")
+    pipelines = {"pipeline": plan}
+    if vocabulary.fast_package is not None:
+        pipelines["fast pipeline"] = replace(plan, vocabulary=vocabulary)
+    variants = make_variants(replace(plan, vocabulary=vocabulary), tokenizer, int(options.megabytes * 1e6))
+    measurements: dict[str, list[Measurement]] = {name: [] for name in (*variants, *pipelines)}
     start_ray(options.data_cpus + 1)
     for _ in range(options.rounds):
         for name, run in variants.items():
             measurements[name].append(measure(run))
-        measurements["pipeline"].append(measure_pipeline(plan, options.data_cpus, options.block_rows))
+        for name, one in pipelines.items():
+            measurements[name].append(measure_pipeline(one, options.data_cpus, options.block_rows))
     ray.shutdown()
 
     speeds: dict[str, dict[Clock, float]] = {
@@ -306,6 +337,7 @@ def main() -> None:
     record = {
         "benchmark": "data",
         **start,
+        "fast_package": vocabulary.fast_package,
         "load_average_after": os.getloadavg(),
         **vars(options),
         "num_tokens": measurements["group"][0].num_tokens,

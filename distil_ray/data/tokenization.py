@@ -4,15 +4,15 @@ import functools
 import hashlib
 import itertools
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from distil_ray.data.fast_tokenizer import load_fast
 from distil_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class Vocabulary:
         size: V, the largest id + 1, added pieces included.
         special_ids: ids that are never masked and never a random replacement: those of all special pieces, and those
             below V that no piece has.
+        fast_package: an installed package that gives the same ids, with its version, see `parity.with_fast_tokenizer`.
+            A process in which it is not installed uses `tokenizers`. It is no part of the vocabulary's identity.
     """
 
     tokenizer_json: str
@@ -47,6 +49,7 @@ class Vocabulary:
     sep_id: int
     mask_id: int
     special_ids: tuple[int, ...]
+    fast_package: str | None = field(default=None, compare=False)
 
     @classmethod
     def from_pretrained(cls, tokenizer: "PreTrainedTokenizerBase") -> "Vocabulary":
@@ -88,7 +91,8 @@ class Vocabulary:
     @functools.cached_property
     def digest(self) -> str:
         """Digest of everything that decides which ids a text becomes, and which of them are special."""
-        return hashlib.blake2b(repr(astuple(self)).encode(), digest_size=16).hexdigest()
+        values = tuple(getattr(self, one.name) for one in fields(self) if one.compare)
+        return hashlib.blake2b(repr(values).encode(), digest_size=16).hexdigest()
 
 
 def id_space(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -217,20 +221,29 @@ def token_stream(vocabulary: Vocabulary, documents: Iterable[str]) -> npt.NDArra
         ids ``[num_tokens]`` of dtype ``vocabulary.id_dtype``. A document without pieces leaves nothing.
     """
     tokenizer = _load(vocabulary.tokenizer_json)
+    encode = _encoder(vocabulary)
     stream = bytearray()  # grows in place, where a list of arrays would have to be copied into one
     sep = np.array([vocabulary.sep_id], dtype=vocabulary.id_dtype).tobytes()
     document_is_empty = True
     for batch in _batches(documents, _pieces_over_blanks(tokenizer)):
-        encodings = iter(tokenizer.encode_batch_fast([part for part in batch if part], add_special_tokens=False))
+        encoded = iter(encode([part for part in batch if part]))
         for part in batch:
             if part:
-                ids = next(encodings).ids
+                ids = next(encoded)
                 stream += np.array(ids, dtype=vocabulary.id_dtype).tobytes()
-                document_is_empty = document_is_empty and not ids
+                document_is_empty = document_is_empty and not len(ids)
             else:
                 stream += b"" if document_is_empty else sep
                 document_is_empty = True
     return np.frombuffer(stream, dtype=vocabulary.id_dtype)
+
+
+def _encoder(vocabulary: Vocabulary) -> Callable[[list[str]], Iterable[Sequence[int] | npt.NDArray[np.integer]]]:
+    """Texts -> the ids of each; the fast package's where that is installed in the version that was compared."""
+    json, package = vocabulary.tokenizer_json, vocabulary.fast_package
+    fast = load_fast(json, package) if package else None
+    slow = _load(json)
+    return fast or (lambda texts: (one.ids for one in slow.encode_batch_fast(texts, add_special_tokens=False)))
 
 
 def _batches(documents: Iterable[str], uncut: Sequence[str]) -> Iterator[list[str]]:
@@ -246,55 +259,3 @@ def _batches(documents: Iterable[str], uncut: Sequence[str]) -> Iterator[list[st
                 batch, num_chars = [], 0
     if batch:
         yield batch
-
-
-_MAX_CHARS = 100_000  # of a text: several slices
-_SHOWN_CHARS = 40
-
-
-def check_parity(tokenizer: "PreTrainedTokenizerBase", vocabulary: Vocabulary, texts: Iterable[str]) -> int:
-    """Refuse a tokenizer whose rows would not be what transformers gives for the same texts.
-
-    Control pieces written in a text are taken out of it first: there the two differ by intent. Of long texts the
-    beginning is compared.
-
-    Returns:
-        The number of texts that were compared.
-
-    Raises:
-        InputError: with the first text that differs, and the piece that either gives there.
-    """
-    control = control_pieces(tokenizer)
-    written = re.compile("|".join(re.escape(piece) for piece in sorted(control, key=len, reverse=True)), re.IGNORECASE)
-    # The unknown piece is no sign of a control piece: it stands for characters that the vocabulary lacks, too.
-    forbidden = {tokenizer.convert_tokens_to_ids(piece) for piece in control} - {tokenizer.unk_token_id}
-    num_compared = 0
-    for text in texts:
-        plain = text[:_MAX_CHARS]
-        while written.search(plain):
-            plain = written.sub(" ", plain)
-        encoded = tokenizer(plain, add_special_tokens=False, truncation=False, padding=False, verbose=False)
-        expected = list(encoded["input_ids"])
-        if forbidden.intersection(expected):  # a control piece in other letters, such as full-width ones
-            continue
-        num_compared += 1
-        ids = token_stream(vocabulary, [plain]).tolist()[:-1]
-        if ids != expected:
-            raise InputError(_difference(tokenizer, plain, expected, ids))
-    return num_compared
-
-
-def _difference(tokenizer: "PreTrainedTokenizerBase", text: str, expected: list[int], ids: list[int]) -> str:
-    def shown(index: int | None) -> str:
-        return "nothing" if index is None else f"{tokenizer.convert_ids_to_tokens(index)!r} (id {index})"
-
-    place, (right, wrong) = next(
-        (place, pair) for place, pair in enumerate(itertools.zip_longest(expected, ids)) if pair[0] != pair[1]
-    )
-    around = tokenizer.decode(expected[max(place - 5, 0) : place + 5])
-    beginning = text[:_SHOWN_CHARS] + ("…" if len(text) > _SHOWN_CHARS else "")
-    return (
-        f"the tokenizer does not give the same pieces here as in transformers: of the text {beginning!r}, piece "
-        f"{place:,} (near {around!r}) is {shown(right)} in transformers and {shown(wrong)} here; use a tokenizer with "
-        "a tokenizer.json that `tokenizers` and transformers read alike"
-    )

@@ -27,6 +27,10 @@ DRIVER_CPUS = 0.01
 wait for their turn: with whole slots they could leave none for the workers. With none at all, Ray could place it on a
 head on which no work belongs."""
 
+SYSTEM_CONFIG = {"idle_worker_killing_time_threshold_ms": 60_000}
+"""Of a Ray that is started here. It would else end processes that idle for a second, if there are more than CPU slots:
+blocks are cut without one, so most tasks would start a process anew, which takes longer than to make a group's rows."""
+
 
 def connect(cpu_slots: float) -> str:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it set), or else start a Ray on this machine.
@@ -54,7 +58,7 @@ def connect(cpu_slots: float) -> str:
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
     num_cpus = math.ceil(max(usable_cpus(), cpu_slots))
     # With its dashboard, without which Ray Train cannot clean up after a killed driver.
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **quiet)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, _system_config=SYSTEM_CONFIG, **quiet)
     return f"started Ray on this machine with {num_cpus} CPU slots"
 
 

@@ -13,15 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.config import Config, Section, learned, to_yaml
 from distil_ray.data.batch import Arrays
-from distil_ray.data.pipeline import (
-    heldout_rows,
-    look_at_text,
-    sample_piece_counts,
-)
+from distil_ray.data.parity import check_parity, with_fast_tokenizer
+from distil_ray.data.pipeline import heldout_rows, look_at_text, sample_piece_counts
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.rows import pack_rows
 from distil_ray.data.tally import counts_of, text_warnings
-from distil_ray.data.tokenization import check_parity, token_stream
+from distil_ray.data.tokenization import token_stream
 from distil_ray.errors import DivergedError, InputError, OutageError, RunError, Stopped, reason_of
 from distil_ray.models.tokenizer import remarks
 from distil_ray.runs.cluster import check_fits, connect, reporting_nodes, slots_needed
@@ -223,7 +220,7 @@ class Prepared(NamedTuple):
     """What must be known about the text before the first step.
 
     Attributes:
-        plan: with the weights of `mlm_smoothing`.
+        plan: with the weights of `mlm_smoothing` and the fast tokenizer, if there is one.
         heldout: held-out rows.
         sample: ids of some rows to train on ``[B, T]``, not masked.
         warnings: what the user should look at.
@@ -236,9 +233,12 @@ class Prepared(NamedTuple):
 
 
 def prepare_data(
-    config: Config, tokenizer: PreTrainedTokenizerBase, plan: DataPlan, warn: Callable[[str], None]
+    config: Config, tokenizer: PreTrainedTokenizerBase, plan: DataPlan, tell: Callable[[str], None]
 ) -> Prepared:
     """Try the text and the tokenizer on each other, and read what must be known before the first step.
+
+    Args:
+        tell: takes lines for the user.
 
     Raises:
         InputError: the text cannot be used, or the tokenizer gives other pieces here than in transformers.
@@ -246,6 +246,10 @@ def prepare_data(
     label = config.runtime.data_label
     tally, texts = look_at_text(plan, node_label=label)
     check_parity(tokenizer, plan.vocabulary, texts)
+    vocabulary, line = with_fast_tokenizer(plan.vocabulary, texts)
+    if line is not None:
+        tell(line)
+    plan = replace(plan, vocabulary=vocabulary)
     cpus: dict[str, Any] = {"num_cpus": config.runtime.data_cpus, "node_label": label}
     smoothing = config.data.mlm_smoothing
     if smoothing:
@@ -254,7 +258,7 @@ def prepare_data(
     max_lost = config.data.warn_skipped_fraction
     return Prepared(
         plan,
-        heldout_rows(plan, config.eval.num_rows, warn=warn, **cpus),
+        heldout_rows(plan, config.eval.num_rows, warn=tell, **cpus),
         _rows_of(plan, texts),
         text_warnings(tally.counts(), tally.first_places, max_lost_fraction=max_lost),
     )

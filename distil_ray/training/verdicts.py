@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
 from distil_ray.config import Config
+from distil_ray.data.fast_tokenizer import PACKAGE as FAST_PACKAGE
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import text_warnings
 from distil_ray.errors import InputError, reason_of
@@ -28,6 +29,7 @@ class NodeFacts:
 
     Attributes:
         versions: of Python and of the packages that have to be equal; "not installed" where one is missing.
+        fast_version: of the package that tokenizes faster; the same.
         gpu_names: of all GPUs that torch sees.
         shared_memory_bytes: size of /dev/shm; None where there is none.
         errors: by what was tried (storage, models, text): why it did not work, empty if it did.
@@ -35,6 +37,7 @@ class NodeFacts:
     """
 
     versions: dict[str, str]
+    fast_version: str
     gpu_names: list[str]
     shared_memory_bytes: int | None
     errors: dict[str, str] = field(default_factory=dict)
@@ -59,6 +62,7 @@ def probe(config: Config, plan: DataPlan | None, mark: str, node: str, *, has_da
         errors["text"] = _error(lambda: warnings.extend(_look_at_text(config, plan)))
     return NodeFacts(
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        fast_version=_version(FAST_PACKAGE),
         gpu_names=_gpu_names(),
         shared_memory_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
         errors=errors,
@@ -150,6 +154,11 @@ def versions(facts: Mapping[str, NodeFacts]) -> Verdict:
         return Verdict(
             "versions", "failed", "; ".join(listed) + ": install the same everywhere, as from constraints.txt"
         )
+    fast = Counter(one.fast_version for one in facts.values())
+    if len(fast) > 1:
+        listed = [f"{version} on {_nodes(count)}" for version, count in fast.items()]
+        detail = f"{FAST_PACKAGE} is {', '.join(listed)}: data tasks are slower where it is not what the driver has"
+        return Verdict("versions", "warning", detail)
     named = ", ".join(f"{name} {next(iter(found[name]))}" for name in ("python", "ray", "torch") if name in found)
     return Verdict("versions", "ok", f"equal on all nodes ({named})")
 

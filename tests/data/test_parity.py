@@ -9,10 +9,10 @@ from tokenizer_zoo import CONTROL_TEXTS, HOSTILE_TEXTS, TEXTS, ZOO, unigram, wor
 from transformers import AutoTokenizer, BertTokenizer
 
 from distil_ray.data.masking import mask_rows, special_table
+from distil_ray.data.parity import check_parity
 from distil_ray.data.tokenization import (
     MAX_SLICE_CHARS,
     Vocabulary,
-    check_parity,
     control_pieces,
     id_space,
     token_stream,

@@ -1,5 +1,9 @@
 """What of a cluster a run needs, and how many runs it holds side by side."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from google.protobuf.text_format import Parse
 from ray.core.generated.autoscaler_pb2 import AutoscalingState
@@ -103,3 +107,28 @@ def test_nodes_that_come_fail_or_cannot_be():
 
 def test_an_autoscaler_without_work_is_silent():
     assert describe(AutoscalingState()) == []
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_started_here_keeps_the_processes_of_tasks_without_a_slot():
+    """More than CPU slots: Ray would end those after a second."""
+    script = """
+import os, time
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import ray
+from distil_ray.runs.cluster import connect
+connect(1)
+
+@ray.remote(num_cpus=0)
+def pid():
+    time.sleep(2)
+    return os.getpid()
+
+processes = [set(ray.get([pid.remote() for _ in range(4)]))]
+time.sleep(5)
+processes.append(set(ray.get([pid.remote() for _ in range(4)])))
+print(processes[1] <= processes[0])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] == "True"

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from runs import (
 )
 
 from distil_ray.config import parse_config
+from distil_ray.data.fast_tokenizer import installed_package
+from distil_ray.data.pipeline import heldout_rows
 from distil_ray.errors import InputError
 from distil_ray.runs.console import Console
 from distil_ray.training import launcher
@@ -171,10 +174,10 @@ def test_damaged_heldout_text_is_an_input_error_or_left_out(settings, words, tmp
     config = parse_config(settings)
     tokenizer = build_tokenizer(config)
     with pytest.raises(InputError, match=r"^/.*a\.parquet: row group 4: damaged"):
-        prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=print)
+        prepare_data(config, tokenizer, build_plan(config, tokenizer), tell=print)
 
     config, notes = parse_config(changed(settings, data__on_bad_file="skip")), []
-    heldout = prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=notes.append).heldout
+    heldout = prepare_data(config, tokenizer, build_plan(config, tokenizer), tell=notes.append).heldout
     assert len(heldout["group"]) > 64
     assert [note for note in notes if "left out: " in note and "row group 4" in note]
 
@@ -225,10 +228,27 @@ def test_more_workers_than_the_cluster_holds(settings):
         run(settings, runtime__data_label={"no-such": "label"})
 
 
+def test_rows_are_the_same_with_and_without_the_fast_tokenizer_and_where_a_node_lacks_it(settings):
+    config = parse_config(settings)
+    tokenizer = build_tokenizer(config)
+    plan, lines = build_plan(config, tokenizer), []
+    prepared = prepare_data(config, tokenizer, plan, tell=lines.append)
+
+    assert prepared.plan.vocabulary.fast_package == installed_package(plan.vocabulary.tokenizer_json)
+    assert ["is used" in line for line in lines] == [True] * bool(prepared.plan.vocabulary.fast_package)
+    assert prepared.plan.fingerprint() == plan.fingerprint()
+    unknown = replace(plan, vocabulary=replace(plan.vocabulary, fast_package="nanotoken 0.0.0"))
+    for other in (plan, unknown):
+        rows = heldout_rows(other, config.eval.num_rows, num_cpus=1, node_label=None, warn=print)
+        assert rows.keys() == prepared.heldout.keys()
+        for name, values in rows.items():
+            np.testing.assert_array_equal(values, prepared.heldout[name])
+
+
 def test_mlm_smoothing_weighs_pieces_by_their_count_in_the_text(settings):
     config = parse_config(changed(settings, data__mlm_smoothing=0.5))
     tokenizer = build_tokenizer(config)
-    plan = prepare_data(config, tokenizer, build_plan(config, tokenizer), warn=print).plan
+    plan = prepare_data(config, tokenizer, build_plan(config, tokenizer), tell=print).plan
 
     weights = plan.settings.piece_weights
     assert weights is not None

@@ -25,12 +25,12 @@ TYPED = {"ray.io/node-group": "cpu"}  # as an autoscaler starts nodes
 WORKS = {"storage": "", "models": "", "text": ""}
 
 
-def facts(*, gpu_names=(), memory=10**10, errors=None, warnings=(), **changed) -> NodeFacts:
-    return NodeFacts(VERSIONS | changed, list(gpu_names), memory, WORKS | (errors or {}), list(warnings))
+def facts(*, gpu_names=(), memory=10**10, errors=None, warnings=(), fast="0.1.0", **changed) -> NodeFacts:
+    return NodeFacts(VERSIONS | changed, fast, list(gpu_names), memory, WORKS | (errors or {}), list(warnings))
 
 
 def untried(*names) -> NodeFacts:
-    return NodeFacts(VERSIONS, [], 10**10, {name: error for name, error in WORKS.items() if name not in names})
+    return NodeFacts(VERSIONS, "0.1.0", [], 10**10, {name: error for name, error in WORKS.items() if name not in names})
 
 
 def node(name="a", cpus=8, gpus=0, store=2e9, label=None, seen=None) -> Node:
@@ -67,6 +67,14 @@ def test_versions_are_the_same_everywhere():
     assert "python is 3.11.7 on 2 nodes, 3.12.1 on 1 node" in verdict.detail
     assert "torch is 2.13.0 on 2 nodes, 2.12.0 on 1 node" in verdict.detail
     assert "ray is" not in verdict.detail
+
+
+def test_a_faster_tokenizer_on_some_of_the_nodes_is_a_warning():
+    verdict = versions({"a": facts(), "b": facts(fast="not installed"), "c": facts()})
+
+    assert verdict.outcome == "warning"
+    assert verdict.detail.startswith("nanotoken is 0.1.0 on 2 nodes, not installed on 1 node: data tasks are slower")
+    assert versions({"a": facts(fast="not installed")}).outcome == "ok"
 
 
 def test_packages_that_are_missing_everywhere():
