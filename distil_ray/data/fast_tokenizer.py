@@ -19,7 +19,7 @@ Encode = Callable[[Sequence[str]], Sequence[npt.NDArray[np.integer]]]
 """Texts -> the ids of each, without control pieces."""
 
 _CACHED_WORDS = 2**16
-"""Words whose ids a process keeps, in about 10 MB; the package's own limit takes up to 130 MB."""
+"""Words whose ids a process keeps, in some 20 MB; the package's own limit takes up to 130 MB."""
 
 
 def installed_package(tokenizer_json: str) -> str | None:
