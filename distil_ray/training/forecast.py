@@ -15,7 +15,7 @@ from distil_ray.data.plan import DataPlan
 from distil_ray.errors import InputError, RunError
 from distil_ray.models.flops import peak_flops
 from distil_ray.models.precision import Precision
-from distil_ray.runs.cluster import gpu_types, worker_resources
+from distil_ray.runs.cluster import gpu_types, usable_cpus, worker_resources
 from distil_ray.runs.console import format_seconds
 from distil_ray.runs.prices import Hire, PricedCluster, nodes_for, read_prices
 from distil_ray.runs.side_by_side import call_side_by_side
@@ -30,6 +30,7 @@ from distil_ray.training.estimate import (
     num_evaluations,
     other_parts,
     run_flops,
+    start_seconds,
 )
 from distil_ray.training.identity import Pins
 from distil_ray.training.timing import prepare_timing, repeated
@@ -109,6 +110,10 @@ def forecast(subject: Subject, assumed: Assumptions, data_label: dict[str, str] 
     others = other_parts(config, data_speed, checkpoint_bytes, is_local=is_local)
     for part in others:
         yield _in_words(part)
+    yield (
+        f"start-up: about {start_seconds(config, usable_cpus()):.0f} s before the first step on this machine's "
+        f"{usable_cpus()} cores, with models and text in place; not in the estimate, nor are minutes until nodes are up"
+    )
     try:
         speeds = _on_gpus(config, flops, assumed) if config.runtime.use_gpu else _on_cpus(subject, flops)
     except RunError as error:

@@ -8,9 +8,10 @@ import pytest
 from runs import changed
 
 from distil_ray.config import parse_config
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, RunError
 from distil_ray.runs.console import Console
 from distil_ray.training import dry_run as module
+from distil_ray.training import forecast as module_of_forecast
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.dry_run import dry_run, worker_bytes
 
@@ -124,6 +125,25 @@ def test_a_run_on_gpus_is_estimated_where_there_are_none(gpu_settings, capsys):
     for gpu, peak in (("A100", 312), ("H100", 989)):
         assert f"0.3 of {peak} TFLOP/s (--mfu)" in shown
         assert f"estimate for 2 × {gpu} (no GPU is known)" in shown
+
+
+def test_the_gpus_of_the_cluster_count_if_there_are_any(gpu_settings, capsys, monkeypatch):
+    monkeypatch.setattr(module_of_forecast, "gpu_types", lambda: ["H200", "unheard-of"])
+    dry_run(parse_config(gpu_settings), Console())
+    shown = capsys.readouterr().out
+    assert "estimate for 2 × H200:" in shown
+    assert shown.count("estimate for") == 1
+
+
+def test_a_step_that_cannot_be_timed_is_no_reason_to_fail(settings, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise RunError("no node has room")
+
+    monkeypatch.setattr(module_of_forecast, "call_side_by_side", refuse)
+    dry_run(parse_config(settings), Console())
+    shown = capsys.readouterr().out
+    assert "no estimate of the time: a step could not be timed: no node has room" in shown
+    assert "the data plane: " in shown
 
 
 def test_mfu_sets_the_speed_and_a_cluster_the_gpu_and_the_price(gpu_settings, capsys):

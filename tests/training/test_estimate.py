@@ -18,6 +18,7 @@ from distil_ray.training.estimate import (
     other_parts,
     run_flops,
     run_length,
+    start_seconds,
 )
 from distil_ray.training.heldout import figure_sums
 from distil_ray.training.timing import Timing
@@ -124,3 +125,10 @@ def test_what_each_other_part_takes():
 def test_evaluations_come_on_top_of_the_slowest_part():
     estimate = Estimate(10, [Part("a", 1.0, ""), Part("b", 2.0, "")], evaluation_seconds=5.0)
     assert (estimate.bound.name, estimate.seconds) == ("b", 25.0)
+
+
+def test_a_start_takes_its_cpu_seconds_and_some_of_them_one_after_the_other():
+    config = small_config(runtime={"num_workers": 2, "data_cpus": 1})
+    assert start_seconds(config, num_cores=1) == pytest.approx(21 + 2 * 4.4 + 1.3)
+    assert start_seconds(config, num_cores=2) == pytest.approx(start_seconds(config, num_cores=1) / 2)
+    assert start_seconds(config, num_cores=64) == 15
