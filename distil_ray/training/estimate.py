@@ -1,6 +1,6 @@
 """How long a run takes and what bounds it, from what a step has to do and how fast each part of the run does that.
 
-Pure arithmetic: what is measured for it, and how it is shown, is in `dry_run`. Seconds, bytes and FLOP throughout.
+Pure arithmetic: what is measured for it, and how it is shown, is in `forecast`. Seconds, bytes and FLOP throughout.
 """
 
 import math
@@ -24,7 +24,6 @@ _BLOCKS_PER_SECOND = 110
 
 _DISK_BYTES_PER_SECOND, _REMOTE_BYTES_PER_SECOND = 500e6, 100e6
 """Assumed of a checkpoint that is hashed and written to a disk, or to S3 or the like."""
-
 
 _SERIAL_START_SECONDS = 15.0
 """Of a start, one after the other whatever the cores: imports of the driver, of the controller, of a worker."""
@@ -116,8 +115,8 @@ def computation_as_timed(config: Config, timings: Sequence[Timing], num_timed: i
     rows = config.optim.global_batch_size / config.runtime.max_workers
     seconds = max(timing.row * rows + timing.update for timing in timings)
     basis = (
-        f"timed here with {num_timed} rows on {len(timings)} workers at once, {timings[0].num_threads} threads each, "
-        f"{precision}"
+        f"timed here with {num_timed} rows on {len(timings)} workers at once, threads of each: "
+        f"{timings[0].num_threads}, {precision}"
     )
     return Part("the step's computation", seconds, basis)
 

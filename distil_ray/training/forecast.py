@@ -119,10 +119,12 @@ def forecast(subject: Subject, assumed: Assumptions, data_label: dict[str, str] 
     except RunError as error:
         yield f"no estimate of the time: a step could not be timed: {error}"
         return
-    for where, part, evaluation_seconds in speeds:
-        estimate = Estimate(length.num_steps, [part, *others], evaluations * evaluation_seconds)
-        yield _in_words(part)
-        yield _time(where, estimate)
+    if config.runtime.use_gpu and subject.precision == "fp32":
+        yield "warning: the peak is that of bf16, of which runtime.precision fp32 reaches a small part"
+    for speed in speeds:
+        estimate = Estimate(length.num_steps, [speed.part, *others], evaluations * speed.evaluation_seconds)
+        yield _in_words(speed.part)
+        yield _time(speed, estimate)
         yield _price(estimate, assumed)
 
 
@@ -132,6 +134,7 @@ class Speed(NamedTuple):
     where: str
     part: Part
     evaluation_seconds: float
+    num_gpus: float = 0.0
 
 
 def _on_gpus(config: Config, flops: Flops, assumed: Assumptions) -> list[Speed]:
@@ -139,13 +142,13 @@ def _on_gpus(config: Config, flops: Flops, assumed: Assumptions) -> list[Speed]:
     there = [assumed.hire.of_workers.gpu] if assumed.hire else gpu_types()
     known = {gpu: peak for gpu in there if (peak := peak_flops(gpu))}
     common = {gpu: peak for gpu in _COMMON_GPUS if (peak := peak_flops(gpu))}
-    num_gpus = config.runtime.max_workers * worker_resources(config)["GPU"]
+    num_gpus = config.runtime.max_workers * min(worker_resources(config)["GPU"], 1.0)  # a worker computes on one
     mfu = assumed.mfu or DEFAULT_MFU
     speeds = []
     for gpu, peak in (known or common).items():
         part = computation_on_gpus(flops.step, num_gpus, peak, mfu)
-        evaluation_seconds = flops.evaluation / (num_gpus * peak * mfu)
-        speeds.append(Speed(f"{num_gpus:g} × {gpu}{'' if known else ' (no GPU is known)'}", part, evaluation_seconds))
+        where = f"{num_gpus:g} × {gpu}{'' if known else ' (no GPU is known)'}"
+        speeds.append(Speed(where, part, flops.evaluation / (num_gpus * peak * mfu), num_gpus))
     return speeds
 
 
@@ -167,11 +170,12 @@ def _in_words(part: Part) -> str:
     return f"  {part.name}: {part.seconds:.3g} s per step ({part.basis})"
 
 
-def _time(where: str, estimate: Estimate) -> str:
-    hours = estimate.seconds / 3600
+def _time(speed: Speed, estimate: Estimate) -> str:
+    hours, evaluation = estimate.seconds / 3600, estimate.evaluation_seconds / max(estimate.seconds, 1e-9)
+    gpu_hours = f", {hours * speed.num_gpus:,.2f} GPU-hours" if speed.num_gpus else ""
     return (
-        f"estimate for {where}: {format_seconds(estimate.seconds)} ({hours:,.2f} hours), bound by "
-        f"{estimate.bound.name}; {estimate.evaluation_seconds / max(estimate.seconds, 1e-9):.0%} of it evaluation"
+        f"estimate for {speed.where}: {format_seconds(estimate.seconds)} ({hours:,.2f} hours), bound by "
+        f"{estimate.bound.name}; {evaluation:.0%} of it evaluation{gpu_hours}"
     )
 
 

@@ -100,7 +100,7 @@ def test_the_estimate_of_a_run_on_processors_is_timed_with_its_workers(settings,
     shown = capsys.readouterr().out
 
     assert "the step's computation: " in shown
-    assert re.search(r"timed here with 4 rows on 2 workers at once, 1 threads? each, fp32", shown)
+    assert "timed here with 4 rows on 2 workers at once, threads of each: 1, fp32" in shown
     slowest = max(
         figure(rf"{name}: {SECONDS}", shown)
         for name in ("the step's computation", "the data plane", "the coordinator", "storage")
@@ -125,6 +125,7 @@ def test_a_run_on_gpus_is_estimated_where_there_are_none(gpu_settings, capsys):
     for gpu, peak in (("A100", 312), ("H100", 989)):
         assert f"0.3 of {peak} TFLOP/s (--mfu)" in shown
         assert f"estimate for 2 × {gpu} (no GPU is known)" in shown
+    assert "warning: the peak is that of bf16" in shown
 
 
 def test_the_gpus_of_the_cluster_count_if_there_are_any(gpu_settings, capsys, monkeypatch):
@@ -159,6 +160,8 @@ def test_mfu_sets_the_speed_and_a_cluster_the_gpu_and_the_price(gpu_settings, ca
 
     hours = figure(r"estimate for 2 × A100: .*\(([\d.,]+) hours\)", shown)
     per_hour = 0.40 + 2 * 0.72 + 21.96  # 64 slots are two nodes of 32
+    gpu_hours = figure(r"bound by .*, ([\d.,]+) GPU-hours", shown)
+    assert gpu_hours == pytest.approx(2 * hours, rel=0.01)
     assert figure(r"price: about ([\d.,]+) USD", shown) == pytest.approx(hours * per_hour, rel=0.01)
     assert f"{per_hour:.2f} an hour for 1 × m7i.2xlarge, 2 × c7i.8xlarge on spot, 1 × p4d.24xlarge" in shown
 
