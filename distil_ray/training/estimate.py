@@ -25,6 +25,8 @@ _BLOCKS_PER_SECOND = 110
 _DISK_BYTES_PER_SECOND, _REMOTE_BYTES_PER_SECOND = 500e6, 100e6
 """Assumed of a checkpoint that is hashed and written to a disk, or to S3 or the like."""
 
+_MIN_CORE_SHARE = 0.8  # of workers that are timed, to take their time for that of a quiet machine
+
 _SERIAL_START_SECONDS = 15.0
 """Of a start, one after the other whatever the cores: imports of the driver, of the controller, of a worker."""
 
@@ -142,13 +144,24 @@ def other_parts(config: Config, tokens_per_second: float, checkpoint_bytes: floa
         Part(
             "the coordinator",
             blocks_per_step / _BLOCKS_PER_SECOND,
-            f"{blocks_per_step} blocks at {_BLOCKS_PER_SECOND} blocks/s",
+            f"{blocks_per_step:g} blocks at {_BLOCKS_PER_SECOND} blocks/s",
         ),
         Part(
             "storage",
             checkpoint_bytes / storage_speed / every_steps,
             f"{checkpoint_bytes / 1e9:.2f} GB every {every_steps:,} steps, assumed at {storage_speed / 1e6:.0f} MB/s",
         ),
+    ]
+
+
+def busy_warnings(part: Part, timings: Sequence[Timing]) -> list[str]:
+    """What to say if other work took the workers' cores while ``part`` was timed."""
+    share = min(timing.core_share for timing in timings)
+    if share >= _MIN_CORE_SHARE:
+        return []
+    return [
+        f"warning: the workers had {share:.0%} of their cores while they were timed, as other work took the rest; "
+        f"without it, a step takes about {share * part.seconds:.3g} s"
     ]
 
 

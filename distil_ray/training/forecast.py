@@ -1,6 +1,6 @@
 """What a run will take, in words: the measurements that `estimate` needs, and how its figures are shown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from distil_ray.training.estimate import (
     Flops,
     Length,
     Part,
+    busy_warnings,
     computation_as_timed,
     computation_on_gpus,
     num_evaluations,
@@ -126,6 +127,7 @@ def forecast(subject: Subject, assumed: Assumptions, data_label: dict[str, str] 
         yield _in_words(speed.part)
         yield _time(speed, estimate)
         yield _price(estimate, assumed)
+        yield from speed.warnings
 
 
 class Speed(NamedTuple):
@@ -135,6 +137,7 @@ class Speed(NamedTuple):
     part: Part
     evaluation_seconds: float
     num_gpus: float = 0.0
+    warnings: Sequence[str] = ()
 
 
 def _on_gpus(config: Config, flops: Flops, assumed: Assumptions) -> list[Speed]:
@@ -163,7 +166,8 @@ def _on_cpus(subject: Subject, flops: Flops) -> list[Speed]:
     evaluated_rows = -(-subject.num_heldout // config.runtime.max_workers)
     where = f"{config.runtime.max_workers} workers on processors like this one"
     part = computation_as_timed(config, timings, num_rows, subject.precision)
-    return [Speed(where, part, evaluated_rows * max(timing.evaluated_row for timing in timings))]
+    evaluation_seconds = evaluated_rows * max(timing.evaluated_row for timing in timings)
+    return [Speed(where, part, evaluation_seconds, warnings=busy_warnings(part, timings))]
 
 
 def _in_words(part: Part) -> str:

@@ -30,12 +30,14 @@ class Timing:
         update: what a step takes besides: clipping and AdamW.
         evaluated_row: evaluation of one row.
         num_threads: threads of the worker.
+        core_share: share of the time in which they were computing; well below 1, other work took the cores.
     """
 
     row: float
     update: float
     evaluated_row: float
     num_threads: int
+    core_share: float
 
 
 def prepare_timing(config: Config, pins: Pins, rows: Arrays, precision: Precision) -> Callable[[], Timing]:
@@ -66,15 +68,18 @@ def _update(learner: Learner, blocks: list[Block]) -> None:
 
 
 def _time(learner: Learner, rows: Arrays) -> Timing:
-    num_rows = len(rows["row"])
+    num_rows, num_threads = len(rows["row"]), torch.get_num_threads()
+    began, cpu_began = time.perf_counter(), time.process_time()
     with_rows = _median_seconds(lambda: _update(learner, [Block(0, rows)]), 3.0)
     without = _median_seconds(lambda: _update(learner, []), 0.5)
+    core_share = (time.process_time() - cpu_began) / (time.perf_counter() - began) / num_threads
     learner.student.train(False)
     return Timing(
         row=(with_rows - without) / num_rows,
         update=without,
         evaluated_row=_median_seconds(lambda: _evaluate(learner, rows), 0.5) / num_rows,
-        num_threads=torch.get_num_threads(),
+        num_threads=num_threads,
+        core_share=core_share,
     )
 
 

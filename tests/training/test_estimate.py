@@ -12,6 +12,7 @@ from distil_ray.models.flops import flops_per_token
 from distil_ray.training.estimate import (
     Estimate,
     Part,
+    busy_warnings,
     computation_as_timed,
     computation_on_gpus,
     num_evaluations,
@@ -88,10 +89,14 @@ def test_hours_on_gpus_are_flops_over_peak_and_mfu():
 
 def test_a_timed_step_is_all_rows_of_a_worker_and_one_update_of_the_slowest():
     config = small_config(runtime={"num_workers": 2, "micro_batch_size": 2})
-    timings = [Timing(0.5, 0.25, 0.1, 1), Timing(0.75, 0.25, 0.1, 1)]
+    timings = [Timing(0.5, 0.25, 0.1, 1, 0.9), Timing(0.75, 0.25, 0.1, 1, 0.8)]
     part = computation_as_timed(config, timings, num_timed=2, precision="fp32")
     assert part.seconds == B / 2 * 0.75 + 0.25
     assert "2 rows on 2 workers at once" in part.basis
+    assert busy_warnings(part, timings) == []
+    (warning,) = busy_warnings(part, [*timings, Timing(0.5, 0.25, 0.1, 1, 0.4)])
+    assert "40% of their cores" in warning
+    assert f"about {0.4 * part.seconds:.3g} s" in warning
 
 
 @pytest.mark.parametrize(
