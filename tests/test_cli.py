@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -174,6 +175,39 @@ def test_a_bad_configuration_ends_with_2(arguments, message, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
+
+
+NO_PRICES = "no such prices as cluster/aws.yaml has"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mfu", "0.3"], "--mfu: is for the estimate of a dry run; expected --dry-run beside it"),
+        (["--cluster", "cluster/aws.yaml"], "--cluster: is for the estimate of a dry run"),
+        (["--dry-run", "--mfu", "0.3"], "--mfu: given without runtime.use_gpu"),
+        (["--dry-run", "runtime.use_gpu=true", "--mfu", "0"], "--mfu: given 0, expected a share of the GPUs' peak"),
+        (["--dry-run", "runtime.use_gpu=true", "--mfu", "1.5"], "--mfu: given 1.5, expected"),
+        (["--dry-run", "runtime.use_gpu=true", "--mfu", "nan"], "--mfu: given nan, expected"),
+        (["--dry-run", "--cluster", "configs/tiny.yaml"], NO_PRICES),
+        (["--dry-run", "--cluster", "/no/such.yaml"], "--cluster: /no/such.yaml cannot be read"),
+    ],
+)
+def test_what_an_estimate_cannot_use_ends_with_2_and_one_message(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    assert train.main([*SETTINGS, *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+def test_help_says_which_mfu_is_assumed(capsys):
+    from distil_ray.training.estimate import DEFAULT_MFU
+
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert f"perf/mfu reports it (default: {DEFAULT_MFU:g})" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_unknown_option_ends_with_2(capsys):

@@ -126,7 +126,7 @@ def _shortage(config: Config, driver_cpus: float) -> tuple[str, str]:
             f"{amounts(needed)} in all{f', with {driver_cpus:g} CPU for a driver' if driver_cpus else ''}, "
             f"the cluster has {amounts(there)}"
         ), "ask for fewer workers or data_cpus, or add nodes"
-    places = _worker_places(config)
+    places = worker_places(worker_resources(config))
     if places < runtime.min_workers:
         return (
             f"runtime.resources_per_worker: the cluster's nodes have room for {places:g} workers of "
@@ -172,16 +172,15 @@ def runs_at_once(config: Config) -> int:
     available: Mapping[str, float] = ray.cluster_resources()
     needed = slots_needed(config, runtime.max_workers, DRIVER_CPUS)
     limits = [available.get(name, 0.0) // amount for name, amount in needed.items()]
-    limits.append(_worker_places(config) // runtime.max_workers)
+    limits.append(worker_places(worker_resources(config)) // runtime.max_workers)
     if runtime.data_label:
         labelled = (node["Resources"] for node in ray.nodes() if _carries(node, runtime.data_label))
         limits.append(sum(resources.get("CPU", 0.0) for resources in labelled) // runtime.data_cpus)
     return max(int(min(limits)), 1)
 
 
-def _worker_places(config: Config) -> float:
-    """How many workers the nodes have room for."""
-    worker = worker_resources(config)
+def worker_places(worker: Mapping[str, float]) -> float:
+    """How many workers with these resources the nodes have room for, if nothing else runs."""
     nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
     return math.fsum(min(resources.get(name, 0.0) // amount for name, amount in worker.items()) for resources in nodes)
 
@@ -195,6 +194,13 @@ def describe_resources(config: Config) -> str:
     memory = available.get("object_store_memory", 0.0) / 1e9
     more = ", to which its autoscaler may add" if has_autoscaler() else ""
     return f"cluster: takes {asked}{more}; object store {memory:.1f} GB"
+
+
+def gpu_types() -> list[str]:
+    """What Ray calls the GPUs of the cluster's nodes, such as A100."""
+    prefix = "accelerator_type:"
+    resources = (node["Resources"] for node in ray.nodes() if node["Alive"] and "GPU" in node["Resources"])
+    return sorted({name.removeprefix(prefix) for one in resources for name in one if name.startswith(prefix)})
 
 
 def _carries(node: Mapping[str, Any], label: Mapping[str, str]) -> bool:

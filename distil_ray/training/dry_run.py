@@ -1,5 +1,7 @@
 """`--dry-run`: everything a run would do first, shown to the person who is about to pay for it; nothing is trained."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -8,43 +10,55 @@ from distil_ray.config import Config, learned, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import describe_text, text_warnings
+from distil_ray.errors import InputError
 from distil_ray.models.loading import check_finite_outputs
 from distil_ray.models.precision import DTYPES, Precision, fastest_precision
-from distil_ray.runs.cluster import check_fits, connect, describe_resources, slots_needed
+from distil_ray.runs.cluster import check_fits, connect, describe_resources, slots_needed, usable_cpus
 from distil_ray.runs.console import Console
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training.assembly import build_models
+from distil_ray.training.estimate import Length, run_length
+from distil_ray.training.forecast import Assumptions, Subject, assumptions, forecast
 from distil_ray.training.launcher import check_learned_settings, examine, prepare_data
 
 _NUM_EXAMPLES = 2
 
 
-def dry_run(config: Config, console: Console) -> None:
-    """Resolve the configuration, list what is there, build one batch and show masked rows.
+def dry_run(config: Config, console: Console, *, mfu: float | None = None, cluster: Path | None = None) -> None:
+    """Resolve the configuration, list what is there, build one batch, show masked rows, and estimate the run.
+
+    Args:
+        mfu, cluster: what the estimate assumes, see `assumptions`.
 
     Raises:
-        InputError: anything that a run would refuse, and text that gives no row.
+        InputError: anything that a run would refuse but for a cluster that is too small, and text that gives no row.
     """
+    assumed = assumptions(config, mfu, cluster)
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)
     try:
-        _show(config, folder, console)
+        _show(config, folder, console, assumed)
     finally:
         folder.remove_if_empty()
 
 
-def _show(config: Config, folder: RunFolder, console: Console) -> None:
+def _show(config: Config, folder: RunFolder, console: Console, assumed: Assumptions) -> None:
     known = check_learned_settings(learned(config), folder)
-    identity, tokenizer, _, plan = examine(config, folder, console, known)
-    teacher, student = build_models(config, tokenizer, identity.models)  # as each worker will
-    for line in describe_memory(config, teacher, student):
-        console.line(line)
+    identity, tokenizer, outlines, plan = examine(config, folder, console, known)
+    teacher, _ = build_models(config, tokenizer, identity.models)  # as each worker will
+    precision = _precision(config)
+    fixed_bytes, batch_bytes = worker_bytes(config, *outlines, precision)
+    console.line(
+        f"memory of a worker: {fixed_bytes / 1e9:.2f} GB for weights, gradients and optimizer, "
+        f"about {batch_bytes / 1e9:.2f} GB more for a micro-batch"
+    )
     console.line(connect(slots_needed(config)["CPU"]))
     console.line(describe_resources(config))
-    for line in check_fits(config):
+    here, remarks = _fitted(config)
+    for line in remarks:
         console.line(line)
     notes: list[str] = []
-    plan, heldout, sample, _ = prepare_data(config, tokenizer, plan, notes.append)
+    plan, heldout, sample, _ = prepare_data(here, tokenizer, plan, notes.append)
     if teacher is not None:
         check_finite_outputs(teacher, torch.from_numpy(sample.astype(np.int64)), "teacher")
     rows, tally = plan.first_rows()
@@ -53,41 +67,53 @@ def _show(config: Config, folder: RunFolder, console: Console) -> None:
     num_heldout = len(heldout.get("group", ()))
     if len(plan.eval_units) and not num_heldout:
         warnings.append("the held-out text gives no row, so nothing will be evaluated")
+    length = run_length(config, _rows_per_epoch(plan, rows))
     lines = [
         *notes,
         *(f"left out: {error}" for error in tally.unit_errors),
         *(f"of the text that was looked at: {line}" for line in describe_text(counts, places)),
-        *_describe_length(config, plan, rows),
+        *_describe_length(config, length),
         f"held-out rows: {num_heldout:,}",
         *_describe_batch(config, rows),
         *_examples(tokenizer, rows),
         *(f"warning: {warning}" for warning in warnings),
-        "dry run: nothing was trained",
     ]
     for line in lines:
         console.line(line)
+    del teacher  # the workers that are timed need its room
+    subject = Subject(
+        config, identity.models, outlines, plan, rows, num_heldout, length, precision, fixed_bytes + batch_bytes
+    )
+    for line in forecast(subject, assumed, here.runtime.data_label):
+        console.line(line)
+    console.line("dry run: nothing was trained")
 
 
-def _describe_length(config: Config, plan: DataPlan, rows: Arrays) -> list[str]:
-    """Tokens and steps, estimated from the bytes per row of the first group that gives rows and of those before it."""
+def _fitted(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with which text is looked at here, and what there is to say of the cluster."""
+    try:
+        return config, check_fits(config)
+    except InputError as error:
+        fewer = {"data_label": None, "data_cpus": min(config.runtime.data_cpus, usable_cpus())}
+        here = config.model_copy(update={"runtime": config.runtime.model_copy(update=fewer)})
+        return here, [f"warning: the run would be refused here: {error}"]
+
+
+def _rows_per_epoch(plan: DataPlan, rows: Arrays) -> int:
+    """Estimated from the bytes per row of the first group that gives rows and of those before it."""
     schedule = plan.schedule
     groups = range(int(rows["group"][0]) + 1)
     num_bytes = sum(int(plan.corpus.unit_bytes[schedule.units_of(group)].sum()) for group in groups)
-    bytes_per_row = num_bytes / len(rows["group"])
-    rows_per_epoch = int(schedule.unit_bytes.sum() / bytes_per_row)
-    batch = config.optim.global_batch_size
-    if config.optim.num_steps is not None:
-        num_steps, num_epochs = config.optim.num_steps, config.optim.num_steps * batch / max(rows_per_epoch, 1)
-    else:
-        assert config.optim.num_epochs is not None
-        num_epochs = float(config.optim.num_epochs)
-        steps_per_block = config.data.steps_per_block
-        num_steps = int(rows_per_epoch * num_epochs) // (batch * steps_per_block) * steps_per_block
-    length = config.data.max_seq_length
+    return int(schedule.unit_bytes.sum() / (num_bytes / len(rows["group"])))
+
+
+def _describe_length(config: Config, length: Length) -> list[str]:
+    batch, tokens = config.optim.global_batch_size, config.data.max_seq_length
+    num_rows, num_steps = length.rows_per_epoch, length.num_steps
     return [
-        f"an epoch: {rows_per_epoch * length:,} tokens in {rows_per_epoch:,} rows, estimated from the first rows",
-        f"the run: about {num_steps:,} steps of {batch:,} rows, {num_steps * batch * length:,} tokens, "
-        f"{num_epochs:.2f} epochs",
+        f"an epoch: {num_rows * tokens:,} tokens in {num_rows:,} rows, estimated from the first rows",
+        f"the run: about {num_steps:,} steps of {batch:,} rows, {num_steps * batch * tokens:,} tokens, "
+        f"{length.num_epochs:.2f} epochs",
     ]
 
 
@@ -101,20 +127,18 @@ def _describe_batch(config: Config, rows: Arrays) -> list[str]:
     ]
 
 
-def describe_memory(config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel) -> list[str]:
+def worker_bytes(
+    config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel, precision: Precision
+) -> tuple[float, float]:
     """What a worker holds: fixed by the models, and the largest tensors of a micro-batch (a rough estimate)."""
-    half = DTYPES[_precision(config)].itemsize
+    num_bytes = DTYPES[precision].itemsize
     fixed = student.num_parameters() * (4 + 4 + 8)  # weights, gradients, Adam's two moments
-    fixed += teacher.num_parameters() * half if teacher is not None else 0
+    fixed += teacher.num_parameters() * num_bytes if teacher is not None else 0
     tokens = config.micro_batch_size * config.data.max_seq_length
     width, layers = student.config.hidden_size, student.config.num_hidden_layers
-    # About 34 half-precision values per token, layer and unit of width (Korthikanti et al. 2022, without the attention
-    # matrix, which fused attention does not keep).
-    activations = tokens * width * layers * 17 * half
-    return [
-        f"memory of a worker: {fixed / 1e9:.2f} GB for weights, gradients and optimizer, "
-        f"about {activations / 1e9:.2f} GB more for a micro-batch"
-    ]
+    # About 34 bytes in half precision per token, layer and unit of width (Korthikanti et al. 2022, without the
+    # attention matrix, which fused attention does not keep).
+    return fixed, tokens * width * layers * 17 * num_bytes
 
 
 def _precision(config: Config) -> Precision:
