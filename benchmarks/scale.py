@@ -12,8 +12,8 @@ blocks/s             by the wall clock: on a small or busy machine, all of Ray a
 blocks/CPU s         per second of CPU time of the coordinator, the one process through which all blocks go: the limit
                      where all else has room, and the steadier figure
 
-The table of steps is a model. Measured here: what the coordinator can deal out; where there are more GPUs than
-consumers were measured, with most of them. Estimated, for H100s, BERT-base into 6 layers and steps of 4096 rows: the
+The table of steps is a model. Measured here: what the coordinator can deal out, in blocks of the most similar size.
+Estimated, for H100s, BERT-base into 6 layers and steps of 4096 rows: the
 computation, the all-reduce of the gradients, the pauses for checkpoints and evaluations as a share of each step, and
 the time of an agreement, a ring of 2 (N - 1) hops, which steps may hide. A step takes as long as all of these, or as
 its share of the blocks if that is longer.
@@ -26,6 +26,7 @@ import datetime
 import itertools
 import json
 import logging
+import math
 import os
 import platform
 import threading
@@ -44,6 +45,7 @@ from ray.data import DataContext
 from distil_ray.data.batch import SKIPPED, Arrays
 from distil_ray.data.pipeline import execution_options, train_dataset
 from distil_ray.data.schedule import START
+from distil_ray.runs.cluster import SYSTEM_CONFIG
 from distil_ray.training.feed import steps_per_round
 
 GLOBAL_BATCH_SIZE, TOKENS, MASKED = 4096, 512, 77
@@ -101,6 +103,9 @@ class Quiet:
 class Rate(NamedTuple):
     """Blocks per second of the wall clock, and of the coordinator's CPU time."""
 
+    steps_per_block: int
+    consumers: int
+    block_rows: int
     wall: float
     coordinator: float
 
@@ -143,7 +148,8 @@ def measure(num_consumers: int, steps_per_block: int, num_blocks: int, data_cpus
     for thread in threads:
         thread.join()
     begin, end = edges
-    return Rate(*((last - first) / (after - before) for before, after in zip(begin, end, strict=True)))
+    wall, coordinator = ((last - first) / (after - before) for before, after in zip(begin, end, strict=True))
+    return Rate(steps_per_block, num_consumers, block_rows, wall, coordinator)
 
 
 def coordinator_seconds() -> float:
@@ -155,29 +161,38 @@ def coordinator_seconds() -> float:
     raise RuntimeError("Ray has no process of the name SplitCoordinator")
 
 
-def step_of(gpus: Gpus, rates: dict[int, Rate], steps_per_block: int, *, is_agreement_hidden: bool) -> dict[str, float]:
-    """Milliseconds of a step by part, and the share that is computation; ``rates``: by consumers."""
+def step_of(gpus: Gpus, rates: list[Rate], steps_per_block: int, *, is_agreement_hidden: bool) -> dict[str, float]:
+    """Milliseconds of a step by part, and the share that is computation."""
     agreement = 2 * (gpus.number - 1) * HOP
     if is_agreement_hidden:  # by the steps of each of the rounds of a super-step
         span = steps_per_round(gpus.number)
         rounds = [min(span, steps_per_block - begin) for begin in range(0, steps_per_block, span)]
         agreement = sum(max(agreement - num_steps * gpus.compute, 0.0) for num_steps in rounds) / steps_per_block
     busy = gpus.compute + gpus.all_reduce + agreement + gpus.pause
-    rate = rates[max((n for n in rates if n <= gpus.number), default=min(rates))].coordinator
-    data = 1000 * gpus.number / (steps_per_block * rate)
+    data = 1000 * gpus.number / (steps_per_block * nearest(rates, gpus.number, steps_per_block).coordinator)
     step = max(busy, data)
     parts = {"compute": gpus.compute, "all_reduce": gpus.all_reduce, "agreement": agreement, "pause": gpus.pause}
     return parts | {"data": data, "step": step, "computing_share": gpus.compute / step}
 
 
-def print_rates(rates: dict[int, dict[int, Rate]]) -> None:
+def nearest(rates: list[Rate], num_gpus: int, steps_per_block: int) -> Rate:
+    """The rate with blocks of about as many rows, and then with about as many consumers."""
+    block_rows = steps_per_block * GLOBAL_BATCH_SIZE / num_gpus
+
+    def distance(rate: Rate) -> tuple[float, float]:
+        return abs(math.log(rate.block_rows / block_rows)), abs(math.log(rate.consumers / num_gpus))
+
+    return min(rates, key=distance)
+
+
+def print_rates(rates: list[Rate]) -> None:
     titles = ("steps a block", "consumers", "rows a block", "blocks/s", "M tokens/s", "blocks/CPU s", "M tokens/CPU s")
     print(" ".join(f"{title:>14}" for title in titles))
-    for k, by_consumers in rates.items():
-        for consumers, rate in by_consumers.items():
-            rows = k * GLOBAL_BATCH_SIZE // consumers
-            speeds = " ".join(f"{speed:>14.1f} {speed * rows * TOKENS / 1e6:>14.1f}" for speed in rate)
-            print(f"{k:>14} {consumers:>14} {rows:>14} {speeds}")
+    for rate in rates:
+        million = rate.block_rows * TOKENS / 1e6
+        speeds = (rate.wall, rate.wall * million, rate.coordinator, rate.coordinator * million)
+        shape = (rate.steps_per_block, rate.consumers, rate.block_rows)
+        print(" ".join([*(f"{count:>14}" for count in shape), *(f"{speed:>14.1f}" for speed in speeds)]))
 
 
 def print_steps(steps: list[dict[str, Any]]) -> None:
@@ -208,7 +223,7 @@ def main() -> None:
         "numpy": np.__version__,
         "ray": ray.__version__,
     }
-    rates: dict[int, dict[int, Rate]] = {}
+    rates: list[Rate] = []
     for k in options.steps_per_block:
         for num_consumers in options.consumers:
             ray.init(
@@ -217,21 +232,21 @@ def main() -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                _system_config=SYSTEM_CONFIG | {"worker_niceness": 0},  # as `data.py`
             )
-            rates.setdefault(k, {})[num_consumers] = measure(num_consumers, k, options.blocks, options.data_cpus)
+            rates.append(measure(num_consumers, k, options.blocks, options.data_cpus))
             ray.shutdown()
-    ways = [(options.steps_per_block[0], False), *((k, True) for k in rates)]
+    ways = [(options.steps_per_block[0], False), *((k, True) for k in options.steps_per_block)]
     steps = [
         {"way": f"{k} step(s) a block, agreement {'ahead' if is_hidden else 'between steps'}", "gpus": gpus.number}
-        | step_of(gpus, rates[k], k, is_agreement_hidden=is_hidden)
+        | step_of(gpus, rates, k, is_agreement_hidden=is_hidden)
         for k, is_hidden in ways
         for gpus in GPUS
     ]
     print_rates(rates)
     print_steps(steps)
     record = {"benchmark": "scale", **start, "load_average_after": os.getloadavg(), **vars(options)}
-    speeds = {k: {n: rate._asdict() for n, rate in by_consumers.items()} for k, by_consumers in rates.items()}
-    print(json.dumps(record | {"blocks_per_second": speeds, "steps": steps}))
+    print(json.dumps(record | {"blocks_per_second": [rate._asdict() for rate in rates], "steps": steps}))
 
 
 if __name__ == "__main__":

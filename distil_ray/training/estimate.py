@@ -116,8 +116,7 @@ def computation_as_timed(config: Config, timings: Sequence[Timing], num_timed: i
     Args:
         num_timed: rows of the micro-batches that were timed.
     """
-    rows = config.optim.global_batch_size / config.runtime.max_workers
-    seconds = max(timing.row * rows + timing.update for timing in timings)
+    seconds = max(_step_seconds(config, timing) for timing in timings)
     basis = (
         f"timed here with {num_timed} rows on {len(timings)} workers at once, threads of each: "
         f"{timings[0].num_threads}, {precision}"
@@ -158,14 +157,19 @@ def other_parts(config: Config, tokens_per_second: float, checkpoint_bytes: floa
     ]
 
 
-def busy_warnings(part: Part, timings: Sequence[Timing]) -> list[str]:
-    """What to say if other work took the workers' cores while ``part`` was timed."""
+def _step_seconds(config: Config, timing: Timing) -> float:
+    return timing.row * config.optim.global_batch_size / config.runtime.max_workers + timing.update
+
+
+def busy_warnings(config: Config, timings: Sequence[Timing]) -> list[str]:
+    """What to say if other work took the workers' cores while they were timed."""
     share = min(timing.core_share for timing in timings)
     if share >= _MIN_CORE_SHARE:
         return []
+    seconds = max(timing.core_share * _step_seconds(config, timing) for timing in timings)
     return [
         f"warning: the workers had {share:.0%} of their cores while they were timed, as other work took the rest; "
-        f"without it, a step takes about {share * part.seconds:.3g} s"
+        f"without it, a step takes about {seconds:.3g} s"
     ]
 
 

@@ -167,7 +167,7 @@ def _on_cpus(subject: Subject, flops: Flops) -> list[Speed]:
     where = f"{config.runtime.max_workers} workers on processors like this one"
     part = computation_as_timed(config, timings, num_rows, subject.precision)
     evaluation_seconds = evaluated_rows * max(timing.evaluated_row for timing in timings)
-    return [Speed(where, part, evaluation_seconds, warnings=busy_warnings(part, timings))]
+    return [Speed(where, part, evaluation_seconds, warnings=busy_warnings(config, timings))]
 
 
 def _in_words(part: Part) -> str:
