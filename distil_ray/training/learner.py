@@ -14,7 +14,7 @@ from distil_ray.data.batch import to_device
 from distil_ray.data.hashing import stream_key
 from distil_ray.data.masking import num_masked_positions
 from distil_ray.models.flops import flops_per_token
-from distil_ray.models.precision import DTYPES, Precision, autocast
+from distil_ray.models.precision import DTYPES, Precision, autocast, use_autocast_layer_norms
 from distil_ray.training.assembly import build_distiller
 from distil_ray.training.checkpoint import Checkpoint, Tensors
 from distil_ray.training.feed import StepRows
@@ -183,6 +183,9 @@ class Learner:
         distiller = build_distiller(config, teacher, student).to(device).train()
         if teacher is not None:
             nn.Module.to(teacher, device, DTYPES[precision]).train(False)
+        if precision != "fp32" and device.type == "cuda":
+            for model in filter(None, (teacher, student)):
+                use_autocast_layer_norms(model)
         self.shares = {name: share for name, share in config.distill.shares.items() if share > 0}
         self._losses = torch.compile(distiller, fullgraph=True, dynamic=False) if config.runtime.compile else distiller
         # The divisors of a whole global batch: known beforehand, so a split into parts changes no result.
