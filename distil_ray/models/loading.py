@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -52,7 +53,18 @@ def encode(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 def predict(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the MLM head's logits [N, V] of the last hidden states ``hidden`` [N, D]."""
-    return family_of(model.config).predict(model, hidden)
+    return F.linear(transform(model, hidden), *decoder(model))
+
+
+def transform(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return what the MLM head makes of hidden states [N, D] for its decoder, [N, D]."""
+    return family_of(model.config).transform(model, hidden)
+
+
+def decoder(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return the weight [V, D] and the bias [V] of the MLM head's decoder."""
+    module = model.get_output_embeddings()
+    return module.weight, module.bias
 
 
 def max_tokens(model: PreTrainedModel) -> int:

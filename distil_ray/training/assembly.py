@@ -1,7 +1,6 @@
 """Configuration -> the parts of a run: tokenizer, models, plan of the data. The same in the driver and the workers."""
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings
 from distil_ray.data.sources import at_commit
 from distil_ray.data.tokenization import Vocabulary, id_space
-from distil_ray.distillation.distiller import Distiller, Term
 from distil_ray.errors import InputError
 from distil_ray.models.loading import (
     check_vocabulary,
@@ -25,6 +23,7 @@ from distil_ray.models.loading import (
 )
 from distil_ray.models.student import build_student
 from distil_ray.training.identity import Pins, unpinned
+from distil_ray.training.objective import build_distiller
 
 Models = tuple[PreTrainedModel | None, PreTrainedModel]
 """The teacher, if there is one, and the student."""
@@ -97,23 +96,6 @@ def _checked(
         )
     build_distiller(config, teacher, student)
     return teacher, student
-
-
-def build_distiller(config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel) -> Distiller:
-    """The losses with a positive weight, of this student against this teacher.
-
-    Raises:
-        InputError: the two do not go together.
-    """
-    distill = config.distill
-    terms: tuple[Term, ...] = get_args(Term)
-    return Distiller(
-        student,
-        teacher,
-        terms=frozenset(term for term in terms if distill.shares[term] > 0),
-        temperature=distill.temperature,
-        ce_positions=distill.ce_positions,
-    )
 
 
 def _make_student(

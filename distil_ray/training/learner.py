@@ -2,23 +2,25 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
-from distil_ray.config import Config
 from distil_ray.data.batch import to_device
 from distil_ray.data.hashing import stream_key
 from distil_ray.data.masking import num_masked_positions
 from distil_ray.models.flops import flops_per_token
 from distil_ray.models.precision import DTYPES, Precision, autocast, use_autocast_layer_norms
-from distil_ray.training.assembly import build_distiller
-from distil_ray.training.checkpoint import Checkpoint, Tensors
-from distil_ray.training.feed import StepRows
-from distil_ray.training.metrics import Meter
+from distil_ray.training.meter import Meter
+from distil_ray.training.objective import build_distiller, counts_of, shares_of
+
+if TYPE_CHECKING:  # the learner can be timed where only torch and transformers are
+    from distil_ray.config import Config
+    from distil_ray.training.checkpoint import Checkpoint, Tensors
+    from distil_ray.training.feed import StepRows
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _LOSS_SCALE = "loss_scale"  # its name among the optimizer's tensors
@@ -119,11 +121,11 @@ class LossScale:
         """[] fp32; 1 if the scale is not active."""
         return self._state[0]
 
-    def tensors(self) -> Tensors:
+    def tensors(self) -> "Tensors":
         """What a checkpoint must hold: nothing if the scale is not active."""
         return {_LOSS_SCALE: self._state} if self._is_active else {}
 
-    def load(self, tensors: Tensors) -> None:
+    def load(self, tensors: "Tensors") -> None:
         """Inverse of `tensors`; begins anew where none was saved."""
         if self._is_active and _LOSS_SCALE in tensors:
             self._state = tensors[_LOSS_SCALE].to(self._state.device)
@@ -144,7 +146,7 @@ class LossScale:
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> Tensors:
+def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> "Tensors":
     """The optimizer's state, ``<parameter name>.<moment>`` and the count of updates of each."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
@@ -154,7 +156,7 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> Tensors
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tensors: Tensors) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tensors: "Tensors") -> None:
     """Inverse of `optimizer_tensors`. State stays empty where none was saved (no update was done yet)."""
     for name, parameter in model.named_parameters():
         if f"{name}.step" in tensors:
@@ -169,7 +171,7 @@ class Learner:
 
     def __init__(
         self,
-        config: Config,
+        config: "Config",
         teacher: PreTrainedModel | None,
         student: PreTrainedModel,
         device: torch.device,
@@ -186,14 +188,8 @@ class Learner:
         if precision != "fp32" and device.type == "cuda":
             for model in filter(None, (teacher, student)):
                 use_autocast_layer_norms(model)
-        self.shares = {name: share for name, share in config.distill.shares.items() if share > 0}
+        self._shares, self._counts = shares_of(config), counts_of(config)
         self._losses = torch.compile(distiller, fullgraph=True, dynamic=False) if config.runtime.compile else distiller
-        # The divisors of a whole global batch: known beforehand, so a split into parts changes no result.
-        self.counts = distiller.counts(
-            config.optim.global_batch_size,
-            config.data.max_seq_length,
-            num_masked_positions(config.data.max_seq_length, config.data.mlm_probability),
-        )
         self._optimizer = build_optimizer(
             self.student,
             learning_rate=config.optim.learning_rate,
@@ -208,8 +204,8 @@ class Learner:
         """A meter of what this learner's updates add up to."""
         config = self._config
         return Meter(
-            self.shares,
-            self.counts,
+            self._shares,
+            self._counts,
             tokens_per_step=config.optim.global_batch_size * config.data.max_seq_length,
             world_size=world_size,
             device=self.device,
@@ -219,7 +215,7 @@ class Learner:
                 max_seq_length=config.data.max_seq_length,
                 num_masked=num_masked_positions(config.data.max_seq_length, config.data.mlm_probability),
                 ce_positions=config.distill.ce_positions,
-                terms=self.shares,
+                terms=self._shares,
             ),
         )
 
@@ -227,7 +223,7 @@ class Learner:
         """The precision of the matrix products."""
         return autocast(self.device, self._precision)
 
-    def update(self, rows: StepRows, step: int, progress: float, meter: Meter) -> tuple[torch.Tensor, float]:
+    def update(self, rows: "StepRows", step: int, progress: float, meter: Meter) -> tuple[torch.Tensor, float]:
         """Update the student once; with a gradient that is not finite, leave it as it is. A collective call.
 
         Does not wait for the device.
@@ -252,9 +248,8 @@ class Learner:
                 self._seed_dropout(step, micro_batch)
                 batch = to_device(block.rows, start, start + self._micro_batch_size, self.device)
                 with self.autocast():
-                    sums = self._losses(*batch)
-                weighted = [sums[name] * (self.shares[name] / self.counts[name]) for name in self.counts]
-                torch.autograd.backward(torch.stack(weighted).sum() * self._loss_scale.factor)
+                    loss, sums = self._losses(*batch, self._loss_scale.factor)
+                loss.backward()
                 meter.add_terms(sums)
         meter.add_step(rows.wait_seconds)
         self._gradients.all_reduce()
@@ -285,14 +280,14 @@ class Learner:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(int(key >> 1))
 
-    def tensors(self) -> dict[str, Tensors]:
+    def tensors(self) -> "dict[str, Tensors]":
         """Everything that a checkpoint must hold, by part. Never the teacher."""
         return {
             "student": dict(self.student.named_parameters()),
             "optimizer": optimizer_tensors(self._optimizer, self.student) | self._loss_scale.tensors(),
         }
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: "Checkpoint") -> None:
         """Go back to what `tensors` returned when the checkpoint was saved."""
         parameters = checkpoint.load("student")
         with torch.no_grad():
