@@ -1,6 +1,6 @@
 """A loss on vocabulary logits, computed in chunks so that few logits are alive at once.
 
-Shapes: N selected positions, D width, V vocabulary, S sums.
+Shapes: N selected positions, D width, V vocabulary, S sums. V may be padded.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """One micro-batch through teacher and student to the loss and the sums that it is made of.
 
-Shapes: B rows, T tokens per row, K masked positions per row, N selected positions, D width, V vocabulary.
+Shapes: B rows, T tokens per row, K masked positions per row, N selected positions, D width, V vocabulary, V' what
+`decoder` makes of it.
 """
 
 from collections.abc import Mapping
@@ -128,9 +129,11 @@ class Distiller(nn.Module):
     def _logit_loss(
         self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss on logits [N, V], and its sums in the order of `_logit_terms`."""
+        """The loss on logits [N, V'], and its sums in the order of `_logit_terms`."""
+        student_logits = student_logits[:, : self.student.config.vocab_size]
         sums = []
         if teacher_logits is not None:
+            teacher_logits = teacher_logits[:, : self.student.config.vocab_size]
             sums.append(soft_target_loss(student_logits, teacher_logits, self.temperature))
         if "mlm" in self.weights:
             sums.append(mlm_loss(student_logits, labels))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from small_models import VOCAB_SIZE, random_ids, small_model
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from distil_ray.distillation import distiller as distiller_module
 from distil_ray.distillation.distiller import CePositions, Distiller, Term, count_positions
 from distil_ray.errors import InputError
+from distil_ray.models import loading
 from distil_ray.models.student import build_student
 
 B, T, K = 4, 14, 3
@@ -112,6 +114,37 @@ def test_chunks_have_the_gradients_of_one_chunk(
     wanted = gradients(expected, distiller.student)
     for name, gradient in gradients(loss, distiller.student).items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1000, 5])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+def test_a_padded_decoder_changes_nothing(family: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_chunks_of(chunk, monkeypatch)
+    distiller = small_distiller("all", family)
+    hidden = torch.randn(6, 32)
+    expected_logits = loading.predict(distiller.student, hidden)
+    expected_loss, expected = distiller(*batch(), ONE)
+    wanted = gradients(expected_loss, distiller.student)
+    before = {name: weight.clone() for name, weight in distiller.student.state_dict().items()}
+    assert loading._padding(distiller.student.get_output_embeddings().weight) == 0  # not on a processor
+    monkeypatch.setattr(loading, "_padding", lambda weight: -len(weight) % 128)
+    assert loading.decoder(distiller.student)[0].shape == (128, 32)
+    torch.testing.assert_close(loading.predict(distiller.student, hidden), expected_logits)
+    loss, sums = distiller(*batch(), ONE)
+    torch.testing.assert_close((loss, sums), (expected_loss, expected))
+    for name, gradient in gradients(loss, distiller.student).items():
+        torch.testing.assert_close(gradient, wanted[name])
+    assert all(torch.equal(weight, before[name]) for name, weight in distiller.student.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "expected"), [("cuda", 30522, 70), ("cuda", 50265, 39), ("cuda", 250_000, 0), ("cpu", 30522, 0)]
+)
+def test_only_vocabularies_that_a_gpu_multiplies_slowly_are_padded(device: str, size: int, expected: int) -> None:
+    mode = FakeTensorMode()
+    with mode:
+        weight = FakeTensor(mode, torch.empty(size, 4, device="meta"), torch.device(device))
+    assert loading._padding(weight) == expected
 
 
 @pytest.mark.parametrize(("chunk", "num_products"), [(1000, 4), (B * T // 4, 16)])
