@@ -516,6 +516,16 @@ def test_blocks_and_micro_batches(global_batch_size, num_workers, micro_batch_si
     assert (config.block_rows, config.micro_batch_size) == (block_rows, expected)
 
 
+@pytest.mark.parametrize(
+    ("global_batch_size", "max_seq_length", "expected"),
+    [(4096, 512, 64), (4096, 128, 256), (96, 512, 48), (32, 512, 32), (37, 512, 37), (37, 1024, 1), (7, 32_767, 1)],
+)
+def test_micro_batches_of_a_gpu_are_limited_by_their_tokens(global_batch_size, max_seq_length, expected):
+    sizes = (f"optim.global_batch_size={global_batch_size}", f"data.max_seq_length={max_seq_length}")
+    assert load("runtime.use_gpu=true", *sizes).micro_batch_size == expected
+    assert load("runtime.use_gpu=true", "runtime.micro_batch_size=1", *sizes).micro_batch_size == 1
+
+
 def test_elastic_workers():
     runtime = load("runtime.num_workers=[2, 4]").runtime
     assert (runtime.min_workers, runtime.max_workers) == (2, 4)
