@@ -21,11 +21,15 @@ class Family:
     Attributes:
         transform: the MLM head up to its decoder, ``(model, hidden [N, D]) -> [N, D]``.
         feed_forward_field: the configuration's name for the width of the feed-forward layers.
+        attention_dropout_field: the configuration's name for the dropout of attention probabilities.
+        attention_dropout: where each layer has it, the end of the module's name.
         counts_after_padding: whether positions count from ``pad_token_id + 1``, not from 0.
     """
 
     transform: Callable[[Any, Tensor], Tensor]
     feed_forward_field: str = "intermediate_size"
+    attention_dropout_field: str = "attention_probs_dropout_prob"
+    attention_dropout: str = ".attention.self.dropout"
     counts_after_padding: bool = False
 
 
@@ -44,7 +48,12 @@ _ROBERTA = Family(_roberta_transform, counts_after_padding=True)
 
 FAMILIES = {
     "bert": Family(lambda model, hidden: model.cls.predictions.transform(hidden)),
-    "distilbert": Family(_distilbert_transform, feed_forward_field="hidden_dim"),
+    "distilbert": Family(
+        _distilbert_transform,
+        feed_forward_field="hidden_dim",
+        attention_dropout_field="attention_dropout",
+        attention_dropout=".attention.dropout",
+    ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
 }

@@ -21,7 +21,7 @@ from distil_ray.models.loading import (
     model_from_config,
     outline_masked_lm,
 )
-from distil_ray.models.student import build_student
+from distil_ray.models.student import build_student, set_attention_dropout
 from distil_ray.training.identity import Pins, unpinned
 from distil_ray.training.objective import build_distiller
 
@@ -80,7 +80,9 @@ def outline_models(config: Config, tokenizer: PreTrainedTokenizerBase, pins: Pin
 def _checked(
     config: Config, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel | None, student: PreTrainedModel
 ) -> Models:
-    """Return the models if they can be used with this tokenizer, this row length and each other."""
+    """Return the models, the student as it is to be trained, if they fit this tokenizer, row length and each other."""
+    if config.student.attention_dropout is not None:
+        set_attention_dropout(student, config.student.attention_dropout)
     for role, model in (("teacher", teacher), ("student", student)):
         if model is not None:
             check_vocabulary_fits(model, tokenizer)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from distil_ray.data.batch import to_device
 from distil_ray.data.hashing import stream_key
 from distil_ray.data.masking import num_masked_positions
+from distil_ray.models.attention import Attention, describe_attention
 from distil_ray.models.flops import flops_per_token
 from distil_ray.models.precision import DTYPES, Precision, autocast, use_autocast_layer_norms
 from distil_ray.training.meter import Meter
@@ -218,6 +219,13 @@ class Learner:
                 terms=self._shares,
             ),
         )
+
+    def describe_attention(self) -> str:
+        """Say in a line which implementation of attention teacher and student get."""
+        models = {"student": Attention.of(self.student, is_trained=True)}
+        if self.teacher is not None:
+            models["teacher"] = Attention.of(self.teacher, is_trained=False)
+        return describe_attention(models, self._config.data.max_seq_length, DTYPES[self._precision], self.device)
 
     def autocast(self) -> torch.autocast:
         """The precision of the matrix products."""

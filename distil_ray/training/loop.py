@@ -49,6 +49,8 @@ def train(job: Job, world: World) -> Outcome:
     checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=world.is_main)
     reporter = Reporter(folder, world.events, is_active=world.is_main)
     reporter.begin(state, resumed_from, complaints, is_continuation=state.step == job.continues_at)
+    if world.is_main and world.device.type == "cuda":
+        world.events.post_text(learner.describe_attention())
     feed = BlockFeed(world, config.runtime.max_workers, start=state.position, start_group_rows=state.group_rows)
     heldout = HeldOut(job.heldout, world, config.micro_batch_size)
     meter = learner.new_meter(world.world_size)

@@ -312,6 +312,7 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
         ),
         (["student.layers=[]"], "student.layers: given [], expected integer >= 1, or non-empty list"),
         (["student.architecture=bert"], 'student.architecture: given "bert", expected distilbert or same'),
+        (["student.attention_dropout=1"], "student.attention_dropout: given 1, expected number >= 0 and < 1"),
         (["data.sources=[]"], "data.sources: given [], expected non-empty list of (path or mapping)"),
         (["data.sources=[a, 7]"], "data.sources[1]: given 7, expected path or mapping"),
         (
@@ -622,6 +623,7 @@ def test_changes_nothing_that_is_learned(override):
         ("teacher.path=org/b", ['teacher.path: was "org/teacher", now "org/b"']),
         ("teacher.revision=abc", ['teacher.revision: was null, now "abc"']),
         ("student.layers=[0, 1]", ["student.layers: was null, now [0, 1]"]),
+        ("student.attention_dropout=0", ["student.attention_dropout: was null, now 0.0"]),
         (
             "student.config={model_type: bert}",
             ['student.config.model_type: was not set, now "bert"'],

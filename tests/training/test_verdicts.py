@@ -25,8 +25,8 @@ TYPED = {"ray.io/node-group": "cpu"}  # as an autoscaler starts nodes
 WORKS = {"storage": "", "models": "", "text": ""}
 
 
-def facts(*, gpu_names=(), memory=10**10, errors=None, warnings=(), **changed) -> NodeFacts:
-    return NodeFacts(VERSIONS | changed, list(gpu_names), memory, WORKS | (errors or {}), list(warnings))
+def facts(*, gpu_names=(), memory=10**10, errors=None, warnings=(), attention="", **changed) -> NodeFacts:
+    return NodeFacts(VERSIONS | changed, list(gpu_names), memory, WORKS | (errors or {}), list(warnings), attention)
 
 
 def untried(*names) -> NodeFacts:
@@ -127,6 +127,7 @@ def test_all_nodes_write_to_the_same_storage():
     ("nodes", "use_gpu", "outcome", "detail"),
     [
         ([node(gpus=8)], True, "ok", "8 × H100"),
+        ([node(gpus=1, seen=facts(gpu_names=["L4"], attention="attention: …"))], True, "ok", "1 × L4; attention: …"),
         ([node()], False, "ok", "none now"),
         ([node()], True, "warning", "none now: an autoscaler would have to add them"),
         ([node(gpus=8, seen=facts(gpu_names=["H100"] * 7))], True, "failed", "a: Ray has 8, torch sees 7"),
