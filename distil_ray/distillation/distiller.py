@@ -88,6 +88,10 @@ class Distiller(nn.Module):
         teacher_hidden = self._encode_teacher(input_ids)
         losses: list[Tensor] = []
         sums: dict[Term, Tensor] = {}
+        if "cos" in self.weights:  # first: the order decides in which one gradients are added up, and so their rounding
+            assert teacher_hidden is not None
+            sums["cos"] = cosine_loss(student_hidden, teacher_hidden)
+            losses.append(self.weights["cos"] * sums["cos"] * scale)
         if self._logit_terms:
             if "ce" in self.weights and self.ce_positions == "all":
                 labels = _scatter_labels(input_ids.shape, masked_positions, masked_labels)
@@ -99,12 +103,9 @@ class Distiller(nn.Module):
             teacher_rows = (
                 _select(teacher_hidden, rows) if "ce" in self.weights and teacher_hidden is not None else None
             )
-            head_loss, sums = self._head_loss(student_rows, teacher_rows, labels, scale)
+            head_loss, head_sums = self._head_loss(student_rows, teacher_rows, labels, scale)
             losses.append(head_loss)
-        if "cos" in self.weights:
-            assert teacher_hidden is not None
-            sums["cos"] = cosine_loss(student_hidden, teacher_hidden)
-            losses.append(self.weights["cos"] * sums["cos"] * scale)
+            sums |= head_sums
         return torch.stack(losses).sum(), {term: value.detach() for term, value in sums.items()}
 
     @torch.no_grad()
