@@ -49,8 +49,8 @@ from transformers import (
 from distil_ray.evaluation.finetuning import Finetuner, batches
 from distil_ray.evaluation.kinds import encode_rows
 from distil_ray.evaluation.protocol import Finetuning
-from distil_ray.evaluation.speed import time_in_turns
 from distil_ray.evaluation.tasks import TASKS, Rows
+from distil_ray.evaluation.turns import time_in_turns
 from distil_ray.models.loading import load_tokenizer
 from distil_ray.models.precision import Precision, fastest_precision
 

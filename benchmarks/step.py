@@ -2,47 +2,66 @@
 
     python benchmarks/step.py [--shape bert-base mini] [--device cpu|cuda] [--rows 32] [--tokens 128] …
 
-A step is forward, backward, clipping and the AdamW update of one micro-batch. All variants start from the same
+A step is forward, backward, clipping and the AdamW update of one micro-batch; ours is the training loop's own
+(`Learner.update`), from NumPy arrays on. All variants start from the same
 random weights and see the same batch, dropout active; they take turns, round by round, each round beginning with
 another one, so that other work on the machine slows all of them alike. Speeds are medians over the rounds, ratios
 medians of each round's ratio; "fastest" is the ratio of each variant's fastest round, which other work on the machine
 disturbs least.
 
-ours (masked)    Distiller, soft targets at the masked positions.
-ours (all)       Distiller, soft targets at every position.
+ours (masked)    Soft targets at the masked positions.
+ours (all)       Soft targets at every position.
 original         DistilBERT's training code (2019), written anew: eager attention, whole vocabulary heads, boolean
                  selection at every position, losses read on the host. Soft targets at every position, its default.
 original (mask)  The same with its option to restrict the soft targets to the masked positions; on request.
 tuned            What a user of Trainer would write today: SDPA, fused AdamW, whole heads, documents padded to the
                  row's length (only real tokens are counted), cross-entropy on labels and soft targets where masked.
 
-Prints a table; the last line is one JSON object with every figure.
+--profile says how the time of our steps is shared out between kinds of kernels. --without switches off what has no
+setting. Prints a table; the last line is one JSON object with every figure.
+
+Needs torch and transformers alone: no Ray, and none of the package's other dependencies.
 """
 
 import argparse
 import copy
 import datetime
+import itertools
 import json
+import math
 import operator
 import platform
+import re
 import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 
 import torch
 import transformers
 from machine import cpu_model
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from distil_ray.distillation.distiller import CePositions, Distiller, Term
+from distil_ray.distillation.distiller import CePositions, Term
 from distil_ray.distillation.losses import IGNORE_INDEX
-from distil_ray.evaluation.speed import time_in_turns
+from distil_ray.evaluation.turns import time_in_turns
+from distil_ray.models import loading
 from distil_ray.models.flops import flops_per_token, peak_flops
 from distil_ray.models.loading import model_from_config
-from distil_ray.models.student import build_student
+from distil_ray.models.student import build_student, set_attention_dropout
+from distil_ray.training import learner as learner_module
+from distil_ray.training.learner import Learner
 
 # Teachers: layers, width, heads, vocabulary. The student has half the layers; feed-forward layers are 4 x width.
 SHAPES = {"bert-base": (12, 768, 12, 30_522), "small": (4, 512, 8, 30_522), "mini": (4, 256, 4, 8_192)}
@@ -53,6 +72,18 @@ TEMPERATURE = 2.0
 MLM_PROBABILITY = 0.15
 ADAMW: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.98), "eps": 1e-6}
 MAX_GRAD_NORM = 5.0
+SWITCHES: dict[str, Callable[[], None]] = {
+    "half-layer-norms": lambda: setattr(learner_module, "use_autocast_layer_norms", lambda model: None),
+    "padded-decoder": lambda: setattr(loading, "_padding", lambda weight: 0),
+}
+# Kinds of kernels by words in their names, the first that fits.
+KERNELS = {
+    "attention": "flash|fmha|attention|sdpa|mha",
+    "matrix products": "gemm|cutlass|nvjet|xmma|addmm|aten::b?mm|mkldnn_linear|matmul|splitk",
+    "optimizer": "adam|multi_tensor",
+    "copies": "memcpy|memset|aten::copy_|aten::_to_copy|aten::fill_|aten::zero_",
+    "norms and elementwise": "triton|elementwise|norm|softmax|reduce|dropout|vectorized|index|embedding|cat|aten::",
+}
 # Articles of English Wikipedia cut at 128 pieces and padded to 128 are 4.6 % padding.
 PADDING_FRACTION = 0.05
 
@@ -72,6 +103,11 @@ class Batch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         return Batch(*(function(getattr(self, field.name)) for field in fields(self)))
+
+    def arrays(self) -> dict[str, Any]:
+        """The rows as the data plane hands them to the loop."""
+        dtypes = {"input_ids": "uint16", "masked_positions": "int16", "masked_labels": "uint16"}
+        return {name: getattr(self, name).cpu().numpy().astype(dtype) for name, dtype in dtypes.items()}
 
 
 @dataclass(frozen=True)
@@ -144,24 +180,39 @@ class Models:
 
 
 def ours(models: Models, batch: Batch, ce_positions: CePositions, options: argparse.Namespace) -> Variant:
-    student = models.new_student("sdpa", options.device)
-    teacher = models.new_teacher("sdpa", options.device, compute_dtype(options))
-    distiller = Distiller(student, teacher, terms=TERMS, temperature=TEMPERATURE, ce_positions=ce_positions)
-    optimizer = torch.optim.AdamW(student.parameters(), **ADAMW, weight_decay=0.0, fused=True)
     num_rows, num_tokens = batch.input_ids.shape
-    counts = distiller.counts(num_rows, num_tokens, batch.masked_positions.shape[1])
-    forward = torch.compile(distiller, fullgraph=True, dynamic=False) if options.compile else distiller
+    student = models.new_student("sdpa", "cpu")
+    if options.attention_dropout is not None:
+        set_attention_dropout(student, options.attention_dropout)
+    config: Any = learner_config(num_rows, num_tokens, ce_positions, options)
+    device = torch.device(options.device)
+    learner = Learner(config, models.new_teacher("sdpa", "cpu"), student, device, options.precision)
+    meter = learner.new_meter(world_size=1)
+    rows: Any = SimpleNamespace(blocks=[SimpleNamespace(index=0, rows=batch.arrays())], wait_seconds=0.0)
+    steps = itertools.count()
 
-    def step(batch: Batch) -> None:
-        with autocast(options):
-            sums = forward(batch.input_ids, batch.masked_positions, batch.masked_labels)
-        torch.stack([WEIGHTS[term] / counts[term] * total for term, total in sums.items()]).sum().backward()
-        nn.utils.clip_grad_norm_(student.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
+    def step(_: Batch) -> None:
+        learner.update(rows, next(steps), progress=0.5, meter=meter)
 
     flops = models.flops_per_token(batch, ce_positions) * num_rows * num_tokens
     return Variant(f"ours ({ce_positions})", step, num_rows * num_tokens, flops)
+
+
+def learner_config(
+    num_rows: int, num_tokens: int, ce_positions: CePositions, options: argparse.Namespace
+) -> SimpleNamespace:
+    """What `Learner` reads of a `Config`, which could not be made without pydantic."""
+    adamw = {"learning_rate": ADAMW["lr"], "betas": ADAMW["betas"], "eps": ADAMW["eps"], "weight_decay": 0.0}
+    schedule = {"lr_schedule": "constant", "warmup_fraction": 0.0, "max_grad_norm": MAX_GRAD_NORM}
+    return SimpleNamespace(
+        run=SimpleNamespace(seed=0),
+        data=SimpleNamespace(max_seq_length=num_tokens, mlm_probability=MLM_PROBABILITY),
+        distill=SimpleNamespace(shares=WEIGHTS, temperature=TEMPERATURE, ce_positions=ce_positions),
+        optim=SimpleNamespace(global_batch_size=num_rows, **adamw, **schedule),
+        runtime=SimpleNamespace(compile=options.compile),
+        block_rows=num_rows,
+        micro_batch_size=num_rows,
+    )
 
 
 def original(models: Models, batch: Batch, restrict_ce_to_mask: bool, options: argparse.Namespace) -> Variant:
@@ -248,12 +299,9 @@ def tuned(models: Models, batch: Batch, options: argparse.Namespace) -> Variant:
     return Variant("tuned", step, int(batch.padded_attention_mask.sum()), flops)
 
 
-def compute_dtype(options: argparse.Namespace) -> torch.dtype:
-    return torch.bfloat16 if options.precision == "bf16" else torch.float32
-
-
 def autocast(options: argparse.Namespace) -> torch.autocast:
-    return torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.precision == "bf16")
+    dtype = torch.float16 if options.precision == "fp16" else torch.bfloat16
+    return torch.autocast(options.device, dtype=dtype, enabled=options.precision != "fp32")
 
 
 def run_steps(variant: Variant, batch: Batch, num_steps: int) -> None:
@@ -269,13 +317,14 @@ def measure(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     models = Models(shape, options.tokens)
     batch = make_batch(options.rows, options.tokens, SHAPES[shape][-1]).map(lambda t: t.to(options.device))
-    variants = [
-        ours(models, batch, "masked", options),
-        ours(models, batch, "all", options),
-        original(models, batch, False, options),
-        *([original(models, batch, True, options)] if options.with_original_mask else []),
-        tuned(models, batch, options),
-    ]
+    builders: dict[str, Callable[[], Variant]] = {
+        "ours (masked)": lambda: ours(models, batch, "masked", options),
+        "ours (all)": lambda: ours(models, batch, "all", options),
+        "original": lambda: original(models, batch, False, options),
+        "original (mask)": lambda: original(models, batch, True, options),
+        "tuned": lambda: tuned(models, batch, options),
+    }
+    variants = [builders[name]() for name in options.variants]
     # The first step compiles, or allocates the optimizer's state, for which two rows are enough.
     is_static = options.compile or options.device == "cuda"
     warm_up_batch = batch if is_static else batch.map(lambda tensor: tensor[:2])
@@ -290,7 +339,7 @@ def measure(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         for name, values in time_in_turns(rounds, options.steps).items()
     }
     peak = peak_flops(torch.cuda.get_device_name()) if options.device == "cuda" else None
-    records = []
+    records: list[dict[str, Any]] = []
     for variant in variants:
         own = seconds[variant.name]
         step_seconds = statistics.median(own)
@@ -313,9 +362,28 @@ def measure(shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
                 "padding_fraction": 1 - variant.num_tokens / batch.input_ids.numel(),
                 "speedup_over": speedup_over,
                 "fastest_speedup_over": fastest_speedup_over,
+                "gigabytes": torch.cuda.max_memory_allocated() / 1e9 if options.device == "cuda" else None,
+                "kernels": kernel_seconds(variant, batch) if options.profile and "ours" in variant.name else None,
             }
         )
     return records
+
+
+def kernel_seconds(variant: Variant, batch: Batch, num_steps: int = 3) -> dict[str, float]:
+    """Seconds of a step by kind of kernel (of operation, on a processor), and those in which a GPU has none."""
+    on_gpu = batch.input_ids.is_cuda
+    activity = ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        began = time.perf_counter()
+        run_steps(variant, batch, num_steps)
+        seconds = time.perf_counter() - began
+    totals: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        kind = next((kind for kind, words in KERNELS.items() if re.search(words, event.key.lower())), "other")
+        totals[kind] += (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / num_steps
+    if on_gpu:
+        totals["idle"] = max(0.0, seconds / num_steps - totals.total())
+    return dict(totals.most_common())
 
 
 def print_table(records: list[dict[str, Any]]) -> None:
@@ -324,7 +392,8 @@ def print_table(records: list[dict[str, Any]]) -> None:
     )
     print(f"{header} {'padding':>8} {'× original':>11} {'(fastest)':>9}")
     for record in records:
-        speedup, fastest = record["speedup_over"]["original"], record["fastest_speedup_over"]["original"]
+        speedup = record["speedup_over"].get("original", math.nan)
+        fastest = record["fastest_speedup_over"].get("original", math.nan)
         mfu = f"{record['mfu']:6.1%}" if record["mfu"] else f"{'-':>6}"
         print(
             f"{record['shape']:<10} {record['variant']:<16} {1e3 * record['step_seconds']:>9.1f} "
@@ -332,6 +401,9 @@ def print_table(records: list[dict[str, Any]]) -> None:
             f"{record['flops_per_second'] / 1e9:>9.1f} {mfu} {record['padding_fraction']:>8.1%} "
             f"{speedup:>11.2f} {fastest:>9.2f}"
         )
+    for record in filter(operator.itemgetter("kernels"), records):
+        parts = ", ".join(f"{kind} {1e3 * seconds:.1f}" for kind, seconds in record["kernels"].items())
+        print(f"{record['shape']:<10} {record['variant']:<16} ms: {parts}")
 
 
 def parse_options() -> argparse.Namespace:
@@ -341,12 +413,17 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_gpu else "cpu")
     parser.add_argument("--rows", type=int, default=32, help="rows per step (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="tokens per row (default: %(default)s)")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 on a GPU, else fp32")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="default: bf16 on a GPU, else fp32")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU; `tuned` is compiled only there"
     )
     parser.add_argument("--steps", type=int, default=2, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--with-original-mask", action="store_true", help="time `original (mask)`, too")
+    names = ["ours (masked)", "ours (all)", "original", "original (mask)", "tuned"]
+    usual = [name for name in names if name != "original (mask)"]
+    parser.add_argument("--variants", nargs="+", choices=names, default=usual, help="default: all but original (mask)")
+    parser.add_argument("--attention-dropout", type=float, help="of our student (default: 0.1)")
+    parser.add_argument("--without", nargs="+", choices=SWITCHES, default=[], help="parts to switch off, in ours")
+    parser.add_argument("--profile", action="store_true", help="time our kernels by their kind, too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()
     options.precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")
@@ -362,12 +439,21 @@ def environment(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **(gpu_versions() if options.device == "cuda" else {}),
     }
+
+
+def gpu_versions() -> dict[str, Any]:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
+    return {"driver": driver, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
 
 
 def main() -> None:
     options = parse_options()
     torch.set_num_threads(options.threads)
+    for name in options.without:
+        SWITCHES[name]()
     records = [record for shape in options.shape for record in measure(shape, options)]
     print_table(records)
     print(json.dumps({"benchmark": "step", **environment(options), **vars(options), "results": records}))

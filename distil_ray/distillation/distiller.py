@@ -1,27 +1,35 @@
-"""One micro-batch through teacher and student to the named loss sums.
+"""One micro-batch through teacher and student to the loss and the sums that it is made of.
 
-Shapes: B rows, T tokens per row, K masked positions per row, N selected positions, D width, V vocabulary.
+Shapes: B rows, T tokens per row, K masked positions per row, N selected positions, D width, V vocabulary, V' what
+`decoder` makes of it.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from distil_ray.distillation.chunks import loss_in_chunks
 from distil_ray.distillation.losses import IGNORE_INDEX, cosine_loss, mlm_loss, soft_target_loss
 from distil_ray.errors import InputError
-from distil_ray.models.loading import encode, predict
+from distil_ray.models.loading import decoder, encode, transform
 
 Term = Literal["ce", "mlm", "cos"]
 CePositions = Literal["masked", "all"]
 
-# The logits that one model may have alive at once: 512 MiB in fp32. The losses hold about five such matrices
-# (both models' logits and log-probabilities, and a gradient), which bounds them to some 2.5 GiB whatever the
-# micro-batch and the vocabulary. With BERT's vocabulary it is 4,397 positions, the masked ones of 29k tokens:
-# enough for matrix products at full speed, and for most micro-batches with `ce_positions: masked` one chunk.
-MAX_LOGITS = 2**27
+# The logits that one model may have alive at once. The losses hold about five such matrices, or twice that in half
+# precision, since they compute in fp32: both models' logits and log-probabilities, and a gradient. With BERT's
+# vocabulary it is 4,397 positions in fp32 and 8,795 in half precision: enough for matrix products at full speed,
+# and with `ce_positions: masked` one chunk for the 15% of 32,768 tokens in half precision.
+MAX_LOGITS_BYTES = 2**29
+
+
+def count_positions(num_rows: int, max_seq_length: int, num_masked: int, ce_positions: CePositions) -> dict[Term, int]:
+    """Return how many positions each term's sum has, in ``num_rows`` rows of ``num_masked`` masks."""
+    masked, every = num_rows * num_masked, num_rows * max_seq_length
+    return {"ce": every if ce_positions == "all" else masked, "mlm": masked, "cos": every}
 
 
 class Distiller(nn.Module):
@@ -33,7 +41,7 @@ class Distiller(nn.Module):
     Args:
         student: trained; in whichever mode the caller puts the Distiller.
         teacher: None if no term needs one.
-        terms: the losses with a positive weight; what only the others would need is not computed.
+        weights: of each term's sum in the loss; what only terms without a weight would need is not computed.
         temperature: of the soft targets.
         ce_positions: ``masked`` compares the distributions at the masked positions, ``all`` at every one.
 
@@ -47,14 +55,17 @@ class Distiller(nn.Module):
         student: PreTrainedModel,
         teacher: PreTrainedModel | None,
         *,
-        terms: frozenset[Term],
+        weights: Mapping[Term, float],
         temperature: float,
         ce_positions: CePositions,
     ) -> None:
         super().__init__()
+        terms = frozenset(weights)
         _check_terms(student, teacher, terms, temperature)
         self.student = student
-        self.terms = terms
+        self.weights = dict(weights)
+        logit_terms: tuple[Term, ...] = ("ce", "mlm")
+        self._logit_terms = [term for term in logit_terms if term in weights]
         self.temperature = temperature
         self.ce_positions = ce_positions
         self._teacher: tuple[PreTrainedModel, ...] = ()  # a tuple, so that it is not registered as a submodule
@@ -62,71 +73,73 @@ class Distiller(nn.Module):
             teacher.eval()
             self._teacher = (teacher.requires_grad_(False),)
 
-    def counts(self, num_rows: int, max_seq_length: int, num_masked: int) -> dict[str, int]:
-        """Return how many positions each term's sum has, in ``num_rows`` rows of ``num_masked`` masks."""
-        masked, every = num_rows * num_masked, num_rows * max_seq_length
-        counts = {"ce": every if self.ce_positions == "all" else masked, "mlm": masked, "cos": every}
-        return {term: count for term, count in counts.items() if term in self.terms}
-
-    def forward(self, input_ids: Tensor, masked_positions: Tensor, masked_labels: Tensor) -> dict[str, Tensor]:
-        """Return each term's sum over the micro-batch, an fp32 scalar on the inputs' device.
+    def forward(
+        self, input_ids: Tensor, masked_positions: Tensor, masked_labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, dict[Term, Tensor]]:
+        """Return the micro-batch's loss times ``scale``, and each term's sum, without gradient; all are fp32 scalars.
 
         Args:
             input_ids: [B, T] int64, rows without padding.
             masked_positions: [B, K] int64, distinct within a row.
             masked_labels: [B, K] int64, the true ids there.
+            scale: [] fp32; it reaches every gradient, where half precision has a limited range.
         """
         student_hidden = encode(self.student, input_ids)
         teacher_hidden = self._encode_teacher(input_ids)
-        sums: dict[str, Tensor] = {}
-        if "cos" in self.terms:
+        losses: list[Tensor] = []
+        sums: dict[Term, Tensor] = {}
+        if "cos" in self.weights:  # first: the order decides in which one gradients are added up, and so their rounding
             assert teacher_hidden is not None
             sums["cos"] = cosine_loss(student_hidden, teacher_hidden)
-        if not self.terms & {"ce", "mlm"}:
-            return sums
-
-        if "ce" in self.terms and self.ce_positions == "all":
-            labels = _scatter_labels(input_ids.shape, masked_positions, masked_labels)
-            rows = None
-        else:
-            labels = masked_labels.flatten()
-            rows = _flat_positions(masked_positions, input_ids.shape[1])
-        student_rows = _select(student_hidden, rows)
-        teacher_rows = _select(teacher_hidden, rows) if "ce" in self.terms and teacher_hidden is not None else None
-        return sums | self._head_sums(student_rows, teacher_rows, labels)
+            losses.append(self.weights["cos"] * sums["cos"] * scale)
+        if self._logit_terms:
+            if "ce" in self.weights and self.ce_positions == "all":
+                labels = _scatter_labels(input_ids.shape, masked_positions, masked_labels)
+                rows = None
+            else:
+                labels = masked_labels.flatten()
+                rows = _flat_positions(masked_positions, input_ids.shape[1])
+            student_rows = _select(student_hidden, rows)
+            teacher_rows = (
+                _select(teacher_hidden, rows) if "ce" in self.weights and teacher_hidden is not None else None
+            )
+            head_loss, head_sums = self._head_loss(student_rows, teacher_rows, labels, scale)
+            losses.append(head_loss)
+            sums |= head_sums
+        return torch.stack(losses).sum(), {term: value.detach() for term, value in sums.items()}
 
     @torch.no_grad()
     def _encode_teacher(self, input_ids: Tensor) -> Tensor | None:
         return encode(self._teacher[0], input_ids) if self._teacher else None
 
-    def _head_sums(self, student_rows: Tensor, teacher_rows: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-        """Sum the losses on the logits of [N, D] hidden states, in equal chunks of at most MAX_LOGITS logits.
-
-        Autograd would keep each chunk's logits for the backward pass; of several, it recomputes them.
-        """
-        max_rows = max(1, MAX_LOGITS // self.student.config.vocab_size)
-        num_chunks = -(-len(student_rows) // max_rows)
-        if num_chunks == 1:
-            return self._chunk_sums(student_rows, teacher_rows, labels)
-        student_chunks = student_rows.tensor_split(num_chunks)
-        teacher_chunks = (None,) * num_chunks if teacher_rows is None else teacher_rows.tensor_split(num_chunks)
-        sums: dict[str, Tensor] = {}
-        for chunk in zip(student_chunks, teacher_chunks, labels.tensor_split(num_chunks), strict=True):
-            # The head has no dropout, so there is no random state to restore.
-            part = checkpoint(self._chunk_sums, *chunk, use_reentrant=False, preserve_rng_state=False)
-            sums = {term: sums[term] + part[term] if sums else part[term] for term in part}
-        return sums
-
-    def _chunk_sums(self, student_rows: Tensor, teacher_rows: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
-        student_logits = predict(self.student, student_rows)
-        sums: dict[str, Tensor] = {}
+    def _head_loss(
+        self, student_rows: Tensor, teacher_rows: Tensor | None, labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, dict[Term, Tensor]]:
+        """The loss on the logits of [N, D] hidden states, in equal chunks of at most MAX_LOGITS_BYTES, and its sums."""
+        student_head = transform(self.student, student_rows), *decoder(self.student)
+        teacher_head = None
         if teacher_rows is not None:
             with torch.no_grad():
-                teacher_logits = predict(self._teacher[0], teacher_rows)
-            sums["ce"] = soft_target_loss(student_logits, teacher_logits, self.temperature)
-        if "mlm" in self.terms:
-            sums["mlm"] = mlm_loss(student_logits, labels)
-        return sums
+                teacher_head = transform(self._teacher[0], teacher_rows), *decoder(self._teacher[0])
+        hidden = student_head[0]
+        max_rows = max(1, MAX_LOGITS_BYTES // (self.student.config.vocab_size * hidden.element_size()))
+        num_chunks = -(-len(hidden) // max_rows)
+        loss, sums = loss_in_chunks(self._logit_loss, student_head, teacher_head, labels, scale, num_chunks)
+        return loss, dict(zip(self._logit_terms, sums.unbind(), strict=True))
+
+    def _logit_loss(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss on logits [N, V'], and its sums in the order of `_logit_terms`."""
+        student_logits = student_logits[:, : self.student.config.vocab_size]
+        sums = []
+        if teacher_logits is not None:
+            teacher_logits = teacher_logits[:, : self.student.config.vocab_size]
+            sums.append(soft_target_loss(student_logits, teacher_logits, self.temperature))
+        if "mlm" in self.weights:
+            sums.append(mlm_loss(student_logits, labels))
+        weighted = [self.weights[term] * value * scale for term, value in zip(self._logit_terms, sums, strict=True)]
+        return torch.stack(weighted).sum(), torch.stack(sums)
 
 
 def _flat_positions(positions: Tensor, num_tokens: int) -> Tensor:

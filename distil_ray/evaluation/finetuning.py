@@ -96,7 +96,7 @@ class Finetuner:
             self.model.train()
             for indices in batches(features.lengths, protocol.batch_size, generator):
                 optimizer.zero_grad()
-                optimizer.backward(self._loss(features, indices, soft_targets))
+                (self._loss(features, indices, soft_targets) * optimizer.loss_scale).backward()
                 factor = learning_rate_factor(next(steps) / num_steps, "linear", protocol.warmup_fraction)
                 optimizer.step(protocol.learning_rate * factor)
             if patience and best.epochs_since(self.score(splits)["score"]) >= patience:

@@ -2,10 +2,9 @@
 
 import inspect
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.evaluation.kinds import encode_rows
 from distil_ray.evaluation.tasks import Rows
+from distil_ray.evaluation.turns import Key, time_in_turns
 from distil_ray.models.loading import max_tokens
 from distil_ray.runs.cluster import usable_cpus
 
@@ -21,7 +21,6 @@ NUM_TOKENS = 128
 _NUM_SINGLE_ROWS, _NUM_BATCHES, _BATCH_SIZE, _NUM_WARMUPS = 40, 7, 32, 2
 _BYTES_PER_PARAMETER = 4  # fp32, in which students are trained and exported
 
-Key = TypeVar("Key")
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """A model as a function of the tokenizer's arrays [B, T] int64 by name; it returns its outputs by name."""
@@ -62,32 +61,6 @@ class Cost(NamedTuple):
     num_parameters: int
     megabytes: float
     latency_ms: float
-
-
-def time_in_turns(
-    functions: Mapping[Key, Callable[[int], object]], num_rounds: int, num_warmups: int = 0
-) -> dict[Key, list[float]]:
-    """Time each function once per round, so that other work on the machine slows all of them alike.
-
-    Each round begins with another function (two take turns in being first), so that none always follows the same one.
-
-    Args:
-        functions: called with the number of the round, which counts the warm-ups, too.
-        num_rounds: rounds that count.
-        num_warmups: rounds before those, whose times are dropped.
-
-    Returns:
-        The seconds of each round, by function: values of the same round can be compared as pairs.
-    """
-    names = list(functions)
-    seconds: dict[Key, list[float]] = {name: [] for name in names}
-    for number in range(num_warmups + num_rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            began = time.perf_counter()
-            functions[name](number)
-            seconds[name].append(time.perf_counter() - began)
-    return {name: values[num_warmups:] for name, values in seconds.items()}
 
 
 def measure_costs(models: Mapping[str, PreTrainedModel]) -> dict[str, Cost]:

@@ -1,6 +1,6 @@
 """The supported families of models, and what differs between them: a further family is one more entry.
 
-Shapes: N selected positions, D width, V vocabulary.
+Shapes: N selected positions, D width.
 """
 
 import dataclasses
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
 from distil_ray.errors import InputError
@@ -18,27 +19,41 @@ class Family:
     """What this package has to know of a family, by transformers' ``model_type``.
 
     Attributes:
-        predict: the MLM head, ``(model, hidden [N, D]) -> logits [N, V]``.
+        transform: the MLM head up to its decoder, ``(model, hidden [N, D]) -> [N, D]``.
         feed_forward_field: the configuration's name for the width of the feed-forward layers.
+        attention_dropout_field: the configuration's name for the dropout of attention probabilities.
+        attention_dropout: where each layer has it, the end of the module's name.
         counts_after_padding: whether positions count from ``pad_token_id + 1``, not from 0.
     """
 
-    predict: Callable[[Any, Tensor], Tensor]
+    transform: Callable[[Any, Tensor], Tensor]
     feed_forward_field: str = "intermediate_size"
+    attention_dropout_field: str = "attention_probs_dropout_prob"
+    attention_dropout: str = ".attention.self.dropout"
     counts_after_padding: bool = False
 
 
-def _distilbert_head(model: Any, hidden: Tensor) -> Tensor:
-    hidden = model.activation(model.vocab_transform(hidden))
-    logits: Tensor = model.vocab_projector(model.vocab_layer_norm(hidden))
-    return logits
+def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
+    head = model.lm_head
+    transformed: Tensor = head.layer_norm(F.gelu(head.dense(hidden)))
+    return transformed
 
 
-_ROBERTA = Family(lambda model, hidden: model.lm_head(hidden), counts_after_padding=True)
+def _distilbert_transform(model: Any, hidden: Tensor) -> Tensor:
+    transformed: Tensor = model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
+    return transformed
+
+
+_ROBERTA = Family(_roberta_transform, counts_after_padding=True)
 
 FAMILIES = {
-    "bert": Family(lambda model, hidden: model.cls(hidden)),
-    "distilbert": Family(_distilbert_head, feed_forward_field="hidden_dim"),
+    "bert": Family(lambda model, hidden: model.cls.predictions.transform(hidden)),
+    "distilbert": Family(
+        _distilbert_transform,
+        feed_forward_field="hidden_dim",
+        attention_dropout_field="attention_dropout",
+        attention_dropout=".attention.dropout",
+    ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
 }

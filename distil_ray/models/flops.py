@@ -53,8 +53,7 @@ def flops_per_token(
 ) -> float:
     """Return the FLOPs of training on one token: the teacher's forward pass and three times the student's.
 
-    A backward pass costs two forward passes. These are the FLOPs that the losses need: logits that are
-    recomputed to save memory are not counted twice.
+    A backward pass costs two forward passes.
 
     Args:
         teacher, student: configurations of supported families.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -52,7 +53,29 @@ def encode(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 def predict(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the MLM head's logits [N, V] of the last hidden states ``hidden`` [N, D]."""
-    return family_of(model.config).predict(model, hidden)
+    return F.linear(transform(model, hidden), *decoder(model))[:, : model.config.vocab_size]
+
+
+def transform(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return what the MLM head makes of hidden states [N, D] for its decoder, [N, D]."""
+    return family_of(model.config).transform(model, hidden)
+
+
+def decoder(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Return the weight [V', D] and the bias [V'] of the MLM head's decoder.
+
+    V' is V; on a GPU that would multiply that many slowly, zeros are added, which are cut off the logits later.
+    """
+    module = model.get_output_embeddings()
+    num_more = _padding(module.weight)
+    if not num_more:
+        return module.weight, module.bias
+    return F.pad(module.weight, (0, 0, 0, num_more)), F.pad(module.bias, (0, num_more))
+
+
+def _padding(weight: Tensor) -> int:
+    """How many rows to add to a decoder's weight [V, D] for the fast kernels, which want multiples of 8 (cuBLAS)."""
+    return -len(weight) % 128 if weight.is_cuda and len(weight) % 8 else 0
 
 
 def max_tokens(model: PreTrainedModel) -> int:

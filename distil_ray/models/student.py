@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from distil_ray.errors import InputError
-from distil_ray.models.families import check_config, own_fields
+from distil_ray.models.families import check_config, family_of, own_fields
 from distil_ray.models.loading import initialize
 
 Architecture = Literal["distilbert", "same"]
@@ -110,6 +110,15 @@ def build_student(
         weights = _keep_layers(teacher.state_dict(), kept)
         student.load_state_dict(_to_distilbert(weights) if converts else weights)
     return student
+
+
+def set_attention_dropout(model: PreTrainedModel, probability: float) -> None:
+    """Set the dropout of attention probabilities, in the configuration and in every layer."""
+    family = family_of(model.config)
+    setattr(model.config, family.attention_dropout_field, probability)
+    for name, module in model.named_modules():
+        if name.endswith(family.attention_dropout):
+            module.p = probability
 
 
 def _same_config(teacher: PreTrainedModel, num_kept: int) -> PreTrainedConfig:

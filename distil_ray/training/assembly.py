@@ -1,7 +1,6 @@
 """Configuration -> the parts of a run: tokenizer, models, plan of the data. The same in the driver and the workers."""
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ from distil_ray.data.plan import DataPlan, make_plan
 from distil_ray.data.rows import RowSettings
 from distil_ray.data.sources import at_commit
 from distil_ray.data.tokenization import Vocabulary, id_space
-from distil_ray.distillation.distiller import Distiller, Term
 from distil_ray.errors import InputError
 from distil_ray.models.loading import (
     check_vocabulary,
@@ -23,8 +21,9 @@ from distil_ray.models.loading import (
     model_from_config,
     outline_masked_lm,
 )
-from distil_ray.models.student import build_student
+from distil_ray.models.student import build_student, set_attention_dropout
 from distil_ray.training.identity import Pins, unpinned
+from distil_ray.training.objective import build_distiller
 
 Models = tuple[PreTrainedModel | None, PreTrainedModel]
 """The teacher, if there is one, and the student."""
@@ -81,7 +80,9 @@ def outline_models(config: Config, tokenizer: PreTrainedTokenizerBase, pins: Pin
 def _checked(
     config: Config, tokenizer: PreTrainedTokenizerBase, teacher: PreTrainedModel | None, student: PreTrainedModel
 ) -> Models:
-    """Return the models if they can be used with this tokenizer, this row length and each other."""
+    """Return the models, the student as it is to be trained, if they fit this tokenizer, row length and each other."""
+    if config.student.attention_dropout is not None:
+        set_attention_dropout(student, config.student.attention_dropout)
     for role, model in (("teacher", teacher), ("student", student)):
         if model is not None:
             check_vocabulary_fits(model, tokenizer)
@@ -97,23 +98,6 @@ def _checked(
         )
     build_distiller(config, teacher, student)
     return teacher, student
-
-
-def build_distiller(config: Config, teacher: PreTrainedModel | None, student: PreTrainedModel) -> Distiller:
-    """The losses with a positive weight, of this student against this teacher.
-
-    Raises:
-        InputError: the two do not go together.
-    """
-    distill = config.distill
-    terms: tuple[Term, ...] = get_args(Term)
-    return Distiller(
-        student,
-        teacher,
-        terms=frozenset(term for term in terms if distill.shares[term] > 0),
-        temperature=distill.temperature,
-        ce_positions=distill.ce_positions,
-    )
 
 
 def _make_student(

@@ -1,22 +1,26 @@
 """One update of the student: micro-batches, losses, and the optimizer's step."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distil_ray.config import Config
 from distil_ray.data.batch import to_device
 from distil_ray.data.hashing import stream_key
 from distil_ray.data.masking import num_masked_positions
+from distil_ray.models.attention import Attention, describe_attention
 from distil_ray.models.flops import flops_per_token
-from distil_ray.models.precision import DTYPES, Precision, autocast
-from distil_ray.training.assembly import build_distiller
-from distil_ray.training.checkpoint import Tensors
-from distil_ray.training.feed import StepRows
-from distil_ray.training.metrics import Meter
+from distil_ray.models.precision import DTYPES, Precision, autocast, use_autocast_layer_norms
+from distil_ray.training.meter import Meter
+from distil_ray.training.objective import build_distiller, counts_of, shares_of
 from distil_ray.training.optimizer import Optimizer, learning_rate_factor
+
+if TYPE_CHECKING:  # the learner can be timed where only torch and transformers are
+    from distil_ray.config import Config
+    from distil_ray.training.checkpoint import Tensors
+    from distil_ray.training.feed import StepRows
 
 
 class Learner:
@@ -24,7 +28,7 @@ class Learner:
 
     def __init__(
         self,
-        config: Config,
+        config: "Config",
         teacher: PreTrainedModel | None,
         student: PreTrainedModel,
         device: torch.device,
@@ -38,14 +42,11 @@ class Learner:
         distiller = build_distiller(config, teacher, student).to(device).train()
         if teacher is not None:
             nn.Module.to(teacher, device, DTYPES[precision]).train(False)
-        self.shares = {name: share for name, share in config.distill.shares.items() if share > 0}
+        if precision != "fp32" and device.type == "cuda":
+            for model in filter(None, (teacher, student)):
+                use_autocast_layer_norms(model)
+        self._shares, self._counts = shares_of(config), counts_of(config)
         self._losses = torch.compile(distiller, fullgraph=True, dynamic=False) if config.runtime.compile else distiller
-        # The divisors of a whole global batch: known beforehand, so a split into parts changes no result.
-        self.counts = distiller.counts(
-            config.optim.global_batch_size,
-            config.data.max_seq_length,
-            num_masked_positions(config.data.max_seq_length, config.data.mlm_probability),
-        )
         self._optimizer = Optimizer(
             student,
             betas=config.optim.betas,
@@ -59,8 +60,8 @@ class Learner:
         """A meter of what this learner's updates add up to."""
         config = self._config
         return Meter(
-            self.shares,
-            self.counts,
+            self._shares,
+            self._counts,
             tokens_per_step=config.optim.global_batch_size * config.data.max_seq_length,
             world_size=world_size,
             device=self.device,
@@ -70,15 +71,22 @@ class Learner:
                 max_seq_length=config.data.max_seq_length,
                 num_masked=num_masked_positions(config.data.max_seq_length, config.data.mlm_probability),
                 ce_positions=config.distill.ce_positions,
-                terms=self.shares,
+                terms=self._shares,
             ),
         )
+
+    def describe_attention(self) -> str:
+        """Say in a line which implementation of attention teacher and student get."""
+        models = {"student": Attention.of(self.student, is_trained=True)}
+        if self.teacher is not None:
+            models["teacher"] = Attention.of(self.teacher, is_trained=False)
+        return describe_attention(models, self._config.data.max_seq_length, DTYPES[self._precision], self.device)
 
     def autocast(self) -> torch.autocast:
         """The precision of the matrix products."""
         return autocast(self.device, self._precision)
 
-    def update(self, rows: StepRows, step: int, progress: float, meter: Meter) -> tuple[torch.Tensor, float]:
+    def update(self, rows: "StepRows", step: int, progress: float, meter: Meter) -> tuple[torch.Tensor, float]:
         """Update the student once; with a gradient that is not finite, leave it as it is. A collective call.
 
         Does not wait for the device.
@@ -103,9 +111,8 @@ class Learner:
                 self._seed_dropout(step, micro_batch)
                 batch = to_device(block.rows, start, start + self._micro_batch_size, self.device)
                 with self.autocast():
-                    sums = self._losses(*batch)
-                weighted = [sums[name] * (self.shares[name] / self.counts[name]) for name in self.counts]
-                self._optimizer.backward(torch.stack(weighted).sum())
+                    loss, sums = self._losses(*batch, self._optimizer.loss_scale)
+                loss.backward()
                 meter.add_terms(sums)
         meter.add_step(rows.wait_seconds)
         return self._optimizer.step(learning_rate), learning_rate
@@ -118,14 +125,14 @@ class Learner:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(int(key >> 1))
 
-    def tensors(self) -> dict[str, Tensors]:
+    def tensors(self) -> "dict[str, Tensors]":
         """Everything that a checkpoint must hold, by part. Never the teacher."""
         return {
             "student": dict(self.student.named_parameters()),
             "optimizer": self._optimizer.tensors(),
         }
 
-    def load(self, parts: Mapping[str, Tensors]) -> None:
+    def load(self, parts: "Mapping[str, Tensors]") -> None:
         """Go back to what `tensors` returned."""
         with torch.no_grad():
             for name, parameter in self.student.named_parameters():

@@ -60,6 +60,8 @@ def train(job: Job, world: World) -> Outcome:
     )
     reporter = Reporter(folder, world.events, is_active=world.is_main)
     reporter.begin(state, found.name, found.complaints, is_continuation=state.step == job.continues_at)
+    if world.is_main and world.device.type == "cuda":
+        world.events.post_text(learner.describe_attention())
     feed = BlockFeed(
         world,
         config.runtime.max_workers,

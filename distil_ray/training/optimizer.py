@@ -5,14 +5,16 @@ Nothing here waits for the device.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from distil_ray.models.precision import Precision
-from distil_ray.training.checkpoint import Tensors
+
+if TYPE_CHECKING:  # an update can be timed where only torch and transformers are
+    from distil_ray.training.checkpoint import Tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _LOSS_SCALE = "loss_scale"  # its name among the optimizer's tensors
@@ -110,11 +112,11 @@ class LossScale:
         """[] fp32; 1 if the scale is not active."""
         return self._state[0]
 
-    def tensors(self) -> Tensors:
+    def tensors(self) -> "Tensors":
         """What a checkpoint must hold: nothing if the scale is not active."""
         return {_LOSS_SCALE: self._state} if self._is_active else {}
 
-    def load(self, tensors: Tensors) -> None:
+    def load(self, tensors: "Tensors") -> None:
         """Inverse of `tensors`; begins anew where none was saved."""
         if self._is_active and _LOSS_SCALE in tensors:
             self._state = tensors[_LOSS_SCALE].to(self._state.device)
@@ -135,7 +137,7 @@ class LossScale:
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> Tensors:
+def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> "Tensors":
     """The optimizer's state, ``<parameter name>.<moment>`` and the count of updates of each."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
@@ -145,7 +147,7 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> Tensors
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tensors: Tensors) -> None:
+def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tensors: "Tensors") -> None:
     """Inverse of `optimizer_tensors`. State stays empty where none was saved (no update was done yet)."""
     for name, parameter in model.named_parameters():
         if f"{name}.step" in tensors:
@@ -179,9 +181,10 @@ class Optimizer:
         """Begin a step."""
         self._gradients.zero()
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradient of a part of the step's loss, a scalar."""
-        torch.autograd.backward(loss * self._loss_scale.factor)
+    @property
+    def loss_scale(self) -> torch.Tensor:
+        """What to multiply the step's loss by before its backward passes, an fp32 scalar."""
+        return self._loss_scale.factor
 
     def step(self, learning_rate: float) -> torch.Tensor:
         """Add the gradients of all workers, clip and update; with a norm that is not finite, change nothing.
@@ -203,11 +206,11 @@ class Optimizer:
         self._loss_scale.update(is_finite)
         return norm
 
-    def tensors(self) -> Tensors:
+    def tensors(self) -> "Tensors":
         """Its state by name, for a checkpoint."""
         return optimizer_tensors(self._adamw, self._model) | self._loss_scale.tensors()
 
-    def load(self, tensors: Tensors) -> None:
+    def load(self, tensors: "Tensors") -> None:
         """Inverse of `tensors`."""
         load_optimizer_tensors(self._adamw, self._model, tensors)
         self._loss_scale.load(tensors)

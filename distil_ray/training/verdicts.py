@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
+from transformers import PreTrainedModel
+
 from distil_ray.config import Config
 from distil_ray.data.fast_tokenizer import PACKAGE as FAST_PACKAGE
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import text_warnings
 from distil_ray.errors import InputError, reason_of
+from distil_ray.models.attention import Attention
 from distil_ray.runs.cluster import has_label, is_autoscaled
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training.assembly import build_models, build_tokenizer
@@ -34,6 +37,7 @@ class NodeFacts:
         shared_memory_bytes: size of /dev/shm; None where there is none.
         errors: by what was tried (storage, models, text): why it did not work, empty if it did.
         text_warnings: what should be looked at in the text.
+        attention: which implementation of it the models get on the first GPU; empty without one.
     """
 
     versions: dict[str, str]
@@ -42,6 +46,7 @@ class NodeFacts:
     shared_memory_bytes: int | None
     errors: dict[str, str] = field(default_factory=dict)
     text_warnings: list[str] = field(default_factory=list)
+    attention: str = ""
 
 
 def probe(config: Config, plan: DataPlan | None, mark: str, node: str, *, has_data_tasks: bool) -> NodeFacts:
@@ -54,16 +59,21 @@ def probe(config: Config, plan: DataPlan | None, mark: str, node: str, *, has_da
         has_data_tasks: whether text will be read here.
     """
     warnings: list[str] = []
+    models: list[PreTrainedModel | None] = []
     errors = {
         "storage": _error(lambda: RunFolder(config.run.storage_path, mark).write_text(node, node)),
-        "models": _error(lambda: build_models(config, build_tokenizer(config))),
+        "models": _error(lambda: models.extend(build_models(config, build_tokenizer(config)))),
     }
     if has_data_tasks and plan is not None:
         errors["text"] = _error(lambda: warnings.extend(_look_at_text(config, plan)))
+    gpu_names = _on_gpus(
+        "import torch\nfor i in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(i))"
+    )
     return NodeFacts(
         versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         fast_version=_version(FAST_PACKAGE),
-        gpu_names=_gpu_names(),
+        gpu_names=gpu_names,
+        attention=_attention(config, models) if gpu_names else "",
         shared_memory_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
         errors=errors,
         text_warnings=warnings,
@@ -95,9 +105,25 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _gpu_names() -> list[str]:
-    """Asked in a process of its own: Ray hides the GPUs from a task that has not asked for one."""
-    script = "import torch\nfor i in range(torch.cuda.device_count()): print(torch.cuda.get_device_name(i))"
+def _attention(config: Config, models: Sequence[PreTrainedModel | None]) -> str:
+    """Which implementation of attention the models get on the first GPU; empty if they have not been loaded."""
+    roles = {role: model for role, model in zip(("teacher", "student"), models, strict=False) if model is not None}
+    attentions = {role: tuple(Attention.of(model, is_trained=role == "student")) for role, model in roles.items()}
+    given = config.runtime.precision
+    precision = "fastest_precision(gpu)" if given == "auto" else repr(given)
+    script = (
+        "import torch\n"
+        "from distil_ray.models.attention import Attention, describe_attention\n"
+        "from distil_ray.models.precision import DTYPES, fastest_precision\n"
+        "gpu = torch.device('cuda')\n"
+        f"models = {{role: Attention(*values) for role, values in {attentions!r}.items()}}\n"
+        f"print(describe_attention(models, {config.data.max_seq_length}, DTYPES[{precision}], gpu))"
+    )
+    return " ".join(_on_gpus(script)) if roles else ""
+
+
+def _on_gpus(script: str) -> list[str]:
+    """The lines that a script prints, in a process of its own: Ray hides the GPUs from a task that asks for none."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     result = subprocess.run(
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120
@@ -219,7 +245,9 @@ def gpus(nodes: Sequence[Node], config: Config) -> Verdict:
         return Verdict(
             "GPUs", outcome, "none now" + (": an autoscaler would have to add them" if outcome != "ok" else "")
         )
-    return Verdict("GPUs", "ok", ", ".join(f"{count} × {kind}" for kind, count in kinds.items()))
+    attentions = [node.facts.attention for node in nodes if isinstance(node.facts, NodeFacts) and node.facts.attention]
+    kinds_and_attentions = [", ".join(f"{count} × {kind}" for kind, count in kinds.items()), *dict.fromkeys(attentions)]
+    return Verdict("GPUs", "ok", "; ".join(kinds_and_attentions))
 
 
 def labels(nodes: Sequence[Node], config: Config) -> Verdict:

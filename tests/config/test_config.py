@@ -312,6 +312,7 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
         ),
         (["student.layers=[]"], "student.layers: given [], expected integer >= 1, or non-empty list"),
         (["student.architecture=bert"], 'student.architecture: given "bert", expected distilbert or same'),
+        (["student.attention_dropout=1"], "student.attention_dropout: given 1, expected number >= 0 and < 1"),
         (["data.sources=[]"], "data.sources: given [], expected non-empty list of (path or mapping)"),
         (["data.sources=[a, 7]"], "data.sources[1]: given 7, expected path or mapping"),
         (
@@ -520,6 +521,16 @@ def test_blocks_and_micro_batches(global_batch_size, num_workers, micro_batch_si
     assert (config.block_rows, config.micro_batch_size) == (block_rows, expected)
 
 
+@pytest.mark.parametrize(
+    ("global_batch_size", "max_seq_length", "expected"),
+    [(4096, 512, 64), (4096, 128, 256), (96, 512, 48), (32, 512, 32), (37, 512, 37), (37, 1024, 1), (7, 32_767, 1)],
+)
+def test_micro_batches_of_a_gpu_are_limited_by_their_tokens(global_batch_size, max_seq_length, expected):
+    sizes = (f"optim.global_batch_size={global_batch_size}", f"data.max_seq_length={max_seq_length}")
+    assert load("runtime.use_gpu=true", *sizes).micro_batch_size == expected
+    assert load("runtime.use_gpu=true", "runtime.micro_batch_size=1", *sizes).micro_batch_size == 1
+
+
 def test_elastic_workers():
     runtime = load("runtime.num_workers=[2, 4]").runtime
     assert (runtime.min_workers, runtime.max_workers) == (2, 4)
@@ -616,6 +627,7 @@ def test_changes_nothing_that_is_learned(override):
         ("teacher.path=org/b", ['teacher.path: was "org/teacher", now "org/b"']),
         ("teacher.revision=abc", ['teacher.revision: was null, now "abc"']),
         ("student.layers=[0, 1]", ["student.layers: was null, now [0, 1]"]),
+        ("student.attention_dropout=0", ["student.attention_dropout: was null, now 0.0"]),
         (
             "student.config={model_type: bert}",
             ['student.config.model_type: was not set, now "bert"'],

@@ -6,8 +6,9 @@ from small_models import small_model
 from training_parts import CPU, small_tokenizer
 
 from distil_ray.evaluation import speed
-from distil_ray.evaluation.speed import Timing, as_function, measure_costs, measure_speed, time_in_turns
+from distil_ray.evaluation.speed import Timing, as_function, measure_costs, measure_speed
 from distil_ray.evaluation.tasks import Rows
+from distil_ray.evaluation.turns import time_in_turns
 
 ROWS = Rows([("w1 w2 w3",), ("w4",)], np.array([0, 1]))
 

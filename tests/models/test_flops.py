@@ -27,11 +27,12 @@ TERMS: list[frozenset[Term]] = [
 def test_formula_is_what_the_counter_counts(family: str, ce_positions: CePositions, terms: frozenset[Term]) -> None:
     teacher = small_model(family)
     student = build_student(teacher, layers=2, architecture="same", init="teacher", seed=0)
-    distiller = Distiller(student, teacher, terms=terms, temperature=1.0, ce_positions=ce_positions)
+    weights = dict.fromkeys(terms, 0.5)
+    distiller = Distiller(student, teacher, weights=weights, temperature=1.0, ce_positions=ce_positions)
     positions, labels = torch.arange(K).expand(B, K), torch.full((B, K), 5)
     # The fused attention's backward pass computes the scores again, which the counter would count.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        sum(distiller(random_ids(B, T), positions, labels).values()).backward()
+        distiller(random_ids(B, T), positions, labels, torch.ones(()))[0].backward()
     counted = counter.get_total_flops() / (B * T)
     computed = flops_per_token(
         teacher.config, student.config, max_seq_length=T, num_masked=K, ce_positions=ce_positions, terms=terms

@@ -1,10 +1,19 @@
 """Which number format is taken, and what it is applied to."""
 
+import copy
+
 import pytest
 import torch
+from small_models import random_ids, small_model
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distil_ray.models import precision
-from distil_ray.models.precision import autocast, common_precision, fastest_precision
+from distil_ray.models.families import FAMILIES
+from distil_ray.models.loading import encode, predict
+from distil_ray.models.precision import autocast, common_precision, fastest_precision, use_autocast_layer_norms
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -44,3 +53,105 @@ def test_workers_take_what_all_of_them_can(precisions, expected):
 def test_autocast_concerns_products(name, dtype):
     with autocast(CPU, name):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+# What passes from layer to layer
+
+
+def with_autocast_layer_norms(model):
+    model = copy.deepcopy(model)
+    use_autocast_layer_norms(model)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer_norms_are_the_same_without_autocast(family):
+    model = small_model(family)
+    changed, ids = with_autocast_layer_norms(model), random_ids(2, 9)
+    assert torch.equal(encode(changed, ids), encode(model, ids))
+    assert changed.state_dict().keys() == model.state_dict().keys()
+    kinds = {type(module).__name__ for module in changed.modules()}
+    assert "AutocastLayerNorm" in kinds
+    assert "LayerNorm" not in kinds
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_layer_norms_round_no_more_than_their_inputs_and_outputs(name):
+    dtype = precision.DTYPES[name]
+    norm = nn.LayerNorm(256)
+    with torch.no_grad():
+        norm.weight.normal_(1, 0.2), norm.bias.normal_(0, 0.2)
+    hidden = (100 + 0.5 * torch.randn(64, 256)).to(dtype)  # statistics in half precision would lose these digits
+    expected = F.layer_norm(hidden.double(), (256,), norm.weight.to(dtype).double(), norm.bias.to(dtype).double())
+    changed = with_autocast_layer_norms(nn.Sequential(norm))
+    with autocast(CPU, name):
+        out = changed(hidden)
+    out.sum().backward()
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
+    assert changed[0].weight.grad.dtype == torch.float32
+
+
+def test_a_teacher_in_bf16_says_what_it_says_in_fp32():
+    model, ids = small_model("bert"), random_ids(8, 20)
+    half = with_autocast_layer_norms(model)
+    nn.Module.to(half, dtype=torch.bfloat16)
+    with torch.no_grad():
+        log_q = predict(model, encode(model, ids).flatten(0, 1)).log_softmax(-1)
+        with autocast(CPU, "bf16"):
+            log_p = predict(half, encode(half, ids).flatten(0, 1)).float().log_softmax(-1)
+    kl = F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+    assert 0 < kl < 2e-3
+    other = predict(small_model("bert", seed=1), encode(small_model("bert", seed=1), ids).flatten(0, 1))
+    assert F.kl_div(other.log_softmax(-1), log_q, log_target=True, reduction="batchmean") > 0.5
+
+
+class Outputs(TorchDispatchMode):
+    """Notes the dtype and shape of every operation's output."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **kwargs or {})
+        for output in filter(torch.is_tensor, outputs if isinstance(outputs, tuple) else (outputs,)):
+            self.found.append((function.overloadpacket.__name__, output.dtype, tuple(output.shape)))
+        return outputs
+
+
+def outputs_on_a_gpu(model, monkeypatch, shape=(2, 12)):
+    """The outputs of `encode` as autocast to bf16 gives them on a GPU, on tensors without data; no GPU is needed."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    # A PyTorch without CUDA cannot trace it there.
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda query, *args, **kwargs: query)
+    model, mode = copy.deepcopy(model), FakeTensorMode(allow_non_fake_inputs=True)
+
+    def on_gpu(tensor):
+        return FakeTensor(mode, tensor.detach().to("meta"), torch.device("cuda:0"))
+
+    with mode:
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                module._parameters[name] = nn.Parameter(on_gpu(parameter), requires_grad=False)
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module._buffers[name] = on_gpu(buffer)
+        with torch.no_grad(), Outputs() as outputs, autocast(CUDA, "bf16"):
+            encode(model, on_gpu(torch.zeros(shape, dtype=torch.int64)))
+    return outputs.found
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_nothing_passes_from_layer_to_layer_in_fp32(family, monkeypatch):
+    model = small_model(family)
+    hidden = (2, 12, model.config.hidden_size)
+
+    def dtypes_of_norms_and_sums(model):
+        found = outputs_on_a_gpu(model, monkeypatch)
+        found = [(name, dtype) for name, dtype, shape in found if shape == hidden]
+        first = [name for name, _ in found].index("native_layer_norm")  # the embeddings before it are fp32
+        return {dtype for name, dtype in found[first:] if name in ("native_layer_norm", "add")}
+
+    assert dtypes_of_norms_and_sums(with_autocast_layer_norms(model)) == {torch.bfloat16}
+    assert dtypes_of_norms_and_sums(model) == {torch.float32}  # this can be seen

@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from distil_ray.errors import InputError
 from distil_ray.models.families import FAMILIES
-from distil_ray.models.student import Architecture, build_student, evenly_spaced, select_layers
+from distil_ray.models.student import Architecture, build_student, evenly_spaced, select_layers, set_attention_dropout
 
 PAIRS: list[tuple[str, Architecture]] = [("bert", "distilbert"), *((family, "same") for family in FAMILIES)]
 
@@ -171,3 +171,25 @@ def test_decoder_cannot_be_distilled() -> None:
     teacher.config.is_decoder = True
     with pytest.raises(InputError, match="decoder"):
         build_student(teacher, layers=None, architecture="same", init="teacher", seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_dropout_reaches_every_layer_and_the_saved_configuration(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def record(*args: torch.Tensor, dropout_p: float, **kwargs: object) -> torch.Tensor:
+        seen.append(dropout_p)
+        return attention(*args, dropout_p=dropout_p, **kwargs)
+
+    model = small_model(family).train()
+    set_attention_dropout(model, 0.25)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    model(input_ids=random_ids(1, 5))
+    model.save_pretrained(tmp_path)
+    AutoModelForMaskedLM.from_pretrained(tmp_path).train()(input_ids=random_ids(1, 5))
+    assert seen == [0.25] * 2 * NUM_LAYERS
+    others = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} - {0.25}
+    assert others == {0.1}

@@ -11,6 +11,7 @@ from training_parts import T, save_model, small_config, small_tokenizer
 from distil_ray.errors import InputError
 from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
 
+WIDTH = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
 MLM_ONLY = {"alpha_ce": 0.0, "alpha_mlm": 1.0, "alpha_cos": 0.0}
 
 
@@ -62,6 +63,20 @@ def test_without_a_teacher_the_tokenizer_is_the_students(tmp_path):
 
 
 # Models
+
+
+@pytest.mark.parametrize("origin", ["teacher", "path", "config"])
+def test_attention_dropout_is_set_wherever_the_student_comes_from(teacher, origin):
+    student = {"teacher": {}, "path": {"path": teacher}, "config": {"config": {"model_type": "bert", **WIDTH}}}[origin]
+    loaded, plain = models(small_config(teacher__path=teacher, student=student))
+    _, changed = models(small_config(teacher__path=teacher, student=student | {"attention_dropout": 0.0625}))
+    field = "attention_dropout" if origin == "teacher" else "attention_probs_dropout_prob"
+    assert [getattr(model.config, field) for model in (plain, changed)] == [0.1, 0.0625]
+    assert [module.p for module in changed.modules() if isinstance(module, torch.nn.Dropout)].count(0.0625) == (
+        changed.config.num_hidden_layers
+    )
+    assert loaded.config.attention_probs_dropout_prob == 0.1
+    assert are_equal(plain, changed)
 
 
 def test_the_student_is_made_from_the_teachers_layers(teacher):

@@ -9,7 +9,8 @@ from processes import run_workers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distil_ray.runs.storage import RunFolder
-from distil_ray.training.metrics import Meter, MetricsWriter, read_digests, read_records
+from distil_ray.training.meter import Meter
+from distil_ray.training.metrics import MetricsWriter, read_digests, read_records
 
 pytest_plugins = ("local_s3",)
 

@@ -191,7 +191,7 @@ def test_steps_are_those_of_pytorch(max_norm):
     theirs = torch.optim.AdamW(parameter_groups(plain, 0.1), lr=1e-3)
     for _ in range(3):
         optimizer.zero_grad()
-        optimizer.backward(loss_of(model))
+        (loss_of(model) * optimizer.loss_scale).backward()
         norm = optimizer.step(1e-3)
         theirs.zero_grad()
         loss_of(plain).backward()

@@ -25,8 +25,9 @@ TYPED = {"ray.io/node-group": "cpu"}  # as an autoscaler starts nodes
 WORKS = {"storage": "", "models": "", "text": ""}
 
 
-def facts(*, gpu_names=(), memory=10**10, errors=None, warnings=(), fast="0.1.0", **changed) -> NodeFacts:
-    return NodeFacts(VERSIONS | changed, fast, list(gpu_names), memory, WORKS | (errors or {}), list(warnings))
+def facts(*, gpu_names=(), memory=10**10, errors=None, warnings=(), fast="0.1.0", attention="", **changed) -> NodeFacts:
+    errors = WORKS | (errors or {})
+    return NodeFacts(VERSIONS | changed, fast, list(gpu_names), memory, errors, list(warnings), attention)
 
 
 def untried(*names) -> NodeFacts:
@@ -135,6 +136,7 @@ def test_all_nodes_write_to_the_same_storage():
     ("nodes", "use_gpu", "outcome", "detail"),
     [
         ([node(gpus=8)], True, "ok", "8 × H100"),
+        ([node(gpus=1, seen=facts(gpu_names=["L4"], attention="attention: …"))], True, "ok", "1 × L4; attention: …"),
         ([node()], False, "ok", "none now"),
         ([node()], True, "warning", "none now: an autoscaler would have to add them"),
         ([node(gpus=8, seen=facts(gpu_names=["H100"] * 7))], True, "failed", "a: Ray has 8, torch sees 7"),
