@@ -124,11 +124,9 @@ class Reporter:
     def begin(
         self, state: TrainState, resumed_from: str | None, complaints: list[str], *, is_continuation: bool
     ) -> None:
-        """Open the files after ``state``; say with what precision the run computes, and where it resumes if it does."""
+        """Open the files after ``state``; say where the run resumes if it does, and with what precision it computes."""
         if not self._is_active:
             return
-        if not is_continuation:
-            self._events.post_text(f"precision: {state.precision}")
         self._began, self._progress_at_start = time.monotonic(), state.progress
         restarts, damaged_restarts = self._folder.read_json_lines(RESTARTS_FILE)
         records, damaged_records = self._folder.read_json_lines(METRICS_FILE)
@@ -142,6 +140,8 @@ class Reporter:
             self._folder.write_text(RESTARTS_FILE, lines)
             for line in [*complaints, _restart_line(restart)]:
                 self._events.post_text(line)
+        if not is_continuation:
+            self._events.post_text(f"precision: {state.precision}")
         self._num_restarts = len(restarts)
         self._writer = MetricsWriter(self._folder, -1 if resumed_from is None else state.step)
 

@@ -176,8 +176,8 @@ def test_a_run_of_an_older_release_is_resumed(begun, capsys):
     folder = plain.path
 
     assert plain.start().kind == "finished"
-    assert plain.texts[0] == "precision: fp32"  # that release's default
-    assert "resuming from checkpoint_000000027" in plain.texts[1]
+    assert "resuming from checkpoint_000000027" in plain.texts[0]
+    assert plain.texts[1] == "precision: fp32"  # that release's default
     assert "begun by an older version" in capsys.readouterr().out
     assert digests(folder) == (BEGUN / "whole-digests.csv").read_text()
     known = Identity.read(folder_of(begun))

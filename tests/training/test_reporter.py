@@ -70,7 +70,7 @@ def test_records_are_written_and_passed_on(folder):
         "run/progress": 0.3,
         "run/restarts": 0,
     }
-    assert heard.lines == []
+    assert heard.lines == ["precision: fp32"]
     assert heard.records[0]["eta_seconds"] is None
     assert heard.records[1]["eta_seconds"] > 0
     assert folder.read_bytes("digests.csv").decode().splitlines()[1:] == ["12,00000000000000ff,1,2"]
@@ -100,6 +100,7 @@ def test_a_restart_is_told_and_counted(folder):
             complaint,
             "resuming from checkpoint_000000013: step 13, after row 3 of group 1; "
             "42 s of work since then are done again",
+            "precision: fp32",
         ]
         assert [(r["checkpoint"], r["step"], r["position"]) for r in restarts(folder)] == [
             ("checkpoint_000000013", 13, [1, 3])
@@ -135,7 +136,7 @@ def test_a_start_without_a_checkpoint_begins_again(folder):
     reporter.record(state_of(10), {"train/loss": 1.0})
     reporter.sync()
     reporter, heard = begin(folder, TrainState())
-    assert heard.lines == ["starting again from step 0: the run had no complete checkpoint yet"]
+    assert heard.lines[0] == "starting again from step 0: the run had no complete checkpoint yet"
     reporter.sync()
     assert read_records(folder) == []
     assert [(restart["checkpoint"], restart["lost_seconds"]) for restart in restarts(folder)] == [(None, None)]
