@@ -17,6 +17,7 @@ from distil_ray.runs.lease import LeaseLostError
 from distil_ray.runs.storage import FINISHED_FILE, NONFINITE_FILE, RunFolder
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import Checkpoint, CheckpointWriter, TrainState, open_checkpoint, withdraw_damaged
+from distil_ray.training.compile_cache import CompileCache
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, StepRows, StopReason
 from distil_ray.training.gradient_norms import GradientNorms
@@ -46,6 +47,8 @@ def train(job: Job, world: World) -> Outcome:
     tokenizer, learner = setup
     if checkpoint is not None:
         learner.restore(checkpoint)
+    compiled = CompileCache(folder, is_active=config.runtime.compile, is_main=world.is_main)
+    compiled.load()
     checkpoints = CheckpointWriter(folder, config.checkpoint.keep, is_active=world.is_main)
     reporter = Reporter(folder, world.events, is_active=world.is_main)
     reporter.begin(state, resumed_from, complaints, is_continuation=state.step == job.continues_at)
@@ -71,6 +74,7 @@ def train(job: Job, world: World) -> Outcome:
 
             # 4. Update the student.
             grad_norm, learning_rate = learner.update(rows, state.step, state.progress, meter)
+            compiled.save()
             previous, state = state, _advance(state, rows, job)
             norms.add(state, grad_norm)
 
