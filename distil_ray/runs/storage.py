@@ -36,6 +36,7 @@ DIGESTS_FILE = "digests.csv"  # what each step was trained on
 RESTARTS_FILE = "restarts.jsonl"  # when the run was resumed, from where
 TENSORBOARD_FOLDER = "tensorboard"
 NONFINITE_FILE = "nonfinite.json"  # the rows on which a run diverged
+COMPILED_FILE = "compiled.bin"  # what torch.compile has made
 FINISHED_FILE = "finished.json"  # the last figures; written last
 EXPORT_FOLDER = "export"  # the student, as `from_pretrained` loads it
 

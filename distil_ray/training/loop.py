@@ -24,6 +24,7 @@ from distil_ray.training.checkpoint import (
     TrainState,
     withdraw_damaged,
 )
+from distil_ray.training.compile_cache import CompileCache
 from distil_ray.training.export import export_student
 from distil_ray.training.feed import BlockFeed, StepRows, StopReason
 from distil_ray.training.gradient_norms import GradientNorms
@@ -51,6 +52,8 @@ def train(job: Job, world: World) -> Outcome:
     tokenizer, learner = setup
     if found.name is not None:
         learner.load({part: world.share(found.load(part)) for part in PARTS})
+    compiled = CompileCache(folder, is_active=config.runtime.compile, is_main=world.is_main)
+    compiled.load()
     checkpoints = CheckpointWriter(
         folder,
         config.checkpoint.keep,
@@ -89,6 +92,7 @@ def train(job: Job, world: World) -> Outcome:
 
             # 4. Update the student.
             grad_norm, learning_rate = learner.update(rows, state.step, state.progress, meter)
+            compiled.save()
             previous, state = state, _advance(state, rows, job)
             norms.add(state, grad_norm)
 
