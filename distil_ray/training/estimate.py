@@ -88,10 +88,10 @@ def num_evaluations(config: Config, num_steps: int) -> int:
 def start_seconds(config: Config, num_cores: int) -> float:
     """Seconds from the command to the first step on one machine, with models and text in place.
 
-    Nearly all are imports. In CPU seconds, as measured: driver, Ray with its dashboard and Ray Train's controller 21, a
-    worker 4.4, a data task 1.3.
+    Nearly all are imports. In CPU seconds: a launch with two workers takes 40 to 45, of which a worker 4.4 and a data
+    task 1.3.
     """
-    cpu_seconds = 21.0 + 4.4 * config.runtime.max_workers + 1.3 * config.runtime.data_cpus
+    cpu_seconds = 31.0 + 4.4 * config.runtime.max_workers + 1.3 * config.runtime.data_cpus
     return max(cpu_seconds / num_cores, _SERIAL_START_SECONDS)
 
 

@@ -145,6 +145,6 @@ def test_evaluations_come_on_top_of_the_slowest_part():
 
 def test_a_start_takes_its_cpu_seconds_and_some_of_them_one_after_the_other():
     config = small_config(runtime={"num_workers": 2, "data_cpus": 1})
-    assert start_seconds(config, num_cores=1) == pytest.approx(21 + 2 * 4.4 + 1.3)
+    assert start_seconds(config, num_cores=1) == pytest.approx(31 + 2 * 4.4 + 1.3)
     assert start_seconds(config, num_cores=2) == pytest.approx(start_seconds(config, num_cores=1) / 2)
     assert start_seconds(config, num_cores=64) == 15
