@@ -28,7 +28,6 @@ import copy
 import datetime
 import itertools
 import json
-import math
 import operator
 import platform
 import re
@@ -392,14 +391,14 @@ def print_table(records: list[dict[str, Any]]) -> None:
     )
     print(f"{header} {'padding':>8} {'× original':>11} {'(fastest)':>9}")
     for record in records:
-        speedup = record["speedup_over"].get("original", math.nan)
-        fastest = record["fastest_speedup_over"].get("original", math.nan)
+        ratios = (record[name].get("original") for name in ("speedup_over", "fastest_speedup_over"))
+        speedup, fastest = (f"{ratio:.2f}" if ratio else "-" for ratio in ratios)
         mfu = f"{record['mfu']:6.1%}" if record["mfu"] else f"{'-':>6}"
         print(
             f"{record['shape']:<10} {record['variant']:<16} {1e3 * record['step_seconds']:>9.1f} "
             f"{record['tokens_per_second']:>10.0f} {record['flops_per_token'] / 1e6:>12.1f} "
             f"{record['flops_per_second'] / 1e9:>9.1f} {mfu} {record['padding_fraction']:>8.1%} "
-            f"{speedup:>11.2f} {fastest:>9.2f}"
+            f"{speedup:>11} {fastest:>9}"
         )
     for record in filter(operator.itemgetter("kernels"), records):
         parts = ", ".join(f"{kind} {1e3 * seconds:.1f}" for kind, seconds in record["kernels"].items())

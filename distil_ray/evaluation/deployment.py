@@ -283,7 +283,7 @@ def deploy_all(
     if open_jobs:
         tell(join([job.model for job in open_jobs], protocol.resources))
     running = {
-        remote_task(_export, protocol.resources, job.model.num_parameters).remote(job, task, splits, protocol): job
+        remote_task(_export, protocol.resources, job.model).remote(job, task, splits, protocol): job
         for job in open_jobs
     }
     for job, files in completed(running, "exports for a device"):

@@ -266,7 +266,7 @@ def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJ
         if job.teacher is not None and job.teacher not in outcomes:
             outcomes[job.teacher] = ray.put(Tuned({}, 0.0, None, results.soft_targets(job.teacher)))
         teacher = None if job.teacher is None else outcomes[job.teacher]
-        task = remote_task(_fine_tune, results.protocol.resources, job.model.num_parameters)
+        task = remote_task(_fine_tune, results.protocol.resources, job.model)
         outcomes[job] = task.remote(job, results.tasks[job.task], splits[job.task], results.protocol, teacher)
         running[outcomes[job]] = job
     return running

@@ -35,12 +35,14 @@ def join(models: Iterable[Model], resources: Resources) -> str:
     return line
 
 
-def remote_task(function: Callable[..., Any], resources: Resources, num_parameters: int) -> Any:
-    """A function as a Ray task that takes ``resources`` for models of that size and is named like the function."""
+def remote_task(function: Callable[..., Any], resources: Resources, model: Model) -> Any:
+    """A function as a Ray task that takes ``resources`` for a model and is named like the function."""
     untyped: Any = function  # Ray's annotations know functions without arguments only
+    # The size is asked for where it counts: the model would be loaded for it.
+    gpus = resources.gpus_for(model.num_parameters) if resources.gpus == "auto" else resources.gpus
     return ray.remote(untyped).options(
         num_cpus=resources.cpus,
-        num_gpus=resources.gpus_for(num_parameters),
+        num_gpus=gpus,
         max_retries=resources.max_retries,
         name=function.__name__.strip("_"),
     )

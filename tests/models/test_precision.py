@@ -92,6 +92,14 @@ def test_layer_norms_round_no_more_than_their_inputs_and_outputs(name):
     assert changed[0].weight.grad.dtype == torch.float32
 
 
+def test_layer_norms_compile_as_one_graph():
+    model = with_autocast_layer_norms(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
+    compiled, inputs = torch.compile(model, backend="aot_eager", fullgraph=True), torch.randn(4, 8)
+    with autocast(CPU, "bf16"):
+        assert torch.equal(compiled(inputs), model(inputs))
+        assert compiled(inputs).dtype == torch.bfloat16
+
+
 def test_a_teacher_in_bf16_says_what_it_says_in_fp32():
     model, ids = small_model("bert"), random_ids(8, 20)
     half = with_autocast_layer_norms(model)

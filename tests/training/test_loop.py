@@ -115,7 +115,7 @@ def test_a_run_that_is_stopped_saves_its_step_and_resumes(base, whole, request):
     assert (run.path / f"checkpoint_{stopped.step:09d}" / "complete.json").exists()
     assert not (run.path / "finished.json").exists()
     assert run.start().kind == "finished"
-    assert f"resuming from checkpoint_{stopped.step:09d}: step {stopped.step}, after row" in run.texts[-1]
+    assert f"resuming from checkpoint_{stopped.step:09d}: step {stopped.step}, after row" in run.texts[-2]
     check_is_like(whole, run, num_restarts=1)
 
 

@@ -1,8 +1,10 @@
 """Each check of the doctor, on made-up nodes: what it lets pass and what it says otherwise."""
 
 import pytest
+from training_parts import small_config, small_pair
 
 from distil_ray.config import parse_config
+from distil_ray.training import verdicts
 from distil_ray.training.verdicts import (
     Node,
     NodeFacts,
@@ -201,3 +203,13 @@ def test_the_job_server_asks_for_a_token(status, address, outcome):
 )
 def test_the_dashboard_listens_to_its_own_node(address, outcome):
     assert dashboard(address).outcome == outcome
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_attention_is_asked_in_a_process_of_its_own(monkeypatch, precision):
+    ask = verdicts._on_gpus
+    monkeypatch.setattr(verdicts, "_on_gpus", lambda script: ask(script.replace("'cuda'", "'cpu'")))
+    settings = small_config(runtime__precision=precision)
+    line = verdicts._attention(settings, small_pair(dropout=0.1))
+    assert line.startswith("attention: teacher FLASH_ATTENTION, student MATH; cuDNN ")
+    assert verdicts._attention(settings, []) == ""  # models that did not load
