@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 RUNS = ("quickstart", "quickstart-mlm-only", "quickstart-from-scratch")
 SHORTER = (
     "optim.num_steps=12 optim.global_batch_size=8 runtime.micro_batch_size=4 eval.num_rows=16 eval.every_steps=6 "
-    "checkpoint.every_steps=2 metrics.every_steps=1 runtime.num_workers=1"
+    "checkpoint.every_steps=2 metrics.every_steps=1 runtime.num_workers=1 runtime.precision=fp32"
 )
 
 

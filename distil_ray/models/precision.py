@@ -1,5 +1,6 @@
 """The number format of matrix products: what is fastest on a device, what all workers can use, how it is applied."""
 
+import statistics
 import time
 from collections.abc import Collection
 from typing import Literal
@@ -13,7 +14,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _MIN_SPEEDUP = 1.25  # of bf16 on a processor: below, its rounding is not worth it, nor a choice that noise can turn
-_NUM_TRIALS = 7
+_NUM_TRIALS = 15
 
 
 def fastest_precision(device: torch.device) -> Precision:
@@ -63,14 +64,16 @@ def use_autocast_layer_norms(model: nn.Module) -> None:
 
 
 def _speedup(dtype: torch.dtype) -> float:
-    """Time of a product of this processor in fp32, divided by that in ``dtype``; the shortest of several each."""
-    factors = {
-        one: (torch.ones(256, 512, dtype=one), torch.ones(512, 512, dtype=one)) for one in (torch.float32, dtype)
-    }
-    shortest = dict.fromkeys(factors, float("inf"))
+    """Time of a product of this processor in fp32, divided by that in ``dtype``: the median of several pairs.
+
+    CPU time of the process: by the clock, other work on a busy machine could decide.
+    """
+    factors = [(torch.ones(256, 512, dtype=one), torch.ones(512, 512, dtype=one)) for one in (torch.float32, dtype)]
+    ratios = []
     for _ in range(_NUM_TRIALS):
-        for one, (left, right) in factors.items():  # in turns, so that other load slows down both
-            began = time.perf_counter()
+        times = [time.process_time()]
+        for left, right in factors:
             left @ right
-            shortest[one] = min(shortest[one], time.perf_counter() - began)
-    return shortest[torch.float32] / shortest[dtype]
+            times.append(time.process_time())
+        ratios.append((times[1] - times[0]) / max(times[2] - times[1], 1e-9))
+    return statistics.median(ratios)
