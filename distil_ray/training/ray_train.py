@@ -24,12 +24,14 @@ from distil_ray.runs.lease import Claim
 from distil_ray.runs.ray_internals import newest_preemption
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training.job import Job, Outcome
-from distil_ray.training.loop import train
 from distil_ray.training.world import PreemptionWatch, World
 
 
 def train_loop_per_worker(loop_config: dict[str, Any]) -> Outcome:
     """Train as one of Ray Train's workers."""
+    # Late, for workers alone: Ray Train's controller reads this module, too, and the loop would bring transformers.
+    from distil_ray.training.loop import train
+
     job: Job = loop_config["job"]
     events: EventQueue = loop_config["events"]
     claim: Claim = loop_config["claim"]

@@ -60,6 +60,14 @@ def test_the_loop_imports_no_ray():
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
 
 
+def test_what_ray_trains_controller_reads_brings_no_transformers():
+    script = (
+        "import sys, distil_ray.training.ray_train, distil_ray.training.remaining_rows; "
+        "print('transformers' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "False"
+
+
 def test_every_step_has_the_rows_that_the_plan_gives(base, request):
     """At one worker, over one epoch: each row once, in order, but for what is left of the last step."""
     optim = {"global_batch_size": 16, "num_epochs": 1, "learning_rate": 1e-3}
