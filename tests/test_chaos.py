@@ -52,7 +52,7 @@ def settings_of(name: str) -> dict[str, Any]:
         "optim": {"global_batch_size": 16, "num_steps": STEPS_PER_KILL * (NUM_KILLS + 2), "learning_rate": 1e-3},
         "eval": {"every_steps": 100, "num_rows": 32},
         "checkpoint": {"every_steps": 5},
-        "runtime": {"num_workers": 2, "micro_batch_size": 4, "data_cpus": 1, "max_failures": -1},
+        "runtime": {"num_workers": 2, "micro_batch_size": 4, "precision": "fp32", "data_cpus": 1, "max_failures": -1},
     }
 
 
