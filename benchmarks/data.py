@@ -19,12 +19,10 @@ Prints a table; the last line is one JSON object with every figure.
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import logging
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -38,7 +36,7 @@ import ray
 import tokenizers
 import torch
 import transformers
-from machine import cpu_model
+from machine import environment
 from ray.data import DataContext
 from tokenizers import Tokenizer
 from torch.utils.data import DataLoader
@@ -264,18 +262,6 @@ def print_table(speeds: dict[str, dict[Clock, float]], all_ratios: dict[Clock, d
         print(f"{name:<28} {all_ratios['wall'][name]:>9.3f} {all_ratios['cpu'][name]:>9.3f}")
 
 
-def environment() -> dict[str, Any]:
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "num_cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        **{module.__name__: module.__version__ for module in (datasets, ray, tokenizers, torch, transformers)},
-    }
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True, help="text: a file, a folder or a glob, local or remote")
@@ -302,7 +288,7 @@ def main() -> None:
     datasets.disable_caching()  # or the second round would find the first one's results
     datasets.disable_progress_bars()
 
-    start = environment()
+    start = environment(np, datasets, ray, tokenizers, torch, transformers)
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     plan = make_plan(
         [Source(path=options.source, column=options.column)],

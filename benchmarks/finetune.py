@@ -18,12 +18,9 @@ Prints a table; the last line is one JSON object with every figure.
 
 import argparse
 import copy
-import datetime
 import importlib.util
 import json
 import operator
-import os
-import platform
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -32,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from machine import cpu_model
+from machine import environment
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -209,14 +206,9 @@ def main() -> None:
     tokenizer = load_tokenizer(TOKENIZER)
     records = [record for name in options.model for record in measure(name, tokenizer, options)]
     print_table(records)
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": torch.cuda.get_device_name() if options.device == "cuda" else cpu_model(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    about = environment(torch, transformers)
+    if options.device == "cuda":
+        about["gpu"] = torch.cuda.get_device_name()
     print(json.dumps({"benchmark": "finetune", **about, **vars(options), "results": records}))
 
 

@@ -1,6 +1,22 @@
 """What a benchmark ran on."""
 
+import datetime
+import os
 import platform
+from types import ModuleType
+from typing import Any
+
+
+def environment(*packages: ModuleType) -> dict[str, Any]:
+    """Date, processor, cores, load and versions, for the record of a benchmark."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "num_cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        **{package.__name__: package.__version__ for package in packages},
+    }
 
 
 def cpu_model() -> str:

@@ -22,13 +22,11 @@ Prints tables; the last line is one JSON object with every figure.
 """
 
 import argparse
-import datetime
 import itertools
 import json
 import logging
 import math
 import os
-import platform
 import threading
 import time
 from contextlib import suppress
@@ -39,7 +37,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import ray
-from machine import cpu_model
+from machine import environment
 from ray.data import DataContext
 
 from distil_ray.data.batch import SKIPPED, Arrays
@@ -214,15 +212,7 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
-    start = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "num_cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "ray": ray.__version__,
-    }
+    start = environment(np, ray)
     rates: list[Rate] = []
     for k in options.steps_per_block:
         for num_consumers in options.consumers:

@@ -25,11 +25,9 @@ Needs torch and transformers alone: no Ray, and none of the package's other depe
 
 import argparse
 import copy
-import datetime
 import itertools
 import json
 import operator
-import platform
 import re
 import statistics
 import subprocess
@@ -46,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be in
 
 import torch
 import transformers
-from machine import cpu_model
+from machine import cpu_model, environment
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -210,6 +208,7 @@ def learner_config(
         optim=SimpleNamespace(global_batch_size=num_rows, **adamw, **schedule),
         runtime=SimpleNamespace(compile=options.compile),
         block_rows=num_rows,
+        tokens_per_step=num_rows * num_tokens,
         micro_batch_size=num_rows,
     )
 
@@ -430,14 +429,11 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def environment(options: argparse.Namespace) -> dict[str, Any]:
+def conditions(options: argparse.Namespace) -> dict[str, Any]:
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **environment(torch, transformers),
         "device": torch.cuda.get_device_name() if options.device == "cuda" else cpu_model(),
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         **(gpu_versions() if options.device == "cuda" else {}),
     }
 
@@ -455,7 +451,7 @@ def main() -> None:
         SWITCHES[name]()
     records = [record for shape in options.shape for record in measure(shape, options)]
     print_table(records)
-    print(json.dumps({"benchmark": "step", **environment(options), **vars(options), "results": records}))
+    print(json.dumps({"benchmark": "step", **conditions(options), **vars(options), "results": records}))
 
 
 if __name__ == "__main__":

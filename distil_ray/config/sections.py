@@ -508,9 +508,9 @@ class Config(Section):
         return self.optim.global_batch_size // self.runtime.max_workers
 
     @property
-    def tokens_per_super_step(self) -> int:
-        """Tokens of the steps that share blocks."""
-        return self.data.steps_per_block * self.optim.global_batch_size * self.data.max_seq_length
+    def tokens_per_step(self) -> int:
+        """Tokens of a step, over all workers."""
+        return self.optim.global_batch_size * self.data.max_seq_length
 
     @property
     def micro_batch_size(self) -> int:

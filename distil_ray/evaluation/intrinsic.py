@@ -96,8 +96,7 @@ def measure_intrinsic(
     block_rows = rows_per_block(text)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     max_blocks = None if text.num_rows is None else -(-text.num_rows // block_rows)
-    num_parameters = sum(model.num_parameters for model in models)
-    room = room_on(nodes, resources, num_parameters, max_blocks, can_grow=has_autoscaler())
+    room = room_on(nodes, resources, resources.gpus_for(models), max_blocks, can_grow=has_autoscaler())
     tell(_describe(plan, text, room))
     arguments = (models, vocabulary.mask_id, vocabulary.special_ids, text.batch_size, resources.cpus)
     totals = Totals.zero(len(models))
@@ -158,7 +157,7 @@ def rows_per_block(text: HeldOutText) -> int:
 def room_on(
     nodes: Sequence[Mapping[str, float]],
     resources: Resources,
-    num_parameters: int,
+    gpus: float,
     max_processes: int | None,
     *,
     can_grow: bool,
@@ -168,15 +167,14 @@ def room_on(
     Args:
         nodes: Ray resources of each.
         resources: of a process.
-        num_parameters: of all models, which each process holds.
+        gpus: of a process.
         max_processes: that there is work for; None: any number.
         can_grow: whether nodes may be added, for which one process would then wait.
 
     Raises:
         InputError: a process fits on no node, and none will be added.
     """
-    gpus = resources.gpus_for(num_parameters)
-    num_processes = sum(resources.num_fitting(node, num_parameters) for node in nodes)
+    num_processes = sum(resources.num_fitting(node, gpus) for node in nodes)
     if not num_processes and not can_grow:
         raise InputError(
             f"resources: no node of the cluster has {resources.cpus} CPU slots and {gpus:g} GPUs for a "

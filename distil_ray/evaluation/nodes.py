@@ -29,7 +29,8 @@ def join(models: Iterable[Model], resources: Resources) -> str:
     """
     line = connect(resources.cpus)
     own = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and resources.num_fitting(node["Resources"])]
+    gpus = resources.gpus_for(())  # the smallest share
+    nodes = [node for node in ray.nodes() if node["Alive"] and resources.num_fitting(node["Resources"], gpus)]
     others = [node for node in nodes if node["NodeID"] != own]
     check_reachable({model: listing_of(model.path) for model in dict.fromkeys(models)}, others)
     return line
@@ -38,11 +39,9 @@ def join(models: Iterable[Model], resources: Resources) -> str:
 def remote_task(function: Callable[..., Any], resources: Resources, model: Model) -> Any:
     """A function as a Ray task that takes ``resources`` for a model and is named like the function."""
     untyped: Any = function  # Ray's annotations know functions without arguments only
-    # The size is asked for where it counts: the model would be loaded for it.
-    gpus = resources.gpus_for(model.num_parameters) if resources.gpus == "auto" else resources.gpus
     return ray.remote(untyped).options(
         num_cpus=resources.cpus,
-        num_gpus=gpus,
+        num_gpus=resources.gpus_for([model]),
         max_retries=resources.max_retries,
         name=function.__name__.strip("_"),
     )

@@ -1,14 +1,17 @@
 """The protocol of a comparison: how models are evaluated, the same way for all of them."""
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
 from distil_ray.config import Section, load_settings, parse_section, shown
 from distil_ray.config.sections import Count, LocalPathOrHubId, Positive, Probability, Text, Weight
 from distil_ray.data.masking import num_masked_positions
+
+if TYPE_CHECKING:  # transformers comes with it
+    from distil_ray.evaluation.models import Model
 
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match"]
 METRICS_OF: dict[str, tuple[Metric, ...]] = {
@@ -130,15 +133,15 @@ class Resources(Section):
     max_retries: Annotated[int, Field(ge=0)] = 2
     """How often one is started again after its process or node was lost."""
 
-    def gpus_for(self, num_parameters: int) -> float:
-        """GPUs for models of so many parameters in all. Small ones are bound by launches: several run side by side."""
+    def gpus_for(self, models: Iterable["Model"]) -> float:
+        """GPUs for models that are there together. Small ones are bound by launches: several run side by side."""
         if self.gpus != "auto":
             return self.gpus
+        num_parameters = sum(model.num_parameters for model in models)  # for which they are loaded
         return next((share for limit, share in _GPU_SHARES.items() if num_parameters <= limit), 1.0)
 
-    def num_fitting(self, node: Mapping[str, float], num_parameters: int = 0) -> int:
-        """How many of them, with models of so many parameters, fit on a node with these Ray resources."""
-        gpus = self.gpus_for(num_parameters)
+    def num_fitting(self, node: Mapping[str, float], gpus: float) -> int:
+        """How many of them, of so many GPUs each, fit on a node with these Ray resources."""
         by_cpus = node.get("CPU", 0.0) // self.cpus
         by_gpus = node.get("GPU", 0.0) // gpus if gpus else math.inf
         return int(min(by_cpus, by_gpus))

@@ -134,13 +134,12 @@ def other_parts(config: Config, tokens_per_second: float, checkpoint_bytes: floa
     """
     cpus, checkpoint = config.runtime.data_cpus, config.checkpoint
     every = f"{checkpoint.every_steps:,} steps" if checkpoint.every_steps else f"{checkpoint.every_minutes:g} minutes"
-    tokens_per_step = config.optim.global_batch_size * config.data.max_seq_length
     blocks_per_step = config.runtime.max_workers / config.data.steps_per_block
     storage_speed = _DISK_BYTES_PER_SECOND if is_local else _REMOTE_BYTES_PER_SECOND
     return [
         Part(
             "the data plane",
-            tokens_per_step / (cpus * tokens_per_second),
+            config.tokens_per_step / (cpus * tokens_per_second),
             f"{cpus} slots of {tokens_per_second:,.0f} tokens/s each, timed here",
         ),
         Part(

@@ -100,10 +100,9 @@ def forecast(subject: Subject, assumed: Assumptions, data_label: dict[str, str] 
     teacher, student = subject.models
     flops = run_flops(config, None if teacher is None else teacher.config, student.config, subject.num_heldout)
     evaluations = num_evaluations(config, length.num_steps) if subject.num_heldout else 0
-    tokens = config.optim.global_batch_size * config.data.max_seq_length
     yield (
-        f"work: {flops.step / tokens / 1e6:,.1f} MFLOP per token, {length.num_steps * flops.step:.3g} FLOP in "
-        f"{length.num_steps:,} steps, {evaluations * flops.evaluation:.3g} in {evaluations:,} evaluations"
+        f"work: {flops.step / config.tokens_per_step / 1e6:,.1f} MFLOP per token, {length.num_steps * flops.step:.3g} "
+        f"FLOP in {length.num_steps:,} steps, {evaluations * flops.evaluation:.3g} in {evaluations:,} evaluations"
     )
     checkpoint_bytes = 12.0 * student.num_parameters()  # fp32 weights and AdamW's two moments
     data_speed = tokens_per_second(subject.plan, node_label=data_label)

@@ -62,7 +62,7 @@ class Learner:
         return Meter(
             self._shares,
             self._counts,
-            tokens_per_step=config.optim.global_batch_size * config.data.max_seq_length,
+            tokens_per_step=config.tokens_per_step,
             world_size=world_size,
             device=self.device,
             flops_per_token=flops_per_token(

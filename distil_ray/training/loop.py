@@ -229,7 +229,7 @@ def _advance(state: TrainState, rows: StepRows, job: Job) -> TrainState:
         assert job.num_groups is not None
         progress = rows.groups_done / job.num_groups
     added = {
-        "data/tokens": optim.global_batch_size * job.config.data.max_seq_length,
+        "data/tokens": job.config.tokens_per_step,
         **{f"data/{name}": count for name, count in rows.skipped.items()},
     }
     counters = {name: state.counters.get(name, 0) + count for name, count in added.items()}

@@ -46,7 +46,7 @@ def too_little_text(config: Config, num_steps: int) -> Outcome:
     return Outcome(
         "bad input",
         f"the text holds {what} of optim.global_batch_size = {rows} rows of data.max_seq_length = {length} "
-        f"tokens (steps done: {num_steps}); expected at least {config.tokens_per_super_step:,} tokens: give more text, "
-        f"more num_epochs, or {less}",
+        f"tokens (steps done: {num_steps}); expected at least {steps * config.tokens_per_step:,} tokens: give "
+        f"more text, more num_epochs, or {less}",
         step=num_steps,
     )

@@ -97,7 +97,9 @@ def fit(
         datasets={"train": make_dataset},
         dataset_config=DataConfig(
             execution_options=execution_options(
-                config.runtime.data_cpus, config.runtime.data_label, tokens_taken_at_once=config.tokens_per_super_step
+                config.runtime.data_cpus,
+                config.runtime.data_label,
+                tokens_taken_at_once=config.data.steps_per_block * config.tokens_per_step,
             )
         ),
     )

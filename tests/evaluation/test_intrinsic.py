@@ -1,6 +1,7 @@
 """Models on held-out text: the figures against plain ones, which rows are taken, and what cannot be evaluated."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,23 +216,24 @@ def test_rows_are_those_that_a_run_holds_out(sources):
     ("num_parameters", "gpus", "num_fitting"), [(4e6, 0.125, 16), (66e6, 0.25, 8), (340e6, 0.5, 4), (1e9, 1.0, 2)]
 )
 def test_a_share_of_a_gpu_goes_by_the_size_of_the_model(num_parameters, gpus, num_fitting):
-    auto = Resources(gpus="auto")
-    assert auto.gpus_for(num_parameters) == gpus
-    assert auto.num_fitting({"CPU": 32.0, "GPU": 2.0}, num_parameters) == num_fitting
-    assert auto.num_fitting({"CPU": 32.0}, num_parameters) == 0
-    assert Resources(gpus=0.5).gpus_for(num_parameters) == 0.5
+    auto, models = Resources(gpus="auto"), [SimpleNamespace(num_parameters=num_parameters / 2)] * 2
+    assert auto.gpus_for(models) == gpus
+    assert auto.num_fitting({"CPU": 32.0, "GPU": 2.0}, gpus) == num_fitting
+    assert auto.num_fitting({"CPU": 32.0}, gpus) == 0
+    assert Resources(gpus=0.5).gpus_for(models) == 0.5
+    assert Resources(gpus=0.5).gpus_for([None]) == 0.5  # no size is asked for
 
 
 def test_processes_take_what_fits_and_leave_the_rest_for_the_text():
     nodes = [{"CPU": 4.0}, {"CPU": 3.0}, {"CPU": 8.0, "GPU": 2.0}]
     two_cpus, gpu = Resources(cpus=2, max_retries=5), Resources(cpus=2, gpus=0.5)
 
-    assert room_on(nodes, two_cpus, 10**6, None, can_grow=False) == (7, 2, 0.0, 1, 5)
-    assert room_on(nodes, two_cpus, 10**6, 3, can_grow=False) == (3, 2, 0.0, 9, 5)
-    assert room_on(nodes, gpu, 10**6, None, can_grow=False) == (4, 2, 0.5, 7, 2)
-    assert room_on(nodes[:1], gpu, 10**6, None, can_grow=True) == (1, 2, 0.5, 2, 2)
+    assert room_on(nodes, two_cpus, 0.0, None, can_grow=False) == (7, 2, 0.0, 1, 5)
+    assert room_on(nodes, two_cpus, 0.0, 3, can_grow=False) == (3, 2, 0.0, 9, 5)
+    assert room_on(nodes, gpu, 0.5, None, can_grow=False) == (4, 2, 0.5, 7, 2)
+    assert room_on(nodes[:1], gpu, 0.5, None, can_grow=True) == (1, 2, 0.5, 2, 2)
     with pytest.raises(InputError, match=r"no node of the cluster has 2 CPU slots and 0\.5 GPUs"):
-        room_on(nodes[:2], gpu, 10**6, None, can_grow=False)
+        room_on(nodes[:2], gpu, 0.5, None, can_grow=False)
 
 
 # ---------------------------------------------------------------------------------------------- bad inputs

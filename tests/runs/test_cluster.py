@@ -7,23 +7,11 @@ import sys
 import pytest
 from google.protobuf.text_format import Parse
 from ray.core.generated.autoscaler_pb2 import AutoscalingState
+from runtime_config import config
 
-from distil_ray.config import parse_config
 from distil_ray.errors import InputError
 from distil_ray.runs import cluster
 from distil_ray.runs.cluster import DRIVER_CPUS, check_fits, describe, has_autoscaler, runs_at_once, slots_needed
-
-
-def config(**runtime):
-    return parse_config(
-        {
-            "run": {"name": "run"},
-            "teacher": {"path": "org/teacher"},
-            "data": {"sources": "/text"},
-            "optim": {"num_steps": 10, "global_batch_size": 12},
-            "runtime": {"data_cpus": 1, **runtime},
-        }
-    )
 
 
 @pytest.mark.parametrize(

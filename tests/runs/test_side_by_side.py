@@ -4,26 +4,14 @@ import os
 import time
 
 import pytest
+from runtime_config import config
 
-from distil_ray.config import parse_config
 from distil_ray.errors import RunError
 from distil_ray.runs.side_by_side import call_side_by_side
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 MEMORY = 1e6
-
-
-def config(**runtime):
-    return parse_config(
-        {
-            "run": {"name": "run"},
-            "teacher": {"path": "org/teacher"},
-            "data": {"sources": "/text"},
-            "optim": {"num_steps": 10, "global_batch_size": 12},
-            "runtime": {"data_cpus": 1, **runtime},
-        }
-    )
 
 
 @pytest.fixture
