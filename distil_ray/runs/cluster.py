@@ -7,7 +7,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,41 @@ SYSTEM_CONFIG = {"idle_worker_killing_time_threshold_ms": 60_000}
 blocks are cut without one, so most tasks would start a process anew, which takes longer than to make a group's rows."""
 
 
-def connect(cpu_slots: float) -> str:
+def connect(cpu_slots: float, *, dashboard: bool = False) -> str:
     """Join the cluster that RAY_ADDRESS names (a submitted job has it set), or else start a Ray on this machine.
+
+    Meanwhile a thread loads transformers, which takes about as long and is what every command needs next.
 
     A Ray started here gets logical CPU slots for all that the command needs, ``cpu_slots``, however few cores there
     are, so that a run's workers and its data tasks cannot starve each other. One that is already running
     here is never used: it may belong to another command, and end with it. Returns a line that says which it was.
+
+    Args:
+        dashboard: whether a Ray started here has one, which takes as much processor time as two workers' start. Without
+            it, Ray Train cannot clean up after a driver that is killed; the Ray of a single driver ends with that.
 
     Raises:
         InputError: there is no cluster at RAY_ADDRESS.
     """
     if ray.is_initialized():
         return "using the Ray that this process is connected to"
+    with _loading_transformers():
+        return _join_or_start(cpu_slots, dashboard)
+
+
+@contextmanager
+def _loading_transformers() -> Iterator[None]:
+    def load() -> None:
+        with suppress(Exception):  # who needs it will load it again, and can say what is wrong
+            import_module("distil_ray.models.loading")
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
+def _join_or_start(cpu_slots: float, dashboard: bool) -> str:
     # What matters to the user comes by the run's own events; Ray's log files keep the rest.
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     address = os.environ.get("RAY_ADDRESS")
@@ -57,8 +81,8 @@ def connect(cpu_slots: float) -> str:
             ) from error
         return f"joined the Ray cluster at {context.address_info['gcs_address']}"
     num_cpus = math.ceil(max(usable_cpus(), cpu_slots))
-    # With its dashboard, without which Ray Train cannot clean up after a killed driver.
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, _system_config=SYSTEM_CONFIG, **quiet)
+    # In this thread: Linux ends Ray's processes with the one that has started them.
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, _system_config=SYSTEM_CONFIG, **quiet)
     return f"started Ray on this machine with {num_cpus} CPU slots"
 
 

@@ -46,8 +46,9 @@ from distil_ray.studies.trials import (
     write_hparams,
     write_results,
 )
+from distil_ray.training.examination import examine
 from distil_ray.training.identity import Identity
-from distil_ray.training.launcher import check_learned_settings, examine, launch
+from distil_ray.training.launcher import check_learned_settings, launch
 
 _TUNE_FOLDER = "tune"  # of Ray Tune itself; nothing in it is needed to resume
 _RETRIED_FILE = "retried.json"  # in a trial's folder: why the last attempt failed
@@ -98,7 +99,7 @@ def dry_run(plan: SearchPlan) -> None:
     """
     trials, display, known = _open(plan)
     examine(plan.config, trials.folder, display, known)
-    display.line(connect(_own_cpu_slots(plan)))
+    display.line(connect(_own_cpu_slots(plan), dashboard=True))
     check_fits(plan.config, DRIVER_CPUS)
     display.line(f"{plan.num_trials} trials, {_at_once(plan, display)} at a time; the first ones:")
     num_by_chance = plan.num_trials if plan.search.searcher == "random" else plan.search.startup_trials
@@ -120,7 +121,7 @@ def _fit(plan: SearchPlan, trials: Trials, display: SearchDisplay, known: Identi
     """Run every trial that is open or yet to be made."""
     config, folder = plan.config, trials.folder
     identity = replace(examine(config, folder, display, known).identity, learned=plan.identity())
-    display.line(connect(_own_cpu_slots(plan)))
+    display.line(connect(_own_cpu_slots(plan), dashboard=True))
     check_fits(config, DRIVER_CPUS)
     at_once = _at_once(plan, display)
     identity.write(folder)

@@ -29,7 +29,7 @@ def checkup(config: Config, console: Console) -> list[Verdict]:
     Raises:
         InputError: there is no cluster to look at.
     """
-    console.line(connect(slots_needed(config)["CPU"]))
+    console.line(connect(slots_needed(config)["CPU"], dashboard=True))
     plan, listings = _listing(config)
     nodes, one_storage = _ask_all(config, plan)
     facts = {node.name: node.facts for node in nodes if isinstance(node.facts, NodeFacts)}

@@ -18,8 +18,9 @@ from distil_ray.runs.console import Console
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training.assembly import build_models
 from distil_ray.training.estimate import Length, run_length
+from distil_ray.training.examination import examine, prepare_data
 from distil_ray.training.forecast import Assumptions, Subject, assumptions, forecast
-from distil_ray.training.launcher import check_learned_settings, examine, prepare_data
+from distil_ray.training.launcher import check_learned_settings
 
 _NUM_EXAMPLES = 2
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from distil_ray.data.schedule import Position
 from distil_ray.runs.storage import (
     DIGESTS_FILE,
@@ -41,6 +39,8 @@ class MetricsWriter:
         if self._digests.tell() == 0:
             self._digests.write(_DIGESTS_HEADER)
         flush_to_disk(self._local)
+        from torch.utils.tensorboard import SummaryWriter  # by the one process that writes
+
         self._board = SummaryWriter(str(self._local / TENSORBOARD_FOLDER), purge_step=resume_step + 1)
 
     def _restore(self, resume_step: int) -> None:

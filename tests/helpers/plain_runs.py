@@ -91,7 +91,8 @@ class PlainRun:
 
     def start(self) -> Outcome:
         """Do the run, or what is left of it."""
-        from distil_ray.training.launcher import check_learned_settings, examine  # not by the workers: Ray
+        from distil_ray.training.examination import examine  # not by the workers: Ray
+        from distil_ray.training.launcher import check_learned_settings
 
         config = self.config
         folder = RunFolder(config.run.storage_path, config.run.name)

@@ -39,7 +39,7 @@ from distil_ray.runs.console import Console
 from distil_ray.training import launcher
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.dry_run import dry_run
-from distil_ray.training.launcher import prepare_data
+from distil_ray.training.examination import prepare_data
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
