@@ -159,12 +159,11 @@ def time_all_reduce(config: Config, num_elements: int, folder: RunFolder) -> All
     try:
         result: Any = _in_thread(trainer.fit)
     except (TrainingFailedError, ray.exceptions.RayError) as error:
-        if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
-            raise TimeoutError(
-                "Ray found no places for the workers, though the cluster has as much as they need"
-            ) from error
-        failures = getattr(error, "worker_failures", None) or {0: error}
-        raise RunError(reason_of(next(iter(failures.values())))) from error
+        failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+        failure = next(iter(failures.values()))
+        if type(failure).__name__ == "WorkerGroupStartupTimeoutError":
+            raise TimeoutError("Ray found no places for the workers, though enough is free in all") from error
+        raise RunError(reason_of(failure)) from error
     assert isinstance(result.return_value, AllReduce)
     return result.return_value
 

@@ -5,7 +5,7 @@ from training_parts import small_config, small_pair
 
 from distil_ray.config import parse_config
 from distil_ray.training import verdicts
-from distil_ray.training.all_reduce import AllReduce
+from distil_ray.training.all_reduce import AllReduce, network_in
 from distil_ray.training.verdicts import (
     Node,
     NodeFacts,
@@ -191,6 +191,14 @@ def test_the_network_of_the_gradients(num_workers, num_nodes, milliseconds, by, 
     assert verdict.outcome == outcome
     assert verdict.detail.startswith(f"66,985,530 gradients (268 MB) over {figures}")
     assert ("aws-ofi-nccl" in verdict.detail) == (outcome == "warning")
+
+
+def test_the_network_is_found_among_what_nccl_says():
+    log = (
+        "node:41:83 [0] NCCL INFO NET/Plugin: Loaded net plugin Libfabric\nnode:41:83 [0] NCCL INFO Using network {}\n"
+    )
+    assert [network_in(log.format(name)) for name in ("AWS Libfabric", "Socket")] == ["AWS Libfabric", "Socket"]
+    assert network_in("node:41:83 [0] NCCL INFO Bootstrap : Using eth0:10.0.0.7<0>\n") == ""
 
 
 def test_object_stores():
