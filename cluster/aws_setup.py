@@ -194,8 +194,8 @@ class Account:
     def launch_templates(self, image: str, subnet: str, group: str) -> None:
         """What depends on the account: image, subnet, security group; for GPU nodes an EFA interface if they can.
 
-        One interface of 100 Gbit/s, though some types have 4 or 32: with several a node gets no public address, and the
-        gradients of a small student, summed once a step, are no load.
+        One interface of 100 Gbit/s, though some types have 4 or 32: EC2 refuses AssociatePublicIpAddress for several,
+        and without a public address a node of the default subnet reaches neither its image nor S3.
         """
         types = self._ec2.describe_instance_types(InstanceTypes=[self._plan.gpu_instance_type])["InstanceTypes"]
         has_efa = types[0]["NetworkInfo"].get("EfaSupported", False)

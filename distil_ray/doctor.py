@@ -16,7 +16,7 @@ def _doctor(argv: list[str] | None) -> None:
     arguments = parser_of(
         "distil_ray.doctor",
         "Check every node of a cluster with the configuration of a run: versions, storage, models, text, GPUs, labels, "
-        "object store, authentication.",
+        "object store, the workers' network, authentication.",
         describe_keys(),
     ).parse_intermixed_args(argv)
     config = load_config(arguments.config, arguments.settings)

@@ -164,6 +164,19 @@ def _shortage(config: Config, driver_cpus: float) -> tuple[str, str]:
     return "", ""
 
 
+def missing_now(config: Config) -> str:
+    """What the workers (the fewest, if elastic) lack at the moment; empty if there is room for them.
+
+    Asks for nothing, so that no autoscaler starts nodes.
+    """
+    worker, num_workers = worker_resources(config), config.runtime.min_workers
+    needed = {name: amount * num_workers for name, amount in worker.items()}
+    free = {name: ray.available_resources().get(name, 0.0) for name in needed}
+    if worker_places(worker) >= num_workers and all(free[name] >= amount for name, amount in needed.items()):
+        return ""
+    return f"{num_workers} workers need {amounts(needed)} now, and {amounts(free)} are free"
+
+
 def has_autoscaler(patience_seconds: float = 0.0) -> bool:
     """Whether an autoscaler may add nodes to the cluster.
 

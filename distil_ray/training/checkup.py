@@ -12,12 +12,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distil_ray.config import Config
 from distil_ray.data.plan import DataPlan
-from distil_ray.errors import InputError, reason_of
-from distil_ray.runs.cluster import check_fits, connect, has_label, slots_needed
+from distil_ray.errors import InputError, RunError, reason_of
+from distil_ray.runs.cluster import check_fits, connect, has_label, missing_now, slots_needed
 from distil_ray.runs.console import Console
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training import verdicts
 from distil_ray.training.assembly import build_plan, build_tokenizer
+from distil_ray.training.ray_train import time_all_reduce
 from distil_ray.training.verdicts import Node, NodeFacts, Verdict, probe
 
 _PATIENCE_SECONDS = 300.0  # for a node to load the models, which it may have to download first
@@ -43,6 +44,7 @@ def checkup(config: Config, console: Console) -> list[Verdict]:
         one_storage,
         verdicts.gpus(nodes, config),
         verdicts.labels(nodes, config),
+        _all_reduce(config, facts, one_storage),
         verdicts.object_stores(nodes),
         verdicts.jobs_api(_status_without_token(address), address),
         verdicts.dashboard(address),
@@ -75,7 +77,7 @@ def _fits(config: Config) -> Verdict:
 def _ask_all(config: Config, plan: DataPlan | None) -> tuple[list[Node], Verdict]:
     """Ask all nodes at once, and see whether what they have written is all in one place."""
     alive = [node for node in ray.nodes() if node["Alive"]]
-    mark = f".doctor-{uuid.uuid4().hex[:8]}"
+    mark = _new_mark()
     label = config.runtime.data_label
     shared_plan = ray.put(plan)
     function: Any = probe  # Ray's annotations know functions without arguments only
@@ -93,6 +95,32 @@ def _ask_all(config: Config, plan: DataPlan | None) -> tuple[list[Node], Verdict
     names = {node["NodeID"]: _name(node) for node in alive}
     written = [names.get(file, file) for file in _collect(folder)]
     return nodes, verdicts.shared_storage(written, facts)
+
+
+def _new_mark() -> str:
+    return f".doctor-{uuid.uuid4().hex[:8]}"
+
+
+def _all_reduce(config: Config, facts: Mapping[str, NodeFacts], one_storage: Verdict) -> Verdict:
+    """How fast the run's workers add up their gradients, which is tried if there is room for them already."""
+    num_gradients = max((one.num_gradients for one in facts.values()), default=0)
+    if config.runtime.min_workers == 1:
+        return Verdict("all-reduce", "ok", "none needed: one worker has nobody to share gradients with")
+    if not num_gradients:
+        return Verdict("all-reduce", "not tried", "the size of the gradients is not known, see models")
+    if one_storage.outcome != "ok":
+        return Verdict("all-reduce", "not tried", "Ray Train needs a storage that all nodes reach, see above")
+    if missing := missing_now(config):
+        return Verdict("all-reduce", "not tried", missing)
+    folder = RunFolder(config.run.storage_path, _new_mark())
+    try:
+        return verdicts.all_reduce(time_all_reduce(config, num_gradients, folder))
+    except TimeoutError as error:
+        return Verdict("all-reduce", "not tried", str(error))
+    except RunError as error:
+        return Verdict("all-reduce", "failed", str(error))
+    finally:
+        _collect(folder)
 
 
 def _collect(folder: RunFolder) -> list[str]:

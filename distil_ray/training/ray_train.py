@@ -7,22 +7,33 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train import (
+    DataConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from distil_ray.config import Config
 from distil_ray.data.pipeline import execution_options
-from distil_ray.errors import reason_of
+from distil_ray.errors import RunError, reason_of
 from distil_ray.outages import Patience
 from distil_ray.runs.cluster import worker_resources
 from distil_ray.runs.events import EventQueue
 from distil_ray.runs.lease import Claim
 from distil_ray.runs.ray_internals import newest_preemption
 from distil_ray.runs.storage import RunFolder
+from distil_ray.training.all_reduce import AllReduce, measure
 from distil_ray.training.job import Job, Outcome
 from distil_ray.training.world import PreemptionWatch, World
 
@@ -69,11 +80,7 @@ def fit(
         TrainingFailedError: workers failed too often.
         RayError: the controller was lost.
     """
-    # Seconds between two looks of Ray Train's controller at the workers: each takes one report, or notices the end.
-    # The default of 2.0 is a good part of a short run; 0.5 costs one small call per worker.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # Ray Train still counts on a node that is drained or has just died, and tries for this many seconds (default: 60).
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    _set_patience()
     config = job.config
     loop: Any = train_loop_per_worker  # Ray passes on what it returns; its annotations do not say so
     num_workers: Any = config.runtime.num_workers  # nor do they know of (min, max)
@@ -107,6 +114,66 @@ def fit(
     result: Any = _in_thread(trainer.fit)
     assert isinstance(result.return_value, Outcome)
     return result.return_value
+
+
+def _set_patience() -> None:
+    """How long Ray Train's controller, which is given these variables, waits for what; what is set already stays."""
+    # Seconds between two looks of Ray Train's controller at the workers: each takes one report, or notices the end.
+    # The default of 2.0 is a good part of a short run; 0.5 costs one small call per worker.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # Ray Train still counts on a node that is drained or has just died, and tries for this many seconds (default: 60).
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+
+
+def time_all_reduce(config: Config, num_elements: int, folder: RunFolder) -> AllReduce:
+    """Form the group of a run's workers (the fewest, if elastic), and have them add up a gradient some times.
+
+    Args:
+        folder: for Ray Train, which leaves a file there; all nodes must reach it.
+
+    Raises:
+        TimeoutError: there was no room for the workers within some seconds.
+        RunError: they have not done it; says why.
+    """
+    _set_patience()
+    loop: Any = _all_reduce_per_worker
+    run_config: Any = RunConfig
+    failure_config: Any = FailureConfig
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"num_elements": num_elements},
+        torch_config=TorchConfig(timeout_s=_GROUP_SECONDS),
+        scaling_config=ScalingConfig(
+            num_workers=config.runtime.min_workers,
+            use_gpu=config.runtime.use_gpu,
+            resources_per_worker=worker_resources(config),
+        ),
+        run_config=run_config(
+            name=PurePath(folder.path).name,
+            storage_path=folder.storage_path,
+            storage_filesystem=folder.arrow_filesystem,
+            failure_config=failure_config(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            logging_config=LoggingConfig(log_level="CRITICAL"),
+        ),
+    )
+    try:
+        result: Any = _in_thread(trainer.fit)
+    except (TrainingFailedError, ray.exceptions.RayError) as error:
+        failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+        failure = next(iter(failures.values()))
+        if type(failure).__name__ == "WorkerGroupStartupTimeoutError":
+            raise TimeoutError("Ray found no places for the workers, though enough is free in all") from error
+        raise RunError(reason_of(failure)) from error
+    assert isinstance(result.return_value, AllReduce)
+    return result.return_value
+
+
+_GROUP_SECONDS = 60  # to form a group of workers that cannot reach each other, or for one all-reduce
+
+
+def _all_reduce_per_worker(loop_config: dict[str, Any]) -> AllReduce:
+    node_rank = ray.train.get_context().get_node_rank()
+    return measure(loop_config["num_elements"], node_rank, ray.train.torch.get_device())
 
 
 def _in_thread(function: Callable[[], Any]) -> Any:

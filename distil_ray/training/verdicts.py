@@ -21,6 +21,7 @@ from distil_ray.errors import InputError, reason_of
 from distil_ray.models.attention import Attention
 from distil_ray.runs.cluster import has_label, is_autoscaled
 from distil_ray.runs.storage import RunFolder
+from distil_ray.training.all_reduce import AllReduce
 from distil_ray.training.assembly import build_models, build_tokenizer
 
 PACKAGES = ("distil-ray", "ray", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "safetensors")
@@ -38,6 +39,7 @@ class NodeFacts:
         errors: by what was tried (storage, models, text): why it did not work, empty if it did.
         text_warnings: what should be looked at in the text.
         attention: which implementation of it the models get on the first GPU; empty without one.
+        num_gradients: one for each of the student's parameters that are trained; 0 if it has not been loaded.
     """
 
     versions: dict[str, str]
@@ -47,6 +49,7 @@ class NodeFacts:
     errors: dict[str, str] = field(default_factory=dict)
     text_warnings: list[str] = field(default_factory=list)
     attention: str = ""
+    num_gradients: int = 0
 
 
 def probe(config: Config, plan: DataPlan | None, mark: str, node: str, *, has_data_tasks: bool) -> NodeFacts:
@@ -77,6 +80,7 @@ def probe(config: Config, plan: DataPlan | None, mark: str, node: str, *, has_da
         shared_memory_bytes=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else None,
         errors=errors,
         text_warnings=warnings,
+        num_gradients=models[1].num_parameters(only_trainable=True) if models and models[1] is not None else 0,
     )
 
 
@@ -271,6 +275,25 @@ def labels(nodes: Sequence[Node], config: Config) -> Verdict:
     if both:
         return Verdict("labels", "warning", f"{', '.join(both)} has GPUs and the label {shown} of the data tasks")
     return Verdict("labels", "ok", f"{cpus:g} CPUs with {shown}")
+
+
+def all_reduce(measured: AllReduce) -> Verdict:
+    """How fast the workers add up their gradients, and whether NCCL has found the network that is made for it."""
+    several, network = measured.num_nodes > 1, measured.network
+    by = f"{measured.backend}, {network}" if several and network else measured.backend
+    detail = (
+        f"{measured.num_elements:,} gradients ({measured.num_bytes / 1e6:,.0f} MB) over {measured.num_workers} workers "
+        f"on {_nodes(measured.num_nodes)} in {measured.seconds * 1e3:,.1f} ms, "
+        f"{measured.bus_bandwidth / 1e9:.3g} GB/s ({by})"
+    )
+    # No bandwidth tells TCP from the rest: 100 Gbit/s may be a single EFA, or sockets at their best. NCCL tells.
+    if several and network == "Socket":
+        remedy = (
+            "NCCL goes over TCP between the nodes; where they have EFA, use an image with aws-ofi-nccl (see "
+            "cluster/README.md), else look in Ray's logs for what NCCL says (NET/) in the workers' output"
+        )
+        return Verdict("all-reduce", "warning", f"{detail}: {remedy}")
+    return Verdict("all-reduce", "ok", detail)
 
 
 def object_stores(nodes: Sequence[Node]) -> Verdict:

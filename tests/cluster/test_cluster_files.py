@@ -81,6 +81,22 @@ def test_images_have_the_pinned_ray_and_the_cuda_of_the_pinned_torch():
     assert kuberay()[0]["spec"]["rayVersion"] == pins["ray"]
 
 
+def test_the_image_has_efa_where_it_is_asked_for():
+    """Without Docker: its commands as far as they go without being root, and who asks for which version."""
+    joined = (CLUSTER / "Dockerfile").read_text().replace("\\\n", " ")
+    (script,) = re.findall(r"^RUN (if .*)$", joined, flags=re.MULTILINE)
+    for efa, options in (("", []), ("1.50.0", ["-n"])):  # on CPU nodes it does nothing; of the rest, the syntax
+        ran = subprocess.run(["sh", "-eu", *options, "-c", script], env={"EFA": efa}, capture_output=True, text=True)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+    assert script.index("sha256sum --check") < script.index("tar --extract") < script.index("./efa_installer.sh")
+    assert re.search(r"^ARG EFA=$", joined, flags=re.MULTILINE)
+    assert re.search(r"^ARG EFA_SHA256=[0-9a-f]{64}$", joined, flags=re.MULTILINE)
+    lines = joined.splitlines()
+    assert lines.index("USER root") < lines.index(f"RUN {script}") < lines.index("USER ray")
+    texts = [(CLUSTER / name).read_text() for name in ("Dockerfile", "aws.yaml", "README.md")]
+    assert [set(re.findall(r"--build-arg EFA=([\d.]+\d)", text)) for text in texts] == [{"1.50.0"}] * 3
+
+
 def kuberay() -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text()))
 

@@ -10,7 +10,12 @@ from runs import changed
 
 from distil_ray import doctor
 from distil_ray.config import parse_config
-from distil_ray.training.checkup import _listing, _status_without_token
+from distil_ray.errors import RunError
+from distil_ray.runs.storage import RunFolder
+from distil_ray.training import ray_train
+from distil_ray.training.checkup import _all_reduce, _listing, _status_without_token
+from distil_ray.training.ray_train import time_all_reduce
+from distil_ray.training.verdicts import NodeFacts, Verdict
 
 
 def examine(settings, tmp_path) -> int:
@@ -27,6 +32,44 @@ def test_a_healthy_cluster(settings, ray_cluster, tmp_path, capsys):
     fine = ("nodes", "room", "versions", "storage", "models", "text", "one storage", "authentication", "dashboard")
     assert [check for check in fine if outcomes[check] != "ok"] == [], lines
     assert list((tmp_path / "runs").iterdir()) == []  # nothing is left behind
+    (network,) = [line for line in lines if line[10:].startswith("all-reduce")]
+    assert re.fullmatch(
+        r"ok +all-reduce +[\d,]+ gradients \(0 MB\) over 2 workers on 1 node in [\d.]+ ms, \S+ GB/s \(gloo\)", network
+    )
+
+
+def test_gradients_are_not_added_up_where_that_cannot_work(settings, ray_cluster, monkeypatch):
+    def outcome(storage="ok", num_gradients=1000, **runtime) -> tuple[str, str]:
+        facts = {"a": NodeFacts({}, "", [], None, num_gradients=num_gradients)}
+        config = parse_config(changed(settings, **{f"runtime__{key}": value for key, value in runtime.items()}))
+        verdict = _all_reduce(config, facts, Verdict("one storage", storage, ""))
+        return verdict.outcome, verdict.detail
+
+    assert outcome(num_workers=1) == ("ok", "none needed: one worker has nobody to share gradients with")
+    assert outcome(num_gradients=0)[0] == outcome(storage="failed")[0] == "not tried"
+    needs = {"resources_per_worker": {"CPU": 4.0}}
+    assert outcome(**needs)[0] == "not tried"
+    assert outcome(**needs)[1].startswith("2 workers need 8 CPU now, and ")
+
+    def fail(*_):
+        raise RunError("connection refused")
+
+    monkeypatch.setattr("distil_ray.training.checkup.time_all_reduce", fail)
+    assert outcome() == ("failed", "connection refused")
+
+
+def test_the_group_of_workers_is_not_waited_for(settings, ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    config = parse_config(changed(settings, runtime__resources_per_worker={"CPU": 4.0}))
+    with pytest.raises(TimeoutError, match="no places"):
+        time_all_reduce(config, 1000, RunFolder(str(tmp_path), "group"))
+
+    def broken(_):
+        raise OSError("no such interface")
+
+    monkeypatch.setattr(ray_train, "_all_reduce_per_worker", broken)
+    with pytest.raises(RunError, match="no such interface"):
+        time_all_reduce(parse_config(settings), 1000, RunFolder(str(tmp_path), "broken"))
 
 
 def test_what_is_wrong_is_named_and_the_command_fails(settings, ray_cluster, tmp_path, capsys):

@@ -5,9 +5,11 @@ from training_parts import small_config, small_pair
 
 from distil_ray.config import parse_config
 from distil_ray.training import verdicts
+from distil_ray.training.all_reduce import AllReduce, network_in
 from distil_ray.training.verdicts import (
     Node,
     NodeFacts,
+    all_reduce,
     answers,
     dashboard,
     gpus,
@@ -171,6 +173,32 @@ def test_labels(nodes, label, outcome, detail):
 
     assert verdict.outcome == outcome
     assert verdict.detail.startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "num_nodes", "milliseconds", "by", "outcome", "figures"),
+    [
+        (16, 2, 12.3, ("nccl", "Libfabric"), "ok", "16 workers on 2 nodes in 12.3 ms, 40.8 GB/s (nccl, Libfabric)"),
+        (16, 2, 250.0, ("nccl", "Socket"), "warning", "16 workers on 2 nodes in 250.0 ms, 2.01 GB/s (nccl, Socket): "),
+        (16, 2, 250.0, ("nccl", ""), "ok", "16 workers on 2 nodes in 250.0 ms, 2.01 GB/s (nccl)"),
+        (8, 1, 2.5, ("nccl", "Socket"), "ok", "8 workers on 1 node in 2.5 ms, 188 GB/s (nccl)"),  # NVLink between them
+        (2, 2, 1000.0, ("gloo", ""), "ok", "2 workers on 2 nodes in 1,000.0 ms, 0.268 GB/s (gloo)"),
+    ],
+)
+def test_the_network_of_the_gradients(num_workers, num_nodes, milliseconds, by, outcome, figures):
+    verdict = all_reduce(AllReduce(66_985_530, num_workers, num_nodes, milliseconds / 1e3, *by))
+
+    assert verdict.outcome == outcome
+    assert verdict.detail.startswith(f"66,985,530 gradients (268 MB) over {figures}")
+    assert ("aws-ofi-nccl" in verdict.detail) == (outcome == "warning")
+
+
+def test_the_network_is_found_among_what_nccl_says():
+    log = (
+        "node:41:83 [0] NCCL INFO NET/Plugin: Loaded net plugin Libfabric\nnode:41:83 [0] NCCL INFO Using network {}\n"
+    )
+    assert [network_in(log.format(name)) for name in ("AWS Libfabric", "Socket")] == ["AWS Libfabric", "Socket"]
+    assert network_in("node:41:83 [0] NCCL INFO Bootstrap : Using eth0:10.0.0.7<0>\n") == ""
 
 
 def test_object_stores():
