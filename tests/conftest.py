@@ -18,12 +18,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less per run; test_node_loss.py has it
 
-# The files with tests that use `ray_cluster`, but for those that run beside them; and those with clusters of their own,
-# which take a node for lost sooner than a busy machine can bear.
+# The files with tests that use `ray_cluster`, but for those that run beside them in the other process, with another
+# Ray, so that both have as much to do; and those with clusters of their own, which take a node for lost sooner than a
+# busy machine can bear.
 SHARING_RAY = {
     *("test_ablation", "test_cluster", "test_deployment", "test_doctor", "test_drain", "test_dry_run", "test_events"),
     *("test_jobs", "test_lost_parts", "test_node_loss", "test_nodes", "test_placement", "test_ray_internals"),
-    *("test_side_by_side", "test_train", "test_tune"),
+    *("test_side_by_side", "test_train"),
 }
 
 

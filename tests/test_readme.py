@@ -76,7 +76,7 @@ def test_the_commands_of_the_readme_run(corpus, ray_cluster, tmp_path, index):
         env={**os.environ, "RAY_ADDRESS": ray_cluster},  # one Ray for all, to be quicker
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=450,
     )
 
     assert result.returncode == 0, result.stderr
