@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
@@ -308,38 +308,61 @@ class Data(Section):
 
 
 class Distill(Section):
-    """The three losses (DistilBERT, arXiv 1910.01108, section 3) and their weights."""
+    """The losses and their weights, which count as shares of their sum."""
 
     temperature: Positive = 2.0
     """Softening of both distributions in the soft-target loss (DistilBERT: 2)."""
     alpha_ce: Weight = 5.0
-    """Weight of the soft-target loss; weights count as shares of their sum (DistilBERT: 5)."""
+    """Weight of the soft-target loss (DistilBERT: 5)."""
     alpha_mlm: Weight = 2.0
     """Weight of the masked-language-modelling loss (DistilBERT: 2)."""
     alpha_cos: Weight = 1.0
     """Weight of the cosine loss between last hidden states (DistilBERT: 1)."""
+    alpha_relations: Weight = 0.0
+    """Weight of the loss between relations of queries, keys and values within attention (MiniLMv2, arXiv 2012.15828)."""
+    alpha_hidden: Weight = 0.0
+    """Weight of the loss between hidden states of mapped layers and of the embeddings (TinyBERT, arXiv 1909.10351)."""
     ce_positions: Literal["masked", "all"] = "masked"
     """Positions of the soft-target loss: the masked ones, or all of them (slower)."""
+    relation_layer: Annotated[int, Field(ge=0)] | None = None
+    """Teacher's layer, from 0, that the student's last one learns its relations from; null: the last. For teachers of
+    24 layers, 20 is better (MiniLMv2)."""
+    relation_heads: Count | None = None
+    """Heads into which relations are split, a divisor of both widths; null: the largest up to 48."""
+    hidden_layers: Literal["uniform"] | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False)] = "uniform"
+    """Teacher's layer, from 0, for each of the student's, in increasing order; uniform: the last of each M-th part."""
+    hidden_loss: Literal["mse", "cosine"] = "mse"
+    """Distance of hidden states: mean squared error, or 1 - cosine."""
 
     @property
     def shares(self) -> dict[str, float]:
         """The weights of the losses, scaled to sum to 1."""
-        alphas = {"ce": self.alpha_ce, "mlm": self.alpha_mlm, "cos": self.alpha_cos}
+        alphas = {name.removeprefix("alpha_"): getattr(self, name) for name in LOSS_WEIGHTS}
         total = sum(alphas.values())
         return {name: alpha / total for name, alpha in alphas.items()}
 
     def problems(self, config: "Config") -> Iterator[Problem]:
-        if config.teacher is None and (self.alpha_ce > 0 or self.alpha_cos > 0):
+        weights = {f"distill.{name}": getattr(self, name) for name in LOSS_WEIGHTS}
+        of_teacher = [f"{key} {weight:g}" for key, weight in weights.items() if weight > 0 and key != "distill.alpha_mlm"]
+        if config.teacher is None and of_teacher:
+            first = of_teacher[0].split()[1]
             yield problem(
-                ("distill.alpha_ce", "distill.alpha_cos", "teacher"),
-                f"given {self.alpha_ce:g}, and distill.alpha_cos {self.alpha_cos:g}, without a teacher; "
-                "expected both set to 0, or a teacher.path",
+                (*(one.split()[0] for one in of_teacher), "teacher"),
+                f"given {', and '.join([first, *of_teacher[1:]])}, without a teacher; expected 0, or a teacher.path",
             )
-        if self.alpha_ce == self.alpha_mlm == self.alpha_cos == 0:
+        if not any(weights.values()):
             yield problem(
-                ("distill.alpha_ce", "distill.alpha_mlm", "distill.alpha_cos"),
-                "given 0 like distill.alpha_mlm and distill.alpha_cos, expected one of the three above 0",
+                tuple(weights), f"given 0 like {', '.join([*weights][1:])}, expected one of them above 0"
             )
+        if self.hidden_layers != "uniform" and any(a >= b for a, b in pairwise(self.hidden_layers)):
+            yield problem(
+                ("distill.hidden_layers",),
+                f"given {shown(self.hidden_layers)}, expected layers of the teacher in increasing order, one for each of "
+                "the student's",
+            )
+
+
+LOSS_WEIGHTS = ("alpha_ce", "alpha_mlm", "alpha_cos", "alpha_relations", "alpha_hidden")
 
 
 class Optim(Section):
@@ -384,6 +407,15 @@ class Eval(Section):
     """Steps between two evaluations."""
     num_rows: Count = 1024
     """Held-out rows used, the same ones each time."""
+    relation_loss: bool = False
+    """Whether the loss between relations is evaluated even if its weight is 0, for a comparison of runs."""
+    hidden_loss: bool = False
+    """Whether the loss between hidden states is evaluated even if its weight is 0."""
+
+    def problems(self, config: "Config") -> Iterator[Problem]:
+        for name in ("relation_loss", "hidden_loss"):
+            if getattr(self, name) and config.teacher is None:
+                yield problem((f"eval.{name}", "teacher"), "given true without a teacher; expected false, or a teacher.path")
 
 
 class Metrics(Section):

@@ -5,19 +5,21 @@ Shapes: B rows, T tokens per row, K masked positions per row, N selected positio
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from distil_ray.distillation.chunks import loss_in_chunks
+from distil_ray.distillation.intermediate import HiddenStates, IntermediateLosses, IntermediateTerm, Relations
 from distil_ray.distillation.losses import IGNORE_INDEX, cosine_loss, mlm_loss, soft_target_loss
 from distil_ray.errors import InputError
 from distil_ray.models.loading import decoder, encode, transform
 
-Term = Literal["ce", "mlm", "cos"]
+Term = Literal["ce", "mlm", "cos", "relations", "hidden"]
 CePositions = Literal["masked", "all"]
+INTERMEDIATE_TERMS: tuple[IntermediateTerm, ...] = get_args(IntermediateTerm)
 
 # The logits that one model may have alive at once. The losses hold about five such matrices, or twice that in half
 # precision, since they compute in fp32: both models' logits and log-probabilities, and a gradient. With BERT's
@@ -29,7 +31,8 @@ MAX_LOGITS_BYTES = 2**29
 def count_positions(num_rows: int, max_seq_length: int, num_masked: int, ce_positions: CePositions) -> dict[Term, int]:
     """Return how many positions each term's sum has, in ``num_rows`` rows of ``num_masked`` masks."""
     masked, every = num_rows * num_masked, num_rows * max_seq_length
-    return {"ce": every if ce_positions == "all" else masked, "mlm": masked, "cos": every}
+    counts: dict[Term, int] = dict.fromkeys(get_args(Term), every)
+    return counts | {"ce": every if ce_positions == "all" else masked, "mlm": masked}
 
 
 class Distiller(nn.Module):
@@ -44,10 +47,11 @@ class Distiller(nn.Module):
         weights: of each term's sum in the loss; what only terms without a weight would need is not computed.
         temperature: of the soft targets.
         ce_positions: ``masked`` compares the distributions at the masked positions, ``all`` at every one.
+        relations, hidden_states: what the terms of these names compare; None if they are not in use, here or in
+            `intermediate_sums`.
 
     Raises:
-        InputError: no or unknown terms, a term without its teacher, a temperature that is not positive, or a
-            teacher whose vocabulary (for ce) or width (for cos) is not the student's.
+        InputError: see `check_terms`.
     """
 
     def __init__(
@@ -58,10 +62,12 @@ class Distiller(nn.Module):
         weights: Mapping[Term, float],
         temperature: float,
         ce_positions: CePositions,
+        relations: Relations | None = None,
+        hidden_states: HiddenStates | None = None,
     ) -> None:
         super().__init__()
         terms = frozenset(weights)
-        _check_terms(student, teacher, terms, temperature)
+        check_terms(student, teacher, terms, temperature)
         self.student = student
         self.weights = dict(weights)
         logit_terms: tuple[Term, ...] = ("ce", "mlm")
@@ -69,9 +75,12 @@ class Distiller(nn.Module):
         self.temperature = temperature
         self.ce_positions = ce_positions
         self._teacher: tuple[PreTrainedModel, ...] = ()  # a tuple, so that it is not registered as a submodule
-        if teacher is not None and terms & {"ce", "cos"}:
+        self.intermediate: IntermediateLosses | None = None
+        if teacher is not None and (terms - {"mlm"} or relations or hidden_states):
             teacher.eval()
             self._teacher = (teacher.requires_grad_(False),)
+            if relations is not None or hidden_states is not None:
+                self.intermediate = IntermediateLosses(student, teacher, relations, hidden_states)
 
     def forward(
         self, input_ids: Tensor, masked_positions: Tensor, masked_labels: Tensor, scale: Tensor
@@ -84,8 +93,11 @@ class Distiller(nn.Module):
             masked_labels: [B, K] int64, the true ids there.
             scale: [] fp32; it reaches every gradient, where half precision has a limited range.
         """
+        intermediate = self.intermediate if self.weights.keys() & set(INTERMEDIATE_TERMS) else None
+        if intermediate is not None:
+            intermediate.begin()
         student_hidden = encode(self.student, input_ids)
-        teacher_hidden = self._encode_teacher(input_ids)
+        teacher_hidden = self._encode_teacher(input_ids) if self.weights.keys() - {"mlm"} else None
         losses: list[Tensor] = []
         sums: dict[Term, Tensor] = {}
         if "cos" in self.weights:  # first: the order decides in which one gradients are added up, and so their rounding
@@ -106,7 +118,31 @@ class Distiller(nn.Module):
             head_loss, head_sums = self._head_loss(student_rows, teacher_rows, labels, scale)
             losses.append(head_loss)
             sums |= head_sums
+        if intermediate is not None:
+            found = intermediate.sums(self.weights)
+            losses += [self.weights[term] * value * scale for term, value in found.items()]
+            sums |= found
         return torch.stack(losses).sum(), {term: value.detach() for term, value in sums.items()}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The student's parameters by their names, then those that only its losses need, as ``projections.…``."""
+        own = {} if self.intermediate is None else dict(self.intermediate.named_parameters())
+        return dict(self.student.named_parameters()) | own
+
+    @property
+    def intermediate_terms(self) -> tuple[IntermediateTerm, ...]:
+        """The losses that `intermediate_sums` returns."""
+        return () if self.intermediate is None else self.intermediate.terms
+
+    @torch.no_grad()
+    def intermediate_sums(self, input_ids: Tensor) -> dict[IntermediateTerm, Tensor]:
+        """Return the sums of the losses on relations and hidden states over rows ``input_ids`` [B, T]: fp32 scalars."""
+        if self.intermediate is None:
+            return {}
+        self.intermediate.begin()
+        encode(self.student, input_ids)
+        self._encode_teacher(input_ids)
+        return self.intermediate.sums(INTERMEDIATE_TERMS)
 
     @torch.no_grad()
     def _encode_teacher(self, input_ids: Tensor) -> Tensor | None:
@@ -159,18 +195,25 @@ def _scatter_labels(shape: torch.Size, positions: Tensor, labels: Tensor) -> Ten
     return labels.new_full(shape, IGNORE_INDEX).scatter(1, positions, labels).flatten()
 
 
-def _check_terms(
+def check_terms(
     student: PreTrainedModel, teacher: PreTrainedModel | None, terms: frozenset[Term], temperature: float
 ) -> None:
-    if not terms or not terms <= {"ce", "mlm", "cos"}:
-        raise InputError(f"the loss terms are {sorted(terms)}; expected one or more of ce, mlm, cos")
+    """Check what losses need.
+
+    Raises:
+        InputError: no or unknown terms, a term without its teacher, a temperature that is not positive, or a
+            teacher whose vocabulary (for ce) or width (for cos) is not the student's.
+    """
+    known: frozenset[Term] = frozenset(get_args(Term))
+    if not terms or not terms <= known:
+        raise InputError(f"the loss terms are {sorted(terms)}; expected one or more of {', '.join(get_args(Term))}")
     if temperature <= 0:
         raise InputError(f"the temperature is {temperature}; expected a positive number")
-    needing_teacher = sorted(terms & {"ce", "cos"})
+    needing_teacher = sorted(terms - {"mlm"})
     if needing_teacher and teacher is None:
+        weights = " and ".join(f"alpha_{term}" for term in needing_teacher)
         raise InputError(
-            f"the loss terms {needing_teacher} need a teacher, and there is none; name one, or set alpha_ce "
-            "and alpha_cos to 0"
+            f"the loss terms {needing_teacher} need a teacher, and there is none; name one, or set {weights} to 0"
         )
     if teacher is None:
         return

@@ -1,4 +1,4 @@
-"""The three losses of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 2), each as a sum.
+"""The three losses of DistilBERT (Sanh et al. 2019, arXiv 1910.01108, section 2), and one on hidden states: sums.
 
 Sums and not means: the caller divides by counts of the whole global batch, which are known beforehand, so
 that neither gradient accumulation nor the number of workers changes the result. Whatever the inputs' dtype,
@@ -45,3 +45,12 @@ def cosine_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
         student_hidden, teacher_hidden: [..., D], any floating dtype.
     """
     return (1 - F.cosine_similarity(student_hidden.float(), teacher_hidden.float(), dim=-1)).sum()
+
+
+def mse_loss(student_hidden: Tensor, teacher_hidden: Tensor) -> Tensor:
+    """Return ``Σ mean_d (student - teacher)²`` as an fp32 scalar (PKD, arXiv 1908.09355; TinyBERT, arXiv 1909.10351).
+
+    Args:
+        student_hidden, teacher_hidden: [..., D], any floating dtype.
+    """
+    return F.mse_loss(student_hidden.float(), teacher_hidden.float(), reduction="sum") / student_hidden.shape[-1]

@@ -84,7 +84,7 @@ class Finetuner:
         _check_fit(features, soft_targets)
         num_steps = -(-len(features.inputs) // protocol.batch_size) * protocol.num_epochs
         optimizer = Optimizer(
-            self.model,
+            dict(self.model.named_parameters()),
             weight_decay=protocol.weight_decay,
             max_grad_norm=_MAX_GRAD_NORM,
             precision=self.precision,

@@ -4,12 +4,12 @@ Shapes: N selected positions, D width.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from distil_ray.errors import InputError
 
@@ -31,6 +31,8 @@ class Family:
     attention_dropout_field: str = "attention_probs_dropout_prob"
     attention_dropout: str = ".attention.self.dropout"
     counts_after_padding: bool = False
+    layers: str = "encoder.layer"
+    projections: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
 
 
 def _roberta_transform(model: Any, hidden: Tensor) -> Tensor:
@@ -53,6 +55,8 @@ FAMILIES = {
         feed_forward_field="hidden_dim",
         attention_dropout_field="attention_dropout",
         attention_dropout=".attention.dropout",
+        layers="transformer.layer",
+        projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
@@ -62,6 +66,16 @@ FAMILIES = {
 def family_of(config: PreTrainedConfig) -> Family:
     """Return the family of a configuration that `check_config` has let pass."""
     return FAMILIES[config.model_type]
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    layers = model.base_model.get_submodule(family_of(model.config).layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def split_projections(outputs: Sequence[Tensor], config: PreTrainedConfig) -> tuple[Tensor, ...]:
+    return tuple(outputs)
 
 
 def first_position(config: PreTrainedConfig) -> int:

@@ -60,18 +60,28 @@ def flops_per_token(
         max_seq_length: tokens per row, T.
         num_masked: masked positions per row, K.
         ce_positions: ``masked`` or ``all``.
-        terms: the loss terms in use, of ce, mlm, cos.
+        terms: the loss terms in use, of ce, mlm, cos, relations, hidden.
     """
     on_all = "ce" in terms and ce_positions == "all"
     head_fraction = 1.0 if on_all else num_masked / max_seq_length
     flops = 3 * _encoder_flops(student, max_seq_length)
     if "ce" in terms or "mlm" in terms:
         flops += 3 * head_fraction * _head_flops(student)
-    if teacher is not None and ("ce" in terms or "cos" in terms):
+    if teacher is not None and set(terms) - {"mlm"}:
         flops += _encoder_flops(teacher, max_seq_length)
         if "ce" in terms:
             flops += head_fraction * _head_flops(teacher)
+        if "relations" in terms:  # those of the student, and one product of the same size for their gradient
+            flops += _relation_flops(teacher, max_seq_length) + 2 * _relation_flops(student, max_seq_length)
+        if "hidden" in terms and student.hidden_size != teacher.hidden_size:
+            projections = (student.num_hidden_layers + 1) * 2 * student.hidden_size * teacher.hidden_size
+            flops += 3 * projections
     return flops
+
+
+def _relation_flops(config: PreTrainedConfig, max_seq_length: int) -> float:
+    """FLOPs of a layer's relations for one token: queries with queries, keys with keys, values with values."""
+    return float(3 * 2 * max_seq_length * config.hidden_size)
 
 
 def _encoder_flops(config: PreTrainedConfig, max_seq_length: int) -> float:

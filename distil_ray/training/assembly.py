@@ -23,7 +23,7 @@ from distil_ray.models.loading import (
 )
 from distil_ray.models.student import build_student, set_attention_dropout
 from distil_ray.training.identity import Pins, unpinned
-from distil_ray.training.objective import build_distiller
+from distil_ray.training.objective import check_objective
 
 Models = tuple[PreTrainedModel | None, PreTrainedModel]
 """The teacher, if there is one, and the student."""
@@ -96,7 +96,7 @@ def _checked(
             f"student: its vocab_size is {student.config.vocab_size}, the teacher's {teacher.config.vocab_size}; "
             "expected the same, since the student is compared with the teacher piece by piece"
         )
-    build_distiller(config, teacher, student)
+    check_objective(config, teacher, student)
     return teacher, student
 
 

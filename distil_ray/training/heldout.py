@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from distil_ray.data.batch import Arrays, Batch, to_device
+from distil_ray.distillation.intermediate import IntermediateTerm
 from distil_ray.models.loading import encode, predict
 from distil_ray.training.learner import Learner
 from distil_ray.training.world import World
@@ -80,6 +81,7 @@ def _stack(*sums: Tensor) -> Tensor:
 _STUDENT = ("eval/mlm_loss", "eval/mlm_accuracy")
 _AGAINST_TEACHER = ("eval/kl_to_teacher", "eval/teacher_agreement")
 _TEACHER = ("eval/teacher_mlm_loss", "eval/teacher_mlm_accuracy")
+_INTERMEDIATE: dict[IntermediateTerm, str] = {"relations": "eval/relation_loss", "hidden": "eval/hidden_loss"}
 
 
 class HeldOut:
@@ -87,7 +89,7 @@ class HeldOut:
 
     def __init__(self, rows: Arrays, world: World, batch_size: int) -> None:
         """``rows``: the arrays of `data.batch`; without any, there is nothing to evaluate."""
-        self._num_targets = rows["masked_labels"].size if rows else 0
+        self._num_targets, self._num_tokens = (rows[name].size if rows else 0 for name in ("masked_labels", "input_ids"))
         share = slice(world.rank, None, world.world_size)
         self._rows = {name: np.ascontiguousarray(values[share]) for name, values in rows.items()}
         self._batch_size = batch_size
@@ -97,12 +99,16 @@ class HeldOut:
 
     @torch.no_grad()
     def evaluate(self, learner: Learner) -> dict[str, float]:
-        """Return the metrics ``eval/…``: means over all masked positions of all workers. A collective call."""
+        """Return the metrics ``eval/…``: means over all masked positions of all workers, or over all positions for the
+        losses between relations and between hidden states. A collective call.
+        """
         if not self._num_targets:
             return {}
         teacher, student = learner.teacher, learner.student
         models = [student] if teacher is None else [teacher, student]
         sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=self._world.device)
+        terms = learner.intermediate_terms
+        inner_sums = torch.zeros(len(terms), dtype=torch.float64, device=self._world.device)
         num_rows = len(self._rows["group"])
         student.train(False)
         for start in range(0, num_rows, self._batch_size):
@@ -110,15 +116,21 @@ class HeldOut:
             with learner.autocast():
                 hidden = None if teacher is None else self._hidden_of(teacher, start, batch)
                 sums += figure_sums(models, batch, hidden)
+                inner = learner.intermediate_sums(batch.input_ids)
+            for place, term in enumerate(terms):
+                inner_sums[place] += inner[term]
         student.train()
         if self._world.world_size > 1:
             dist.all_reduce(sums)
+            dist.all_reduce(inner_sums)
         means = (sums / self._num_targets).tolist()
         if teacher is None:
             return dict(zip(_STUDENT, means[0][:2], strict=True))
         if not self._teacher_figures:
             self._teacher_figures = dict(zip(_TEACHER, means[0][:2], strict=True))
-        return dict(zip(_STUDENT + _AGAINST_TEACHER, means[1], strict=True)) | self._teacher_figures
+        inner_means = (inner_sums / self._num_tokens).tolist()
+        figures = dict(zip(_STUDENT + _AGAINST_TEACHER, means[1], strict=True)) | self._teacher_figures
+        return figures | {_INTERMEDIATE[term]: mean for term, mean in zip(terms, inner_means, strict=True)}
 
     def _hidden_of(self, teacher: PreTrainedModel, start: int, batch: Batch) -> Tensor:
         """The teacher's `masked_hidden` of the batch at row ``start``, which is the same each time."""

@@ -1,6 +1,6 @@
 """One update of the student: micro-batches, losses, and the optimizer's step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from distil_ray.data.batch import to_device
 from distil_ray.data.hashing import stream_key
 from distil_ray.data.masking import num_masked_positions
+from distil_ray.distillation.intermediate import IntermediateTerm
 from distil_ray.models.attention import Attention, describe_attention
 from distil_ray.models.flops import flops_per_token
 from distil_ray.models.precision import DTYPES, Precision, autocast, use_autocast_layer_norms
@@ -39,7 +40,7 @@ class Learner:
         self._block_rows, self._micro_batch_size = config.block_rows, config.micro_batch_size
         self.device = device
         self.teacher, self.student = teacher, student
-        distiller = build_distiller(config, teacher, student).to(device).train()
+        self._distiller = distiller = build_distiller(config, teacher, student).to(device).train()
         if teacher is not None:
             nn.Module.to(teacher, device, DTYPES[precision]).train(False)
         if precision != "fp32" and device.type == "cuda":
@@ -47,8 +48,9 @@ class Learner:
                 use_autocast_layer_norms(model)
         self._shares, self._counts = shares_of(config), counts_of(config)
         self._losses = torch.compile(distiller, fullgraph=True, dynamic=False) if config.runtime.compile else distiller
+        self._trained = distiller.trained()
         self._optimizer = Optimizer(
-            student,
+            self._trained,
             betas=config.optim.betas,
             eps=config.optim.eps,
             weight_decay=config.optim.weight_decay,
@@ -81,6 +83,15 @@ class Learner:
         if self.teacher is not None:
             models["teacher"] = Attention.of(self.teacher, is_trained=False)
         return describe_attention(models, self._config.data.max_seq_length, DTYPES[self._precision], self.device)
+
+    @property
+    def intermediate_terms(self) -> Sequence[IntermediateTerm]:
+        """The losses that `intermediate_sums` returns."""
+        return self._distiller.intermediate_terms
+
+    def intermediate_sums(self, input_ids: torch.Tensor) -> Mapping[IntermediateTerm, torch.Tensor]:
+        """See `Distiller.intermediate_sums`."""
+        return self._distiller.intermediate_sums(input_ids)
 
     def autocast(self) -> torch.autocast:
         """The precision of the matrix products."""
@@ -128,13 +139,13 @@ class Learner:
     def tensors(self) -> "dict[str, Tensors]":
         """Everything that a checkpoint must hold, by part. Never the teacher."""
         return {
-            "student": dict(self.student.named_parameters()),
+            "student": dict(self._trained),
             "optimizer": self._optimizer.tensors(),
         }
 
     def load(self, parts: "Mapping[str, Tensors]") -> None:
         """Go back to what `tensors` returned."""
         with torch.no_grad():
-            for name, parameter in self.student.named_parameters():
+            for name, parameter in self._trained.items():
                 parameter.copy_(parts["student"][name])
         self._optimizer.load(parts["optimizer"])

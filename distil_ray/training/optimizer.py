@@ -4,7 +4,7 @@ Nothing here waits for the device.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,24 +20,24 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _LOSS_SCALE = "loss_scale"  # its name among the optimizer's tensors
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters: no decay for biases and for LayerNorm, which is told by its type, not its name."""
-    exempt = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if isinstance(module, nn.LayerNorm) or name == "bias"
-    }
-    parameters = [p for p in model.parameters() if p.requires_grad]
+Parameters = Mapping[str, nn.Parameter]
+"""By name."""
+
+
+def parameter_groups(parameters: Parameters, weight_decay: float) -> list[dict[str, object]]:
+    """Split trainable parameters: no decay for biases and the weights of normalization layers, which are vectors."""
+    trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
     return [
-        {"params": [p for p in parameters if id(p) not in exempt], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
     ]
 
 
-def build_adamw(model: nn.Module, *, betas: tuple[float, float], eps: float, weight_decay: float) -> torch.optim.AdamW:
+def build_adamw(
+    parameters: Parameters, *, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.AdamW:
     """AdamW (Loshchilov and Hutter 2019) with the fused kernel, which CPU and CUDA have. Its learning rate is 0."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=betas, eps=eps, fused=True)
+    return torch.optim.AdamW(parameter_groups(parameters, weight_decay), lr=0.0, betas=betas, eps=eps, fused=True)
 
 
 def learning_rate_factor(progress: float, schedule: str, warmup_fraction: float) -> float:
@@ -137,9 +137,9 @@ class LossScale:
         )
 
 
-def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> "Tensors":
+def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Parameters) -> "Tensors":
     """The optimizer's state, ``<parameter name>.<moment>`` and the count of updates of each."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters.items()}
     return {
         f"{names[id(parameter)]}.{key}": value
         for parameter, state in optimizer.state.items()
@@ -147,9 +147,9 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module) -> "Tensor
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tensors: "Tensors") -> None:
+def load_optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Parameters, tensors: "Tensors") -> None:
     """Inverse of `optimizer_tensors`. State stays empty where none was saved (no update was done yet)."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         if f"{name}.step" in tensors:
             optimizer.state[parameter] = {
                 "step": tensors[f"{name}.step"].to(parameter.device),
@@ -158,11 +158,11 @@ def load_optimizer_tensors(optimizer: torch.optim.AdamW, model: nn.Module, tenso
 
 
 class Optimizer:
-    """AdamW for a model, with what surrounds it. All workers that call it have equal models after every step."""
+    """AdamW, with what surrounds it. All workers that call it have equal parameters after every step."""
 
     def __init__(
         self,
-        model: nn.Module,
+        parameters: Parameters,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -171,10 +171,10 @@ class Optimizer:
         precision: Precision,
     ) -> None:
         """``max_grad_norm``: L2 norm to which the whole gradient is clipped; ``precision``: of the matrix products."""
-        self._model = model
+        self._parameters = parameters
         self._max_grad_norm = max_grad_norm
-        self._adamw = build_adamw(model, betas=betas, eps=eps, weight_decay=weight_decay)
-        self._gradients = FlatGradients(model.parameters())
+        self._adamw = build_adamw(parameters, betas=betas, eps=eps, weight_decay=weight_decay)
+        self._gradients = FlatGradients(parameters.values())
         self._loss_scale = LossScale(self._gradients.buffer.device, is_active=precision == "fp16")
 
     def zero_grad(self) -> None:
@@ -208,9 +208,9 @@ class Optimizer:
 
     def tensors(self) -> "Tensors":
         """Its state by name, for a checkpoint."""
-        return optimizer_tensors(self._adamw, self._model) | self._loss_scale.tensors()
+        return optimizer_tensors(self._adamw, self._parameters) | self._loss_scale.tensors()
 
     def load(self, tensors: "Tensors") -> None:
         """Inverse of `tensors`."""
-        load_optimizer_tensors(self._adamw, self._model, tensors)
+        load_optimizer_tensors(self._adamw, self._parameters, tensors)
         self._loss_scale.load(tensors)

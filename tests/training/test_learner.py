@@ -66,7 +66,7 @@ def plainly_trained(config, num_updates):
     """The losses and the weights of a training loop as anybody would write it."""
     teacher, student = small_pair()
     optim = config.optim
-    groups = parameter_groups(student, optim.weight_decay)
+    groups = parameter_groups(dict(student.named_parameters()), optim.weight_decay)
     optimizer = torch.optim.AdamW(groups, betas=optim.betas, eps=optim.eps, foreach=False, fused=False)
     losses = []
     for step in range(num_updates):
