@@ -1,7 +1,7 @@
 """A run whose driver and workers are killed at random moments, while the Hub and the storage fail for a while.
 
-``make chaos KILLS=20 SECONDS=120`` is the long form; `make slow` has a short one. The run must come to the same batches and the
-same weights as one that nobody disturbs.
+``make chaos KILLS=20 SECONDS=120`` is the long form; `make slow` has a short one. The run must come to the same batches
+and the same weights as one that nobody disturbs.
 """
 
 import os

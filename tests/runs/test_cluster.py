@@ -98,14 +98,17 @@ def test_an_autoscaler_without_work_is_silent():
 
 
 @pytest.mark.slow
-def test_a_ray_that_is_started_here_keeps_the_processes_of_tasks_without_a_slot():
-    """More than CPU slots: Ray would end those after a second."""
+def test_a_ray_that_is_started_here_starts_little_and_keeps_the_processes_of_tasks_without_a_slot():
+    """More than CPU slots: Ray would end those after a second. Meanwhile, transformers is loaded."""
     script = """
-import os, time
+import os, sys, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import ray
 from distil_ray.runs.cluster import connect
+print("transformers" in sys.modules)
 connect(1)
+print("transformers.modeling_utils" in sys.modules, bool(ray._private.worker._global_node.webui_url))
+print(os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"])
 
 @ray.remote(num_cpus=0)
 def pid():
@@ -118,5 +121,6 @@ processes.append(set(ray.get([pid.remote() for _ in range(4)])))
 print(processes[1] <= processes[0])
 """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    del environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]  # of the tests
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.split()[-1] == "True"
+    assert result.stdout.split() == ["False", "True", "False", "0", "True"]

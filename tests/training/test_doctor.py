@@ -105,7 +105,9 @@ def test_text_that_gives_no_row(settings, ray_cluster, tmp_path, capsys):
         (tmp_path / "text").mkdir(exist_ok=True)
         (tmp_path / "text" / name).write_text(text)
 
-    assert examine(changed(settings, data__sources=str(tmp_path / "text"), data__eval_fraction=0.0), tmp_path) == 1
+    unknown = changed(settings, data__sources=str(tmp_path / "text"), data__eval_fraction=0.0, runtime__num_workers=1)
+
+    assert examine(unknown, tmp_path) == 1
 
     output = capsys.readouterr()
     assert "checks failed: text" in output.err
