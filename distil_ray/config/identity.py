@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distil_ray.config.description import fields
-from distil_ray.config.sections import Config, Section, shown
+from distil_ray.config.sections import LOSS_WEIGHTS, Config, Section, shown
 
 _ABSENT = object()
 
@@ -19,7 +19,8 @@ def learned(config: Config) -> dict[str, Any]:
     settings = config.model_dump(mode="json", include={"teacher", "student", "data", "distill", "optim"})
     data, distill, optim = settings["data"], settings["distill"], settings["optim"]
     del data["on_bad_file"], data["warn_skipped_fraction"], optim["max_skipped_updates"]
-    del distill["alpha_ce"], distill["alpha_mlm"], distill["alpha_cos"]
+    for name in LOSS_WEIGHTS:
+        del distill[name]
     distill["shares"] = {name: round(share, 12) for name, share in config.distill.shares.items()}
     data["sources"] = {"columns": sorted({source.column for source in config.data.sources})}
     if data.pop("eval_sources") is not None:

@@ -319,7 +319,7 @@ class Distill(Section):
     alpha_cos: Weight = 1.0
     """Weight of the cosine loss between last hidden states (DistilBERT: 1)."""
     alpha_relations: Weight = 0.0
-    """Weight of the loss between relations of queries, keys and values within attention (MiniLMv2, arXiv 2012.15828)."""
+    """Weight of the loss between relations of queries, keys and values in attention (MiniLMv2, arXiv 2012.15828)."""
     alpha_hidden: Weight = 0.0
     """Weight of the loss between hidden states of mapped layers and of the embeddings (TinyBERT, arXiv 1909.10351)."""
     ce_positions: Literal["masked", "all"] = "masked"
@@ -343,22 +343,18 @@ class Distill(Section):
 
     def problems(self, config: "Config") -> Iterator[Problem]:
         weights = {f"distill.{name}": getattr(self, name) for name in LOSS_WEIGHTS}
-        of_teacher = [f"{key} {weight:g}" for key, weight in weights.items() if weight > 0 and key != "distill.alpha_mlm"]
+        of_teacher = {key: weight for key, weight in weights.items() if weight > 0 and key != "distill.alpha_mlm"}
         if config.teacher is None and of_teacher:
-            first = of_teacher[0].split()[1]
-            yield problem(
-                (*(one.split()[0] for one in of_teacher), "teacher"),
-                f"given {', and '.join([first, *of_teacher[1:]])}, without a teacher; expected 0, or a teacher.path",
-            )
+            first, *others = of_teacher
+            given = ", and ".join([f"{of_teacher[first]:g}", *(f"{key} {of_teacher[key]:g}" for key in others)])
+            yield problem((*of_teacher, "teacher"), f"given {given}, without a teacher; expected 0, or a teacher.path")
         if not any(weights.values()):
-            yield problem(
-                tuple(weights), f"given 0 like {', '.join([*weights][1:])}, expected one of them above 0"
-            )
+            yield problem(tuple(weights), f"given 0 like {', '.join([*weights][1:])}, expected one of them above 0")
         if self.hidden_layers != "uniform" and any(a >= b for a, b in pairwise(self.hidden_layers)):
             yield problem(
                 ("distill.hidden_layers",),
-                f"given {shown(self.hidden_layers)}, expected layers of the teacher in increasing order, one for each of "
-                "the student's",
+                f"given {shown(self.hidden_layers)}, expected layers of the teacher in increasing order, one for each "
+                "of the student's",
             )
 
 
@@ -415,7 +411,9 @@ class Eval(Section):
     def problems(self, config: "Config") -> Iterator[Problem]:
         for name in ("relation_loss", "hidden_loss"):
             if getattr(self, name) and config.teacher is None:
-                yield problem((f"eval.{name}", "teacher"), "given true without a teacher; expected false, or a teacher.path")
+                yield problem(
+                    (f"eval.{name}", "teacher"), "given true without a teacher; expected false, or a teacher.path"
+                )
 
 
 class Metrics(Section):

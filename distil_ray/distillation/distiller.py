@@ -5,7 +5,7 @@ Shapes: B rows, T tokens per row, K masked positions per row, N selected positio
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -119,9 +119,9 @@ class Distiller(nn.Module):
             losses.append(head_loss)
             sums |= head_sums
         if intermediate is not None:
-            found = intermediate.sums(self.weights)
-            losses += [self.weights[term] * value * scale for term, value in found.items()]
-            sums |= found
+            for term, value in intermediate.sums(self.weights).items():
+                sums[term] = value
+                losses.append(self.weights[term] * value * scale)
         return torch.stack(losses).sum(), {term: value.detach() for term, value in sums.items()}
 
     def trained(self) -> dict[str, nn.Parameter]:

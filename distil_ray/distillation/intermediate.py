@@ -103,21 +103,20 @@ def choose_hidden_states(
             "teacher's layers for each of the student's"
         )
     if outside := [layer for layer in given if layer >= num_teacher]:
-        raise InputError(
-            f"distill.hidden_layers: the teacher has no layers {outside}; expected 0 to {num_teacher - 1}"
-        )
+        raise InputError(f"distill.hidden_layers: the teacher has no layers {outside}; expected 0 to {num_teacher - 1}")
     return HiddenStates(given, loss)
 
 
 def _projected_widths(model: PreTrainedModel, layer: int) -> set[int]:
     """The widths of queries, keys and values."""
-    family, config = family_of(model.config), model.config
-    outputs = [layers_of(model)[layer].get_submodule(name).out_features for name in family.projections]  # type: ignore
-    return {part.shape[-1] for part in split_projections([torch.empty(0, width) for width in outputs], config)}
+    projections = (layers_of(model)[layer].get_submodule(name) for name in family_of(model.config).projections)
+    outputs = [torch.empty(0, one.out_features) for one in projections if isinstance(one, nn.Linear)]
+    return {part.shape[-1] for part in split_projections(outputs, model.config)}
 
 
 class IntermediateLosses(nn.Module):
-    """Compares what is inside two models. Its parameters, if any, map the student's hidden states to the teacher's width.
+    """Compares what is inside two models. Its parameters, if any, map the student's hidden states to the teacher's
+    width.
 
     Around each forward pass of both models: `begin` before, `sums` after. Outside of that, nothing is kept.
 
@@ -158,7 +157,7 @@ class IntermediateLosses(nn.Module):
             taps.is_open = True
 
     def sums(self, terms: Collection[str]) -> dict[IntermediateTerm, Tensor]:
-        """Return those of ``terms`` that it can, summed over the tokens of the forward passes since `begin`: fp32 scalars.
+        """Return those of ``terms`` that it can, summed over the tokens since `begin`, as fp32 scalars.
 
         Relations: see `relation_loss`. Hidden states: the mean over the compared pairs, of the squared difference's
         mean over the width, or of 1 - cosine.
@@ -232,4 +231,3 @@ def _keep_output(module: nn.Module, taps: _Taps, kept: dict[int, Tensor], place:
             kept[place] = output[0] if isinstance(output, tuple) else output
 
     module.register_forward_hook(keep)
-

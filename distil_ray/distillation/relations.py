@@ -31,7 +31,7 @@ def relation_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], num_
         num_heads: A, which divides each D.
     """
     apply: Any = _RelationLoss.apply
-    losses = [apply(own, other, num_heads) for own, other in zip(student, teacher, strict=True)]
+    losses: list[Tensor] = [apply(own, other, num_heads) for own, other in zip(student, teacher, strict=True)]
     return torch.stack(losses).sum() / len(losses)
 
 
@@ -68,10 +68,11 @@ def _loss_and_gradient(student: Tensor, teacher: Tensor, num_heads: int) -> tupl
 
 def _scaled_heads(vectors: Tensor, num_heads: int) -> Tensor:
     """[b, T, D] -> [b, A, T, d], times ``d^(-1/4)``: the products are then divided by √d, and small enough for fp16."""
-    heads = vectors.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-    return heads * heads.shape[-1] ** -0.25
+    heads: Tensor = vectors.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return heads * float(heads.shape[-1] ** -0.25)
 
 
 def _log_relations(heads: Tensor) -> Tensor:
     """Logarithms of the relations of [b, A, T, d]: fp32 ``[b, A, T, T]``."""
-    return (heads @ heads.mT).float().log_softmax(-1)
+    log_relations: Tensor = (heads @ heads.mT).float().log_softmax(-1)
+    return log_relations

@@ -42,6 +42,8 @@ _CHARTS = (
     ("Held-out MLM loss", "eval/mlm_loss", "nats per masked token"),
     ("Held-out accuracy", "eval/mlm_accuracy", "share guessed right"),
     ("Agreement with the teacher", "eval/teacher_agreement", "share guessed like the teacher"),
+    ("Loss between relations", "eval/relation_loss", "nats per token"),
+    ("Loss between hidden states", "eval/hidden_loss", "per token"),
     ("MLM loss in training", "train/loss_mlm", "nats per masked token"),
 )
 
@@ -301,7 +303,7 @@ def _student_row(history: History) -> ModelRow:
 
 def _kind(history: History) -> Kind:
     config = history.config
-    if config.distill.shares["ce"] > 0 or config.distill.shares["cos"] > 0:
+    if config.distill.shares["mlm"] < 1:
         return "distilled"
     if config.teacher is None or config.student.path or config.student.config:
         return "MLM only"

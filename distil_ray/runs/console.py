@@ -106,6 +106,9 @@ def format_record(record: Mapping[str, Any]) -> str:
             held_out += (
                 f", kl_to_teacher {record['eval/kl_to_teacher']:.4f}, agreement {record['eval/teacher_agreement']:.1%}"
             )
+        for name in ("relation_loss", "hidden_loss"):
+            if f"eval/{name}" in record:
+                held_out += f", {name} {record[f'eval/{name}']:.4f}"
         parts.append(held_out)
     return "  ".join([*parts, *_time_left(record)])
 

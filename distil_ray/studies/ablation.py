@@ -18,7 +18,14 @@ from distil_ray.studies.settings import AblationPlan
 from distil_ray.training.history import History, read_history
 from distil_ray.training.launcher import launch
 
-FIGURES = ("eval/mlm_loss", "eval/mlm_accuracy", "eval/kl_to_teacher", "eval/teacher_agreement")
+FIGURES = (
+    "eval/mlm_loss",
+    "eval/mlm_accuracy",
+    "eval/kl_to_teacher",
+    "eval/teacher_agreement",
+    "eval/relation_loss",
+    "eval/hidden_loss",
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ _NAMES = {
     "eval/mlm_accuracy": ("accuracy", 1, 100.0),
     "eval/kl_to_teacher": ("KL to teacher", 3, 1.0),
     "eval/teacher_agreement": ("agreement", 1, 100.0),
+    "eval/relation_loss": ("relation loss", 3, 1.0),
+    "eval/hidden_loss": ("hidden-state loss", 3, 1.0),
 }  # by figure: its name, its decimals, and the factor it is shown with
 _TASK = "tasks/"
 

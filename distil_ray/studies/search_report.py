@@ -17,6 +17,8 @@ _LABELS = {
     "eval/kl_to_teacher": "KL divergence from the teacher",
     "eval/mlm_accuracy": "held-out accuracy",
     "eval/teacher_agreement": "agreement with the teacher",
+    "eval/relation_loss": "loss between relations",
+    "eval/hidden_loss": "loss between hidden states",
 }
 
 

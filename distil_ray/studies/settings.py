@@ -25,15 +25,24 @@ from distil_ray.config import (
 )
 from distil_ray.studies.space import Space, parse_space
 
-Metric = Literal["eval/mlm_loss", "eval/kl_to_teacher", "eval/mlm_accuracy", "eval/teacher_agreement"]
+Metric = Literal[
+    "eval/mlm_loss",
+    "eval/kl_to_teacher",
+    "eval/mlm_accuracy",
+    "eval/teacher_agreement",
+    "eval/relation_loss",
+    "eval/hidden_loss",
+]
 Direction = Literal["min", "max"]
 DIRECTIONS: dict[Metric, Direction] = {
     "eval/mlm_loss": "min",
     "eval/kl_to_teacher": "min",
     "eval/mlm_accuracy": "max",
     "eval/teacher_agreement": "max",
+    "eval/relation_loss": "min",
+    "eval/hidden_loss": "min",
 }
-_NEED_TEACHER = ("eval/kl_to_teacher", "eval/teacher_agreement")
+_NEED_NO_TEACHER = ("eval/mlm_loss", "eval/mlm_accuracy")
 
 DEFAULT_NUM_TRIALS = 16
 SEARCH_FILE = "search.yaml"
@@ -289,8 +298,11 @@ def _across(plan: SearchPlan) -> Iterator[str]:
             f"search.metric: given {shown(search.metric)} without held-out text; expected data.eval_fraction above 0, "
             "or data.eval_sources"
         )
-    if search.metric in _NEED_TEACHER and config.teacher is None:
+    if search.metric not in _NEED_NO_TEACHER and config.teacher is None:
         yield f"search.metric: given {shown(search.metric)} without a teacher; expected eval/mlm_loss or a teacher.path"
+    key = search.metric.replace("/", ".")
+    if search.metric in ("eval/relation_loss", "eval/hidden_loss") and not getattr(config.eval, key[5:]):
+        yield f"search.metric: given {shown(search.metric)}, which not every trial evaluates; expected {key}: true"
     grids = plan.space.num_combinations
     if grids > 1 and search.searcher == "optuna":
         yield "search.searcher: given optuna with a grid, which TPE cannot follow; expected random, or no grid"

@@ -10,6 +10,8 @@ from distil_ray.config import Config, learned, to_yaml
 from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import describe_text, text_warnings
+from distil_ray.distillation.intermediate import MAX_HEADS
+from distil_ray.distillation.relations import MAX_RELATION_BYTES
 from distil_ray.errors import InputError
 from distil_ray.models.loading import check_finite_outputs
 from distil_ray.models.precision import DTYPES, Precision, fastest_precision
@@ -137,9 +139,13 @@ def worker_bytes(
     fixed += teacher.num_parameters() * num_bytes if teacher is not None else 0
     tokens = config.micro_batch_size * config.data.max_seq_length
     width, layers = student.config.hidden_size, student.config.num_hidden_layers
+    relations = 0
+    if config.distill.alpha_relations > 0:  # five tensors of them are alive, see `relation_loss`
+        heads = config.distill.relation_heads or MAX_HEADS
+        relations = 5 * min(MAX_RELATION_BYTES, 4 * heads * tokens * config.data.max_seq_length)
     # About 34 bytes in half precision per token, layer and unit of width (Korthikanti et al. 2022, without the
     # attention matrix, which fused attention does not keep).
-    return fixed, tokens * width * layers * 17 * num_bytes
+    return fixed, tokens * width * layers * 17 * num_bytes + relations
 
 
 def _precision(config: Config) -> Precision:

@@ -71,7 +71,7 @@ def describe_models(config: Config, teacher: PreTrainedModel | None, student: Pr
         lines.append(f"teacher: {config.teacher.path}, {_describe_model(teacher)}")
     share = f" ({student.num_parameters() / teacher.num_parameters():.0%} of the teacher)" if teacher else ""
     lines.append(f"student: {_describe_model(student)}{share}")
-    weights = ", ".join(f"{name} {share:.3f}" for name, share in config.distill.shares.items())
+    weights = ", ".join(f"{name} {share:.3f}" for name, share in config.distill.shares.items() if share > 0)
     lines.append(f"loss weights, as shares of their sum: {weights}")
     return lines
 

@@ -29,6 +29,8 @@ _FIGURES = {
     "eval/mlm_accuracy": "MLM accuracy",
     "eval/kl_to_teacher": "KL divergence from the teacher (nats)",
     "eval/teacher_agreement": "top-1 agreement with the teacher",
+    "eval/relation_loss": "loss between attention relations (nats per token)",
+    "eval/hidden_loss": "loss between hidden states (per token)",
     "eval/teacher_mlm_loss": "the teacher's MLM loss",
     "eval/teacher_mlm_accuracy": "the teacher's MLM accuracy",
 }

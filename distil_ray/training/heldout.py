@@ -89,7 +89,9 @@ class HeldOut:
 
     def __init__(self, rows: Arrays, world: World, batch_size: int) -> None:
         """``rows``: the arrays of `data.batch`; without any, there is nothing to evaluate."""
-        self._num_targets, self._num_tokens = (rows[name].size if rows else 0 for name in ("masked_labels", "input_ids"))
+        self._num_targets, self._num_tokens = (
+            rows[name].size if rows else 0 for name in ("masked_labels", "input_ids")
+        )
         share = slice(world.rank, None, world.world_size)
         self._rows = {name: np.ascontiguousarray(values[share]) for name, values in rows.items()}
         self._batch_size = batch_size

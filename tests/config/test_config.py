@@ -27,6 +27,7 @@ from distil_ray.config import (
     parse_sources,
     to_yaml,
 )
+from distil_ray.config.sections import LOSS_WEIGHTS
 from distil_ray.errors import InputError
 from distil_ray.runs.storage import RunFolder
 from distil_ray.studies.settings import load_search
@@ -375,12 +376,24 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
         ),
         (
             ["distill.alpha_ce=0", "distill.alpha_mlm=0", "distill.alpha_cos=0"],
-            "distill.alpha_ce: given 0 like distill.alpha_mlm and distill.alpha_cos, expected one of",
+            "distill.alpha_ce: given 0 like distill.alpha_mlm, distill.alpha_cos, distill.alpha_relations, "
+            "distill.alpha_hidden, expected one of them above 0",
         ),
         (
             ["teacher=null", "student.path=s"],
-            "distill.alpha_ce: given 5, and distill.alpha_cos 1, without a teacher; "
-            "expected both set to 0, or a teacher.path",
+            "distill.alpha_ce: given 5, and distill.alpha_cos 1, without a teacher; expected 0, or a teacher.path",
+        ),
+        (
+            ["teacher=null", "student.path=s", "distill={alpha_ce: 0, alpha_cos: 0, alpha_hidden: 0.5}"],
+            "distill.alpha_hidden: given 0.5, without a teacher; expected 0, or a teacher.path",
+        ),
+        (
+            ["teacher=null", "student.path=s", "distill={alpha_ce: 0, alpha_cos: 0}", "eval.relation_loss=true"],
+            "eval.relation_loss: given true without a teacher; expected false, or a teacher.path",
+        ),
+        (
+            ["distill.hidden_layers=[1, 1]"],
+            "distill.hidden_layers: given [1, 1], expected layers of the teacher in increasing order, one for each",
         ),
         (
             ["student.path=s", "student.config={model_type: bert}"],
@@ -460,8 +473,7 @@ def test_required_keys_are_named_with_what_they_are():
         "a mapping with the keys below, or a list of these.",
         "student: given nothing to make it from; without a teacher, expected student.path, "
         "or student.config and student.tokenizer",
-        "distill.alpha_ce: given 5, and distill.alpha_cos 1, without a teacher; "
-        "expected both set to 0, or a teacher.path",
+        "distill.alpha_ce: given 5, and distill.alpha_cos 1, without a teacher; expected 0, or a teacher.path",
         "optim.num_steps: given neither it nor optim.num_epochs, expected exactly one of them",
     ]
     assert [line.split(":")[0] for line in problems("teacher.revision=x", base=MINIMAL[:1] + MINIMAL[2:])] == [
@@ -495,7 +507,7 @@ def test_a_long_value_is_cut():
 
 
 def test_shares_sum_to_one_and_do_not_depend_on_the_scale():
-    assert load().distill.shares == {"ce": 0.625, "mlm": 0.25, "cos": 0.125}
+    assert load().distill.shares == {"ce": 0.625, "mlm": 0.25, "cos": 0.125, "relations": 0.0, "hidden": 0.0}
     scaled = load("distill.alpha_ce=0.3", "distill.alpha_mlm=0.2", "distill.alpha_cos=0.1").distill.shares
     assert sum(scaled.values()) == pytest.approx(1.0)
     assert scaled["ce"] == pytest.approx(0.5)
@@ -682,13 +694,11 @@ def test_every_setting_is_either_learned_or_known_not_to_be():
         "optim.max_skipped_updates",
         "data.sources",
         "data.eval_sources",
-        "distill.alpha_ce",
-        "distill.alpha_mlm",
-        "distill.alpha_cos",
+        *(f"distill.{name}" for name in LOSS_WEIGHTS),
     }
     other = {"eval", "metrics", "checkpoint", "runtime"}
     keys = {key for key in keys_of(Config) if key.count(".") == 1 and key.partition(".")[0] not in other}
-    derived = {"data.sources.columns", "distill.shares.ce", "distill.shares.mlm", "distill.shares.cos"}
+    derived = {"data.sources.columns", *(f"distill.shares.{name.removeprefix('alpha_')}" for name in LOSS_WEIGHTS)}
     assert set(learned(load())) == (keys - not_learned) | derived
 
 
@@ -716,14 +726,14 @@ def test_shipped_recipe_loads_under_its_own_name(name):
 def test_recipes():
     tiny = load_config([str(CONFIGS / "tiny.yaml")], ["data.sources=a"])
     base = load_config([str(CONFIGS / "pretrain-tiny.yaml")], ["data.sources=a"])
-    assert base.distill.shares == {"ce": 0.0, "mlm": 1.0, "cos": 0.0}
+    assert {name for name, share in base.distill.shares.items() if share > 0} == {"mlm"}
     assert tiny.teacher.path.endswith(f"runs/{base.run.name}/export")
     for name in ("distilbert-base-uncased", "distilroberta-base"):
         config = load_config([str(CONFIGS / f"{name}.yaml")], [])
         assert config.optim.global_batch_size == 4096
         assert config.runtime.max_workers == 8
         assert config.data.steps_per_block == 8
-        assert config.distill.shares == {"ce": 0.625, "mlm": 0.25, "cos": 0.125}
+        assert config.distill.shares == load().distill.shares
 
 
 def test_sources_of_a_command_line_are_paths_or_mappings(tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ import torch
 from small_models import random_ids, small_model
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from distil_ray.distillation.distiller import Distiller, Term
@@ -19,6 +21,7 @@ from distil_ray.distillation.intermediate import (
 )
 from distil_ray.distillation.relations import relation_loss
 from distil_ray.errors import InputError
+from distil_ray.models.flops import flops_per_token
 from distil_ray.models.loading import encode
 
 B, T = 3, 10
@@ -180,3 +183,17 @@ def test_what_does_not_exist_is_refused(arguments: dict[str, Any], message: str)
         choose_hidden_states(teacher, student, layers, "mse")
     with pytest.raises(InputError, match="more than the teacher's 4"):
         choose_hidden_states(teacher, small_model("bert", num_hidden_layers=5), "uniform", "mse")
+
+
+@pytest.mark.parametrize("width", [32, 16])
+@pytest.mark.parametrize("terms", [("relations", "mlm"), ("hidden", "mlm"), ("ce", "mlm", "relations", "hidden")])
+def test_flops_are_what_the_counter_counts(terms: tuple[Term, ...], width: int) -> None:
+    teacher, student = pair("bert", width)
+    distiller = distiller_of(teacher, student, **dict.fromkeys(terms, 0.5))
+    # The fused attention's backward pass computes the scores again, which the counter would count.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        distiller(*batch(), ONE)[0].backward()
+    computed = flops_per_token(
+        teacher.config, student.config, max_seq_length=T, num_masked=2, ce_positions="masked", terms=terms
+    )
+    assert computed == pytest.approx(counter.get_total_flops() / (B * T), rel=1e-9)

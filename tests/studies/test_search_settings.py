@@ -73,6 +73,13 @@ def test_objectives_have_a_direction(metric, direction):
     assert plan(search__metric=metric).direction == direction
 
 
+@pytest.mark.parametrize("name", ["relation_loss", "hidden_loss"])
+def test_an_objective_inside_the_models_must_be_evaluated_by_every_trial(name):
+    with pytest.raises(InputError, match=f'"eval/{name}", which not every trial evaluates; expected eval.{name}: true'):
+        plan(search__metric=f"eval/{name}")
+    assert plan(search__metric=f"eval/{name}", **{f"eval__{name}": True}).direction == "min"
+
+
 def test_a_trial_is_the_configuration_with_its_settings_in_the_folder_of_the_search():
     search = plan(distill__alpha_ce=3.0)
 
@@ -172,7 +179,7 @@ def test_what_makes_it_another_search(change, is_same):
             {"search__metric": "eval/nonsense"},
             [
                 'search.metric: given "eval/nonsense", expected eval/mlm_loss or eval/kl_to_teacher or '
-                "eval/mlm_accuracy or eval/teacher_agreement"
+                "eval/mlm_accuracy or eval/teacher_agreement or eval/relation_loss or eval/hidden_loss"
             ],
         ),
         (
@@ -244,7 +251,7 @@ def test_schedulers_that_do_not_work_are_refused_with_the_reason(scheduler, reas
     assert problem.endswith("expected asha or none")
 
 
-@pytest.mark.parametrize("metric", ["eval/kl_to_teacher", "eval/teacher_agreement"])
+@pytest.mark.parametrize("metric", ["eval/kl_to_teacher", "eval/teacher_agreement", "eval/relation_loss"])
 def test_objectives_against_a_teacher_need_one(metric):
     config = {"model_type": "bert"}
     alone = settings(search__metric=metric, student__config=config, student__tokenizer="/t", distill__alpha_mlm=1.0)
@@ -315,5 +322,5 @@ def test_training_with_the_configuration_of_a_search_is_refused():
 
 
 def test_combinations_that_do_not_go_together_are_refused_when_they_come_up():
-    with pytest.raises(InputError, match="expected one of the three above 0"):
+    with pytest.raises(InputError, match="expected one of them above 0"):
         plan().trial_config("trial-001", {"distill.alpha_ce": 0.0, "distill.alpha_mlm": 0.0, "distill.alpha_cos": 0.0})

@@ -71,6 +71,24 @@ def test_figures_are_those_of_a_plain_evaluation():
     assert figures["eval/mlm_accuracy"] != figures["eval/teacher_mlm_accuracy"]
 
 
+def test_losses_inside_the_models_are_those_of_one_pass_over_all_rows():
+    rows = rows_with_hits()
+    teacher, student = similar_pair(dropout=0.3)  # which must be off
+    config = small_config(eval={"relation_loss": True, "hidden_loss": True}, distill={"relation_heads": 2})
+    learner = Learner(config, teacher, student, CPU, "fp32")
+    figures = heldout(rows).evaluate(learner)
+    learner.student.eval()
+    sums = learner.intermediate_sums(torch.from_numpy(rows["input_ids"].astype("int64")))
+    per_token = {term: float(value) / rows["input_ids"].size for term, value in sums.items()}
+    assert figures["eval/relation_loss"] == pytest.approx(per_token["relations"], rel=1e-5)
+    assert figures["eval/hidden_loss"] == pytest.approx(per_token["hidden"], rel=1e-5)
+    assert min(per_token.values()) > 1e-3
+    plain = heldout(rows).evaluate(learner_of(small_config()))
+    assert plain.keys() == figures.keys() - {"eval/relation_loss", "eval/hidden_loss"}
+    weighted = small_config(distill={"alpha_hidden": 1.0})
+    assert "eval/hidden_loss" in heldout(rows).evaluate(learner_of(weighted))
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
 def test_the_batch_size_changes_nothing(batch_size):
     learner = learner_of(small_config())

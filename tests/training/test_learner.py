@@ -8,6 +8,7 @@ from functools import lru_cache
 import pytest
 import torch
 from processes import run_workers
+from small_models import small_model
 from torch.nn import functional as F
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,8 +59,14 @@ def plain_loss(config, student, teacher, rows):
     ce = distill.temperature**2 * F.kl_div(log_p, log_q, log_target=True, reduction="batchmean")
     mlm = F.cross_entropy(out.logits[masked], labels.flatten())
     cos = (1 - F.cosine_similarity(out.hidden_states[-1], target.hidden_states[-1], dim=-1)).mean()
-    alphas = (distill.alpha_ce, distill.alpha_mlm, distill.alpha_cos)
-    return sum(alpha * term for alpha, term in zip(alphas, (ce, mlm, cos), strict=True)) / sum(alphas)
+    hidden = torch.stack(
+        [
+            (own - target.hidden_states[layer]).square().mean()
+            for own, layer in zip(out.hidden_states, (0, 1), strict=True)
+        ]
+    ).mean()
+    alphas = (distill.alpha_ce, distill.alpha_mlm, distill.alpha_cos, distill.alpha_hidden)
+    return sum(alpha * term for alpha, term in zip(alphas, (ce, mlm, cos, hidden), strict=True)) / sum(alphas)
 
 
 def plainly_trained(config, num_updates):
@@ -87,6 +94,7 @@ def plainly_trained(config, num_updates):
         DAMPED,
         {**DAMPED, "distill__ce_positions": "all"},
         {**DAMPED, "distill__temperature": 1.5, "distill__alpha_cos": 0.0, "optim__weight_decay": 0.1},
+        {**DAMPED, "distill__alpha_hidden": 3.0, "distill__hidden_layers": (0,)},
         {"optim__eps": 1e-3, "optim__betas": (0.8, 0.9), "optim__max_grad_norm": 0.01},
     ],
 )
@@ -244,6 +252,8 @@ def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, num_before):
         {"distill__alpha_mlm": 1.0},
         {"distill__alpha_cos": 2.0},
         {"distill__ce_positions": "all"},
+        {"distill__alpha_relations": 5.0},
+        {"distill__alpha_hidden": 5.0},
         {"optim__learning_rate": 2e-3},
         {"optim__betas": (0.8, 0.98)},
         {"optim__betas": (0.9, 0.9)},
@@ -259,6 +269,38 @@ def test_a_restored_learner_goes_on_bit_for_bit(tmp_path, num_before):
 def test_what_is_a_matter_of_learning_changes_the_weights(change):
     usual = {"optim__num_steps": 6, "optim__warmup_fraction": 0.2}
     assert largest_difference(trained(4, **usual | change), trained(4, **usual)) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("weight", "change"),
+    [
+        ("distill__alpha_relations", {"distill__relation_layer": 0}),
+        ("distill__alpha_relations", {"distill__relation_heads": 2}),
+        ("distill__alpha_hidden", {"distill__hidden_layers": (0,)}),
+        ("distill__alpha_hidden", {"distill__hidden_loss": "cosine"}),
+    ],
+)
+def test_what_is_compared_inside_the_models_changes_the_weights(weight, change):
+    assert largest_difference(trained(**{weight: 5.0} | change), trained(**{weight: 5.0})) > 1e-5
+
+
+def test_maps_to_the_teachers_width_are_trained_and_saved_and_no_part_of_the_student():
+    config = small_config(distill={"alpha_ce": 0.0, "alpha_cos": 0.0, "alpha_hidden": 1.0})
+    teacher, _ = small_pair()
+    student = small_model("bert", hidden_size=16, num_hidden_layers=1)
+    learner = Learner(config, teacher, student, CPU, "fp32")
+    before = learner.tensors()["student"]["projections.0.weight"].detach().clone()
+    train(learner, config, range(3))
+    saved = {part: {name: one.detach().clone() for name, one in learner.tensors()[part].items()} for part in PARTS}
+    assert (saved["student"]["projections.0.weight"] - before).abs().max() > 1e-4
+    assert "projections.1.weight.exp_avg" in saved["optimizer"]
+    assert not any("projections" in name for name in student.state_dict())
+    restored = Learner(config, teacher, small_model("bert", hidden_size=16, num_hidden_layers=1), CPU, "fp32")
+    restored.load(saved)
+    train(learner, config, range(3, 6))
+    train(restored, config, range(3, 6))
+    for name, weight in learner.tensors()["student"].items():
+        assert torch.equal(weight, restored.tensors()["student"][name]), name
 
 
 def test_only_the_shares_of_the_loss_weights_count():

@@ -168,7 +168,9 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(num_before):
     model = small_model("bert")
     optimizer = optimizer_of(model)
     update(model, optimizer, num_before)
-    tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, dict(model.named_parameters())).items()}
+    tensors = {
+        name: tensor.clone() for name, tensor in optimizer_tensors(optimizer, dict(model.named_parameters())).items()
+    }
     assert len(tensors) == (3 * len(list(model.parameters())) if num_before else 0)
     other = small_model("bert", seed=1)
     other.load_state_dict(model.state_dict())
