@@ -21,17 +21,11 @@ _LOSS_SCALE = "loss_scale"  # its name among the optimizer's tensors
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters: no decay for biases and for LayerNorm, which is told by its type, not its name."""
-    exempt = {
-        id(parameter)
-        for module in model.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-        if isinstance(module, nn.LayerNorm) or name == "bias"
-    }
+    """Split trainable parameters: no decay for biases and for norms of any class, the parameters of one dimension."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": [p for p in parameters if id(p) not in exempt], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
 
 
