@@ -11,6 +11,7 @@ from distil_ray.data.batch import Arrays, to_device
 from distil_ray.data.plan import DataPlan
 from distil_ray.data.tally import describe_text, text_warnings
 from distil_ray.errors import InputError
+from distil_ray.models.families import family_of
 from distil_ray.models.loading import check_finite_outputs
 from distil_ray.models.precision import DTYPES, Precision, fastest_precision
 from distil_ray.runs.cluster import check_fits, connect, describe_resources, slots_needed, usable_cpus
@@ -137,9 +138,11 @@ def worker_bytes(
     fixed += teacher.num_parameters() * num_bytes if teacher is not None else 0
     tokens = config.micro_batch_size * config.data.max_seq_length
     width, layers = student.config.hidden_size, student.config.num_hidden_layers
-    # About 34 bytes in half precision per token, layer and unit of width (Korthikanti et al. 2022, without the
-    # attention matrix, which fused attention does not keep).
-    return fixed, tokens * width * layers * 17 * num_bytes
+    # About 34 bytes in half precision per token, layer and unit of width, and 5 per score of attention, which fused
+    # attention does not keep (Korthikanti et al. 2022).
+    is_fused = family_of(student.config).attention == "sdpa"
+    scores = 0 if is_fused else student.config.num_attention_heads * config.data.max_seq_length
+    return fixed, tokens * layers * (17 * width + 2.5 * scores) * num_bytes
 
 
 def _precision(config: Config) -> Precision:
