@@ -22,6 +22,8 @@ def learned(config: Config) -> dict[str, Any]:
     for name in LOSS_WEIGHTS:
         del distill[name]
     distill["shares"] = {name: round(share, 12) for name, share in config.distill.shares.items()}
+    # Null, the default, came later: it means what the default had been, with the teachers with which that worked.
+    settings["student"]["architecture"] = settings["student"]["architecture"] or "distilbert"
     data["sources"] = {"columns": sorted({source.column for source in config.data.sources})}
     if data.pop("eval_sources") is not None:
         data["eval_fraction"] = 0.0  # nothing is held out of the training text

@@ -148,7 +148,7 @@ class Teacher(Section):
     """The model to distil; null trains the student alone, by masked language modelling."""
 
     path: LocalPathOrHubId
-    """Local folder or Hub id of a BERT, DistilBERT, RoBERTa or XLM-R masked language model."""
+    """Local folder or Hub id of a masked language model of BERT's, RoBERTa's, ModernBERT's or another listed type."""
     revision: Text | None = None
     """Branch, tag or commit on the Hub; null takes the newest."""
 
@@ -158,8 +158,9 @@ class Student(Section):
 
     layers: Count | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Strict(False)] | None = None
     """Teacher layers to copy: how many, evenly spaced, or which, counted from 0; null takes half of them."""
-    architecture: Literal["distilbert", "same"] = "distilbert"
-    """Class of a student made from the teacher: DistilBERT's, or the same as the teacher's."""
+    architecture: Literal["distilbert", "same"] | None = None
+    """Class of a student made from the teacher: DistilBERT's, or the same as the teacher's; null takes DistilBERT's for
+    a BERT teacher, and the same for any other."""
     init: Literal["teacher", "random"] = "teacher"
     """Weights of a student made from the teacher: copied from it, or drawn at random."""
     path: LocalPathOrHubId | None = None
@@ -168,7 +169,8 @@ class Student(Section):
     """Model to train from random weights: Hugging Face config keys with `model_type`, or the place of a config.json."""
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout of its attention probabilities; null keeps that of the teacher, `path` or `config`. On recent GPUs 0 and
-    multiples of 1/16 are faster, as cuDNN's attention takes no others."""
+    multiples of 1/16 are faster, as cuDNN's attention takes no others. ModernBERT's attention has it after its output,
+    too."""
     tokenizer: LocalPathOrHubId | None = None
     """Local folder or Hub id of the tokenizer; null takes the one of the teacher or of `student.path`."""
 
@@ -195,7 +197,8 @@ class Student(Section):
         unused = {None: (), "path": ("layers", "architecture", "init"), "config": ("layers", "architecture")}
         for name in unused[origin]:
             given = getattr(self, name)
-            if given != Student.model_fields[name].default:
+            was_default = (name, given) == ("architecture", "distilbert")  # in configurations of earlier runs
+            if given != Student.model_fields[name].default and not was_default:
                 yield problem(
                     (f"student.{name}", f"student.{origin}"),
                     f"given {shown(given)}, which applies only to a student made from the teacher's layers; "

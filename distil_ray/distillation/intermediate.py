@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from distil_ray.distillation.losses import cosine_loss, mse_loss
 from distil_ray.distillation.relations import relation_loss
 from distil_ray.errors import InputError
-from distil_ray.models.families import family_of, layers_of, split_projections
+from distil_ray.models.families import layers_of, projections_of, split_projections
 
 IntermediateTerm = Literal["relations", "hidden"]
 HiddenLoss = Literal["mse", "cosine"]
@@ -109,9 +109,8 @@ def choose_hidden_states(
 
 def _projected_widths(model: PreTrainedModel, layer: int) -> set[int]:
     """The widths of queries, keys and values."""
-    projections = (layers_of(model)[layer].get_submodule(name) for name in family_of(model.config).projections)
-    outputs = [torch.empty(0, one.out_features) for one in projections if isinstance(one, nn.Linear)]
-    return {part.shape[-1] for part in split_projections(outputs, model.config)}
+    projections = (module for module in projections_of(model, layer) if isinstance(module, nn.Linear))
+    return {part.shape[-1] for part in split_projections([torch.empty(0, one.out_features) for one in projections])}
 
 
 class IntermediateLosses(nn.Module):
@@ -133,7 +132,6 @@ class IntermediateLosses(nn.Module):
     ) -> None:
         super().__init__()
         self._relations, self._hidden_states = relations, hidden_states
-        self._config = student.config, teacher.config
         own, others = _Taps(), _Taps()
         if relations is not None:
             own.tap_projections(student, -1)
@@ -165,9 +163,8 @@ class IntermediateLosses(nn.Module):
         (own_vectors, own_states), (vectors, states) = (taps.take() for taps in self._taps)
         found: dict[IntermediateTerm, Tensor] = {}
         if self._relations is not None and "relations" in terms:
-            student, teacher = self._config
             found["relations"] = relation_loss(
-                split_projections(own_vectors, student), split_projections(vectors, teacher), self._relations.num_heads
+                split_projections(own_vectors), split_projections(vectors), self._relations.num_heads
             )
         if self._hidden_states is not None and "hidden" in terms:
             if len(self.projections):
@@ -201,8 +198,8 @@ class _Taps:
 
     def tap_projections(self, model: PreTrainedModel, layer: int) -> None:
         """Keep the vectors that a layer's attention compares and adds up."""
-        for place, name in enumerate(family_of(model.config).projections):
-            _keep_output(layers_of(model)[layer].get_submodule(name), self, self._vectors, place)
+        for place, module in enumerate(projections_of(model, layer)):
+            _keep_output(module, self, self._vectors, place)
 
     def tap_states(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
         """Keep what goes into the first layer, and what comes out of each of ``layers``."""
@@ -227,7 +224,7 @@ class _Taps:
 
 def _keep_output(module: nn.Module, taps: _Taps, kept: dict[int, Tensor], place: int) -> None:
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if taps.is_open:
+        if taps.is_open and place not in kept:
             kept[place] = output[0] if isinstance(output, tuple) else output
 
     module.register_forward_hook(keep)

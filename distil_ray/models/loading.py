@@ -3,10 +3,11 @@
 ``*ForMaskedLM.forward`` runs the vocabulary head on every position, which is most of what it costs in memory.
 A loss that needs the masked positions alone calls :func:`encode`, gathers, and then calls :func:`predict`.
 
-Shapes: B rows, T tokens per row, N selected positions, D width, V vocabulary.
+Shapes: B rows, T tokens per row, N selected positions, D width, E width of the embeddings, V vocabulary.
 """
 
 import difflib
+import inspect
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -26,7 +29,13 @@ from transformers import (
 
 from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
-from distil_ray.models.families import FAMILIES, check_config, family_of, first_position, own_fields
+from distil_ray.models.families import (
+    FAMILIES,
+    check_config,
+    family_of,
+    first_position,
+    own_fields,
+)
 from distil_ray.models.files import loading
 from distil_ray.models.origin import CONFIG_FILE, TOKENIZER_FILES
 from distil_ray.models.tokenizer import fit_inputs, load_as_filed
@@ -43,11 +52,14 @@ _PLAIN_OUTPUTS = {"output_hidden_states": False, "output_attentions": False, "re
 def encode(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Return the last hidden states [B, T, D] of rows without padding, ``input_ids`` [B, T] int64.
 
-    No attention mask is passed, so that SDPA's flash kernel applies. Positions are counted and not derived
-    from the ids (RoBERTa's default asks which of them are padding): nothing depends on the data.
+    No attention mask is passed where there need not be one, so that SDPA's flash kernel applies. Positions are counted
+    and not derived from the ids (RoBERTa's default asks which of them are padding): nothing depends on the data.
     """
     position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + first_position(model.config)
-    hidden: Tensor = model.base_model(input_ids=input_ids, position_ids=position_ids.unsqueeze(0)).last_hidden_state
+    inputs = {"input_ids": input_ids, "position_ids": position_ids.unsqueeze(0)}
+    if family_of(model.config).needs_mask:
+        inputs["attention_mask"] = torch.ones_like(input_ids)
+    hidden: Tensor = model.base_model(**inputs).last_hidden_state
     return hidden
 
 
@@ -57,29 +69,32 @@ def predict(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 
 def transform(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Return what the MLM head makes of hidden states [N, D] for its decoder, [N, D]."""
-    return family_of(model.config).transform(model, hidden)
+    """Return what the MLM head makes of hidden states [N, D] for its decoder, [N, E]."""
+    head = family_of(model.config).transform
+    assert head is not None  # check_config has let it pass
+    return head(model, hidden)
 
 
 def decoder(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Return the weight [V', D] and the bias [V'] of the MLM head's decoder.
+    """Return the weight [V', E] and the bias [V'] of the MLM head's decoder; zeros if it has none.
 
     V' is V; on a GPU that would multiply that many slowly, zeros are added, which are cut off the logits later.
     """
     module = model.get_output_embeddings()
-    num_more = _padding(module.weight)
-    if not num_more:
-        return module.weight, module.bias
-    return F.pad(module.weight, (0, 0, 0, num_more)), F.pad(module.bias, (0, num_more))
+    weight, bias = module.weight, module.bias
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+    num_more = _padding(weight)
+    return (F.pad(weight, (0, 0, 0, num_more)), F.pad(bias, (0, num_more))) if num_more else (weight, bias)
 
 
 def _padding(weight: Tensor) -> int:
-    """How many rows to add to a decoder's weight [V, D] for the fast kernels, which want multiples of 8 (cuBLAS)."""
+    """How many rows to add to a decoder's weight [V, E] for the fast kernels, which want multiples of 8 (cuBLAS)."""
     return -len(weight) % 128 if weight.is_cuda and len(weight) % 8 else 0
 
 
 def max_tokens(model: PreTrainedModel) -> int:
-    """Return the longest row, in tokens, for which the model has position embeddings."""
+    """Return the longest row, in tokens, that the model is made for: where it has them, its position embeddings."""
     return int(model.config.max_position_embeddings) - first_position(model.config)
 
 
@@ -90,23 +105,41 @@ def load_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
     """Load a masked language model in fp32 from a folder or the Hub; no code from there is ever run.
 
     Raises:
-        InputError: nothing there, not a model, another family than FAMILIES, damaged weights, weights that lack a part
-            of the encoder or of the MLM head (which transformers would fill with random numbers), that have other
-            shapes than the configuration asks for, or that are not finite.
+        InputError: nothing there, not a model, another family than FAMILIES or one without heads, damaged weights,
+            weights that lack a part of the encoder or of the MLM head (which transformers would fill with random
+            numbers), that have other shapes than the configuration asks for, or that are not finite.
         OutageError: the Hub does not answer.
     """
     with loading("a masked language model", path, revision, needs=CONFIG_FILE, weights=True) as location:
-        config = _read_config(location, path)
-        model, info = _read_weights(AutoModelForMaskedLM, location, config, attn_implementation="sdpa")
-    _check_shapes(path, info["mismatched_keys"])
-    missing = sorted(_without_twins(model, info["missing_keys"]))
-    if missing:
-        raise InputError(
-            f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
-            "expected a whole model with its masked-language-modelling head (an AutoModelForMaskedLM)"
-        )
-    _check_finite_weights(path, model)
+        config = _read_config(location, path, needs_head=True)
+        model, info = _read_weights(AutoModelForMaskedLM, location, config, **_attention(config))
+    _check_weights(path, model, info, "a whole model with its masked-language-modelling head (an AutoModelForMaskedLM)")
     return model
+
+
+def load_encoder(path: str, revision: str | None = None) -> PreTrainedModel:
+    """Load the encoder of a model with any head or none, in fp32 and without a pooler; as `load_masked_lm` otherwise.
+
+    Raises:
+        InputError: as `load_masked_lm`, except that heads are of no account.
+        OutageError: the Hub does not answer.
+    """
+    with loading("an encoder", path, revision, needs=CONFIG_FILE, weights=True) as location:
+        config = _read_config(location, path)
+        model, info = _read_weights(AutoModel, location, config, **_attention(config), **_no_pooler(config))
+    _check_weights(path, model, info, "a whole encoder (an AutoModel)")
+    return model
+
+
+def outline_encoder(path: str, revision: str | None = None) -> PreTrainedModel:
+    """Make the model that `load_encoder` would load, as `outline_masked_lm` does.
+
+    Raises:
+        InputError: nothing there, or another family than FAMILIES.
+        OutageError: the Hub does not answer.
+    """
+    with loading("an encoder", path, revision, needs=CONFIG_FILE) as location:
+        return initialize_encoder(_read_config(location, path), seed=0)
 
 
 def outline_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel:
@@ -114,16 +147,16 @@ def outline_masked_lm(path: str, revision: str | None = None) -> PreTrainedModel
     under ``torch.device("meta")``, with none.
 
     Raises:
-        InputError: nothing there, or another family than FAMILIES.
+        InputError: nothing there, another family than FAMILIES, or one without heads.
         OutageError: the Hub does not answer.
     """
     with loading("a masked language model", path, revision, needs=CONFIG_FILE) as location:
-        return initialize(_read_config(location, path), seed=0)
+        return initialize(_read_config(location, path, needs_head=True), seed=0)
 
 
-def _read_config(location: str, source: str, **fields: Any) -> PreTrainedConfig:
+def _read_config(location: str, source: str, *, needs_head: bool = False, **fields: Any) -> PreTrainedConfig:
     config: PreTrainedConfig = AutoConfig.from_pretrained(location, trust_remote_code=False, **_PLAIN_OUTPUTS, **fields)
-    check_config(config, source)
+    check_config(config, source, needs_head=needs_head)
     return config
 
 
@@ -141,6 +174,29 @@ def _read_weights(
         **options,
     )
     return loaded
+
+
+def _attention(config: PreTrainedConfig) -> dict[str, str]:
+    """The argument of transformers that says which implementation of attention a model gets."""
+    return {"attn_implementation": family_of(config).attention}
+
+
+def _no_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """The argument that makes an encoder without a pooler, for the classes that would have one."""
+    takes_it = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)]).parameters
+    return {"add_pooling_layer": False} if takes_it else {}
+
+
+def _check_weights(path: str, model: PreTrainedModel, info: Mapping[str, Any], expected: str) -> None:
+    """Raise InputError if weights have another shape than the model's, are missing, or are not finite."""
+    _check_shapes(path, info["mismatched_keys"])
+    missing = sorted(_without_twins(model, info["missing_keys"]))
+    if missing:
+        raise InputError(
+            f"{path} has no weights for {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; "
+            f"expected {expected}"
+        )
+    _check_finite_weights(path, model)
 
 
 def _check_shapes(path: str, mismatched: Iterable[tuple[str, Any, Any]]) -> None:
@@ -273,7 +329,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     if unset:
         raise InputError(
             f"the tokenizer of {path} has no {' and no '.join(unset)} token; expected one made for masked "
-            "language modelling, with cls, sep, mask and pad set"
+            "language modelling, with cls, sep, mask and pad set. If it has other names for them (bos, eos), set "
+            "cls_token and sep_token in the tokenizer_config.json of a copy"
         )
     return tokenizer
 
@@ -309,7 +366,7 @@ def model_from_config(
     if isinstance(config, str):
         needs = None if Path(config).expanduser().is_file() else CONFIG_FILE
         with loading("a model configuration", config, revision, needs=needs) as location:
-            model_config = _read_config(location, config, **from_tokenizer)
+            model_config = _read_config(location, config, needs_head=True, **from_tokenizer)
         return initialize(model_config, seed)
 
     fields = {**config, **from_tokenizer}
@@ -325,7 +382,7 @@ def model_from_config(
             raise InputError(f"unknown field {name!r} in a {model_type} configuration; {hint}")
     try:
         model_config = config_class(**fields)
-        check_config(model_config, "the configuration")
+        check_config(model_config, "the configuration", needs_head=True)
         return initialize(model_config, seed)
     except InputError:
         raise
@@ -334,12 +391,19 @@ def model_from_config(
 
 
 def initialize(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
-    """Return an fp32 model of ``config`` with weights drawn from ``seed`` (no global random state)."""
+    """Return an fp32 model of ``config`` with its MLM head, weights drawn from ``seed`` (no global random state)."""
+    return _initialize(AutoModelForMaskedLM, config, seed)
+
+
+def initialize_encoder(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    """Return the same without a head and without a pooler."""
+    return _initialize(AutoModel, config, seed, **_no_pooler(config))
+
+
+def _initialize(auto_class: Any, config: PreTrainedConfig, seed: int, **options: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators, too
-        model: PreTrainedModel = AutoModelForMaskedLM.from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32
-        )
+        model: PreTrainedModel = auto_class.from_config(config, dtype=torch.float32, **_attention(config), **options)
     return model
 
 

@@ -38,6 +38,16 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
+def to_precision(model: nn.Module, device: torch.device, precision: Precision) -> None:
+    """Move a model and give its parameters this format, in place; its buffers keep theirs.
+
+    With rotary frequencies in bf16, which has eight digits, a few hundred positions would be off by a radian.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(device, DTYPES[precision])
+    model.to(device)
+
+
 class AutocastLayerNorm(nn.LayerNorm):
     """Under autocast, takes and returns its format, with statistics in fp32; without it, `nn.LayerNorm`.
 
@@ -52,8 +62,8 @@ class AutocastLayerNorm(nn.LayerNorm):
             return super().forward(hidden)
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
-            hidden, weight, bias = (tensor.to(dtype) for tensor in (hidden, self.weight, self.bias))
-            return F.layer_norm(hidden, self.normalized_shape, weight, bias, self.eps)
+            weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in (self.weight, self.bias))
+            return F.layer_norm(hidden.to(dtype), self.normalized_shape, weight, bias, self.eps)
 
 
 def use_autocast_layer_norms(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ copied, and that the teacher's token-type-0 vector is added to the position embe
 all layers kept, the student's outputs are the teacher's.
 """
 
-import re
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from distil_ray.errors import InputError
-from distil_ray.models.families import check_config, family_of, own_fields
+from distil_ray.models.families import check_config, family_of, layers_of, own_fields
 from distil_ray.models.loading import initialize
 
 Architecture = Literal["distilbert", "same"]
@@ -41,7 +41,6 @@ _BERT_TO_DISTILBERT_LAYER = {
     "output.dense": "ffn.lin2",
     "output.LayerNorm": "output_layer_norm",
 }
-_LAYER_KEY = re.compile(r"(?P<stack>.+\.layer)\.(?P<layer>\d+)\.(?P<rest>.+)")
 
 
 def evenly_spaced(num_layers: int, num_kept: int) -> list[int]:
@@ -84,7 +83,7 @@ def build_student(
     teacher: PreTrainedModel,
     *,
     layers: int | Sequence[int] | None,
-    architecture: Architecture,
+    architecture: Architecture | None,
     init: Init,
     seed: int,
 ) -> PreTrainedModel:
@@ -94,20 +93,27 @@ def build_student(
         teacher: of any supported family.
         layers: see :func:`select_layers`.
         architecture: ``distilbert`` turns a BERT teacher into a DistilBERT student (no token types); ``same``
-            keeps the teacher's class.
+            keeps the teacher's class; None is ``distilbert`` for a BERT teacher and ``same`` for any other.
         init: ``teacher`` copies the layers, the embeddings and the MLM head; ``random`` draws all of them.
         seed: of the random weights.
 
     Raises:
-        InputError: layers that do not exist, or a teacher that DistilBERT cannot represent.
+        InputError: layers that do not exist or cannot begin a student, or a teacher that DistilBERT cannot represent.
     """
     check_config(teacher.config, "the teacher")
     kept = select_layers(teacher.config.num_hidden_layers, layers)
+    if family_of(teacher.config).is_first_layer_special and kept[0] != 0:
+        raise InputError(
+            f"the student's teacher layers {kept} begin with {kept[0]}; expected 0 first, since the first layer of "
+            f"{teacher.config.model_type} models has other parts than the rest"
+        )
+    if architecture is None:
+        architecture = "distilbert" if teacher.config.model_type == "bert" else "same"
     converts = architecture == "distilbert" and teacher.config.model_type != "distilbert"
-    config = _distilbert_config(teacher, len(kept)) if converts else _same_config(teacher, len(kept))
+    config = _distilbert_config(teacher, len(kept)) if converts else _same_config(teacher, kept)
     student = initialize(config, seed)
     if init == "teacher":
-        weights = _keep_layers(teacher.state_dict(), kept)
+        weights = _keep_layers(teacher, kept)
         student.load_state_dict(_to_distilbert(weights) if converts else weights)
     return student
 
@@ -116,18 +122,19 @@ def set_attention_dropout(model: PreTrainedModel, probability: float) -> None:
     """Set the dropout of attention probabilities, in the configuration and in every layer."""
     family = family_of(model.config)
     setattr(model.config, family.attention_dropout_field, probability)
-    for name, module in model.named_modules():
-        if name.endswith(family.attention_dropout):
-            module.p = probability
+    for layer in layers_of(model):
+        family.set_attention_dropout(layer, probability)
 
 
-def _same_config(teacher: PreTrainedModel, num_kept: int) -> PreTrainedConfig:
+def _same_config(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedConfig:
     """The family's own fields and no more: settings of the caller such as output_hidden_states are left out."""
     config_class = type(teacher.config)
-    fields = {name: getattr(teacher.config, name) for name in own_fields(config_class)}
-    config = config_class(**{**fields, "tie_word_embeddings": _is_tied(teacher)})
-    config.num_hidden_layers = num_kept
-    return config
+    names = [name for name in own_fields(config_class) if hasattr(teacher.config, name)]
+    fields = {name: copy.deepcopy(getattr(teacher.config, name)) for name in names}
+    for name in family_of(teacher.config).per_layer_fields:
+        fields[name] = [fields[name][layer] for layer in kept]
+    fields[config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
+    return config_class(**{**fields, "tie_word_embeddings": _is_tied(teacher)})
 
 
 def _distilbert_config(teacher: PreTrainedModel, num_kept: int) -> DistilBertConfig:
@@ -164,27 +171,37 @@ def _is_tied(model: PreTrainedModel) -> bool:
     return head.weight is model.get_input_embeddings().weight
 
 
-def _keep_layers(weights: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
-    """Drop the layers that are not kept and renumber the others."""
+def _keep_layers(teacher: PreTrainedModel, kept: Sequence[int]) -> dict[str, Tensor]:
+    """The teacher's weights without the layers that are not kept, the others renumbered."""
+    stack = next(name for name, module in teacher.named_modules() if module is layers_of(teacher))
     student_layer = {str(layer): i for i, layer in enumerate(kept)}
     renamed = {}
-    for name, weight in weights.items():
-        match = _LAYER_KEY.fullmatch(name)
-        if match is None:
+    for name, weight in teacher.state_dict().items():
+        layer, rest = _in_layer(name, stack)
+        if layer is None:
             renamed[name] = weight
-        elif match["layer"] in student_layer:
-            renamed[f"{match['stack']}.{student_layer[match['layer']]}.{match['rest']}"] = weight
+        elif layer in student_layer:
+            renamed[f"{stack}.{student_layer[layer]}.{rest}"] = weight
     return renamed
+
+
+def _in_layer(name: str, stack: str) -> tuple[str | None, str]:
+    """Which of a stack's layers a weight belongs to, None for none, and its name in there."""
+    prefix = f"{stack}."
+    if not name.startswith(prefix):
+        return None, name
+    layer, _, rest = name.removeprefix(prefix).partition(".")
+    return layer, rest
 
 
 def _to_distilbert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of a BertForMaskedLM to DistilBertForMaskedLM's, with token type 0 folded in."""
     renamed = {}
     for name, weight in weights.items():
-        match = _LAYER_KEY.fullmatch(name)
-        path, _, kind = (match["rest"] if match else name).rpartition(".")
-        if match:
-            renamed[f"distilbert.transformer.layer.{match['layer']}.{_BERT_TO_DISTILBERT_LAYER[path]}.{kind}"] = weight
+        layer, rest = _in_layer(name, "bert.encoder.layer")
+        path, _, kind = rest.rpartition(".")
+        if layer is not None:
+            renamed[f"distilbert.transformer.layer.{layer}.{_BERT_TO_DISTILBERT_LAYER[path]}.{kind}"] = weight
         elif path in _BERT_TO_DISTILBERT:
             renamed[f"{_BERT_TO_DISTILBERT[path]}.{kind}"] = weight
     position = "distilbert.embeddings.position_embeddings.weight"

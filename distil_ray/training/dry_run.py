@@ -13,6 +13,7 @@ from distil_ray.data.tally import describe_text, text_warnings
 from distil_ray.distillation.intermediate import MAX_HEADS
 from distil_ray.distillation.relations import MAX_RELATION_BYTES
 from distil_ray.errors import InputError
+from distil_ray.models.families import family_of
 from distil_ray.models.loading import check_finite_outputs
 from distil_ray.models.precision import DTYPES, Precision, fastest_precision
 from distil_ray.runs.cluster import check_fits, connect, describe_resources, slots_needed, usable_cpus
@@ -143,9 +144,11 @@ def worker_bytes(
     if config.distill.alpha_relations > 0:  # five tensors of them are alive, see `relation_loss`
         heads = config.distill.relation_heads or MAX_HEADS
         relations = 5 * min(MAX_RELATION_BYTES, 4 * heads * tokens * config.data.max_seq_length)
-    # About 34 bytes in half precision per token, layer and unit of width (Korthikanti et al. 2022, without the
-    # attention matrix, which fused attention does not keep).
-    return fixed, tokens * width * layers * 17 * num_bytes + relations
+    # About 34 bytes in half precision per token, layer and unit of width, and 5 per score of attention, which fused
+    # attention does not keep (Korthikanti et al. 2022).
+    is_fused = family_of(student.config).attention == "sdpa"
+    scores = 0 if is_fused else student.config.num_attention_heads * config.data.max_seq_length
+    return fixed, tokens * layers * (17 * width + 2.5 * scores) * num_bytes + relations
 
 
 def _precision(config: Config) -> Precision:

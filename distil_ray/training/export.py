@@ -13,14 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distil_ray import __version__
 from distil_ray.config import Config, Source, dump_yaml, to_settings
 from distil_ray.data.tally import counts_of, describe_text, text_warnings
+from distil_ray.models.families import family_of
 from distil_ray.models.files import quiet
 from distil_ray.models.loading import agree_twins, max_tokens
 from distil_ray.models.origin import CARD_FILE
 from distil_ray.models.tokenizer import fit_inputs, save_tokenizer
 from distil_ray.runs.storage import EXPORT_FOLDER, RunFolder
-
-TRANSFORMERS = "4.57"
-"""The earliest version of transformers that was tried on an export."""
 
 _INHERITED = ("language", "license", "license_name", "license_link")
 
@@ -81,7 +79,7 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
             "",
             "## Use",
             "",
-            f"In this folder, with transformers {TRANSFORMERS} or later:",
+            f"In this folder, with transformers {family_of(student.config).transformers} or later:",
             "",
             "```python",
             "from transformers import AutoModelForMaskedLM, AutoTokenizer",

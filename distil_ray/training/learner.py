@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from distil_ray.data.batch import to_device
@@ -13,7 +12,7 @@ from distil_ray.data.masking import num_masked_positions
 from distil_ray.distillation.intermediate import IntermediateTerm
 from distil_ray.models.attention import Attention, describe_attention
 from distil_ray.models.flops import flops_per_token
-from distil_ray.models.precision import DTYPES, Precision, autocast, use_autocast_layer_norms
+from distil_ray.models.precision import DTYPES, Precision, autocast, to_precision, use_autocast_layer_norms
 from distil_ray.training.meter import Meter
 from distil_ray.training.objective import build_distiller, counts_of, shares_of
 from distil_ray.training.optimizer import Optimizer, learning_rate_factor
@@ -42,7 +41,8 @@ class Learner:
         self.teacher, self.student = teacher, student
         self._distiller = distiller = build_distiller(config, teacher, student).to(device).train()
         if teacher is not None:
-            nn.Module.to(teacher, device, DTYPES[precision]).train(False)
+            to_precision(teacher, device, precision)
+            teacher.train(False)
         if precision != "fp32" and device.type == "cuda":
             for model in filter(None, (teacher, student)):
                 use_autocast_layer_norms(model)

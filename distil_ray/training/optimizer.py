@@ -25,7 +25,7 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 def parameter_groups(parameters: Parameters, weight_decay: float) -> list[dict[str, object]]:
-    """Split trainable parameters: no decay for biases and the weights of normalization layers, which are vectors."""
+    """Split trainable parameters: no decay for biases and for norms of any class, the parameters of one dimension."""
     trainable = [parameter for parameter in parameters.values() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},

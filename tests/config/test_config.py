@@ -25,6 +25,7 @@ from distil_ray.config import (
     parse_config,
     parse_mapping,
     parse_sources,
+    to_settings,
     to_yaml,
 )
 from distil_ray.config.sections import LOSS_WEIGHTS
@@ -312,7 +313,7 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
             'student.layers: given "half", expected integer >= 1, or non-empty list of (integer >= 0), or null',
         ),
         (["student.layers=[]"], "student.layers: given [], expected integer >= 1, or non-empty list"),
-        (["student.architecture=bert"], 'student.architecture: given "bert", expected distilbert or same'),
+        (["student.architecture=bert"], 'student.architecture: given "bert", expected distilbert or same, or null'),
         (["student.attention_dropout=1"], "student.attention_dropout: given 1, expected number >= 0 and < 1"),
         (["data.sources=[]"], "data.sources: given [], expected non-empty list of (path or mapping)"),
         (["data.sources=[a, 7]"], "data.sources[1]: given 7, expected path or mapping"),
@@ -618,6 +619,7 @@ def test_written_configuration_reads_back_equal(tmp_path, overrides):
         "run.name=other",
         "run.storage_path=/elsewhere",
         "data.sources=[b.parquet, c.parquet]",
+        "student.architecture=distilbert",
         "data.on_bad_file=skip",
         "data.warn_skipped_fraction=0.5",
         "distill={alpha_ce: 10, alpha_mlm: 4, alpha_cos: 2}",
@@ -639,6 +641,7 @@ def test_changes_nothing_that_is_learned(override):
         ("teacher.path=org/b", ['teacher.path: was "org/teacher", now "org/b"']),
         ("teacher.revision=abc", ['teacher.revision: was null, now "abc"']),
         ("student.layers=[0, 1]", ["student.layers: was null, now [0, 1]"]),
+        ("student.architecture=same", ['student.architecture: was "distilbert", now "same"']),
         ("student.attention_dropout=0", ["student.attention_dropout: was null, now 0.0"]),
         (
             "student.config={model_type: bert}",
@@ -666,6 +669,14 @@ def test_changes_nothing_that_is_learned(override):
 )
 def test_changes_what_is_learned(override, lines):
     assert difference(learned(load()), learned(load(override))) == lines
+
+
+@pytest.mark.parametrize("origin", ["student.path=s", "student.config={model_type: bert}"])
+def test_configurations_with_the_earlier_default_of_the_architecture_are_read(origin):
+    """Runs write all their settings down, those that do not apply, too."""
+    config = load(origin, "student.architecture=distilbert")
+    assert parse_config(to_settings(config)) == config
+    assert difference(learned(config), learned(load(origin))) == []
 
 
 def test_a_setting_that_an_older_release_did_not_have_counts_by_its_default():

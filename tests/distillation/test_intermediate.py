@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import random_ids, small_model
+from small_models import random_ids, small_encoder, small_model
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +21,7 @@ from distil_ray.distillation.intermediate import (
 )
 from distil_ray.distillation.relations import relation_loss
 from distil_ray.errors import InputError
+from distil_ray.models.families import FAMILIES as ALL_FAMILIES
 from distil_ray.models.flops import flops_per_token
 from distil_ray.models.loading import encode
 
@@ -197,3 +198,34 @@ def test_flops_are_what_the_counter_counts(terms: tuple[Term, ...], width: int) 
         teacher.config, student.config, max_seq_length=T, num_masked=2, ce_positions="masked", terms=terms
     )
     assert computed == pytest.approx(counter.get_total_flops() / (B * T), rel=1e-9)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_every_family_teaches_without_a_head(family: str) -> None:
+    teacher, student = small_encoder(family, seed=0), small_encoder(family, seed=7, num_hidden_layers=2)
+    torch.compiler.reset()
+    distiller = distiller_of(teacher, student)
+    value, sums = distiller(*batch(), ONE)
+    found = torch.compile(distiller, backend="eager", fullgraph=True, dynamic=False)(*batch(), ONE)[1]
+    torch.testing.assert_close(found, sums, rtol=1e-4, atol=1e-5)
+    assert all(1e-3 < float(one) < 1e5 for one in sums.values())
+    value.backward()
+    assert all(torch.isfinite(one.grad).all() for one in student.parameters() if one.grad is not None)
+
+
+@pytest.mark.parametrize("family", ["eurobert", "modernbert"])
+def test_flops_of_fused_and_of_shared_projections(family: str) -> None:
+    teacher, student = small_encoder(family, seed=0), small_encoder(family, seed=7, num_hidden_layers=2)
+    distiller = distiller_of(teacher, student)
+    counted = []
+    for weights in ({"cos": 1.0}, {"cos": 1.0, "relations": 1.0}):
+        distiller.weights = weights  # type: ignore[assignment]
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            distiller(*batch(), ONE)[0].backward()
+        counted.append(counter.get_total_flops())
+    size: dict[str, Any] = {"max_seq_length": T, "num_masked": 2, "ce_positions": "masked"}
+    plain, more = (
+        flops_per_token(teacher.config, student.config, terms=terms, **size)
+        for terms in (["cos"], ["cos", "relations"])
+    )
+    assert (more - plain) * B * T == pytest.approx(counted[1] - counted[0], rel=1e-9)

@@ -1,15 +1,17 @@
 """The FLOP formula against PyTorch's own counter and against the published figures."""
 
+from typing import Any
+
 import pytest
 import torch
-from small_models import random_ids, small_model
+from small_models import WITH_HEAD, random_ids, small_encoder, small_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, DistilBertConfig
 
 from distil_ray.distillation.distiller import CePositions, Distiller, Term
-from distil_ray.models.families import FAMILIES
 from distil_ray.models.flops import flops_per_token, peak_flops
+from distil_ray.models.loading import encode
 from distil_ray.models.student import build_student
 
 B, T, K = 4, 16, 3
@@ -23,7 +25,7 @@ TERMS: list[frozenset[Term]] = [
 
 @pytest.mark.parametrize("terms", TERMS, ids=lambda terms: "+".join(sorted(terms)))
 @pytest.mark.parametrize("ce_positions", ["masked", "all"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_HEAD)
 def test_formula_is_what_the_counter_counts(family: str, ce_positions: CePositions, terms: frozenset[Term]) -> None:
     teacher = small_model(family)
     student = build_student(teacher, layers=2, architecture="same", init="teacher", seed=0)
@@ -38,6 +40,20 @@ def test_formula_is_what_the_counter_counts(family: str, ce_positions: CePositio
         teacher.config, student.config, max_seq_length=T, num_masked=K, ce_positions=ce_positions, terms=terms
     )
     assert computed == pytest.approx(counted, rel=1e-9)
+
+
+@pytest.mark.parametrize("fields", [{}, {"share_att_key": False}, {"pos_att_type": ["c2p"]}, {"position_buckets": -1}])
+def test_formula_of_a_deberta_leaves_out_its_relative_positions_once(fields: dict[str, Any]) -> None:
+    teacher, student = small_encoder("deberta-v2", **fields), small_model("bert")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encode(teacher, random_ids(B, T))
+    size = {"max_seq_length": T, "num_masked": K, "ce_positions": "masked", "terms": {"cos"}}
+    computed = flops_per_token(teacher.config, student.config, **size)
+    computed -= flops_per_token(None, student.config, **size)
+    # In each layer, of each kind (both, where keys and queries are shared), 2 * span positions times D x D.
+    span, width = (24 if fields.get("position_buckets") == -1 else 8), 32
+    left_out = teacher.config.num_hidden_layers * 2 * 2 * (2 * span) * width**2
+    assert computed * B * T + left_out == pytest.approx(counter.get_total_flops(), rel=1e-9)
 
 
 @pytest.mark.parametrize(

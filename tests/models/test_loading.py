@@ -8,7 +8,7 @@ import huggingface_hub.constants
 import pytest
 import safetensors.torch
 import torch
-from small_models import NUM_LAYERS, VOCAB_SIZE, random_ids, small_model
+from small_models import NUM_LAYERS, VOCAB_SIZE, WITH_HEAD, random_ids, small_encoder, small_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from training_parts import save_model
@@ -28,7 +28,7 @@ def small_tokenizer(tokens: list[str] = TOKENS, **special: str) -> PreTrainedTok
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", **(special or SPECIAL))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", WITH_HEAD)
 def test_encoder_and_head_apart_equal_the_whole_model(model_type: str) -> None:
     model = small_model(model_type)
     input_ids = random_ids(3, 17)
@@ -42,37 +42,48 @@ def test_encoder_and_head_apart_equal_the_whole_model(model_type: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_encoder_passes_no_attention_mask(model_type: str) -> None:
+def test_encoder_without_a_head_equals_transformers_own(model_type: str) -> None:
+    model = small_encoder(model_type)
+    input_ids = random_ids(3, 17)
+    with torch.no_grad():
+        expected = model(input_ids=input_ids).last_hidden_state
+        torch.testing.assert_close(loading.encode(model, input_ids), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", [name for name in WITH_HEAD if FAMILIES[name].attention == "sdpa"])
+def test_attention_gets_no_mask_but_that_of_its_window(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(model_type)
-    masks = []
+    attention, masks = torch.nn.functional.scaled_dot_product_attention, []
 
-    def record_mask(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        masks.append(kwargs.get("attention_mask", args[1] if len(args) > 1 else None))
+    def record_mask(*args: Any, attn_mask: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
+        masks.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask, **kwargs)
 
-    for name, module in model.named_modules():
-        if name.endswith("attention"):
-            module.register_forward_pre_hook(record_mask, with_kwargs=True)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record_mask)
     loading.encode(model, random_ids(2, 9))
-    assert masks == [None] * NUM_LAYERS
+    kinds = getattr(model.config, "layer_types", ["full_attention"] * NUM_LAYERS)
+    assert [mask is not None for mask in masks] == [kind == "sliding_attention" for kind in kinds]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_longest_row_is_the_last_that_has_positions(model_type: str) -> None:
-    model = small_model(model_type)
+    model = small_encoder(model_type)
     longest = loading.max_tokens(model)
-    assert longest == (22 if "roberta" in model_type else 24)  # RoBERTa's positions start after padding_idx, 1
+    # RoBERTa's positions start after padding_idx, 1; MPNet's always at 2.
+    assert longest == (22 if FAMILIES[model_type].first_position != 0 else 24)
     loading.encode(model, random_ids(1, longest))
-    with pytest.raises((IndexError, RuntimeError)):
-        loading.encode(model, random_ids(1, longest + 1))
+    if model_type not in ("modernbert", "eurobert", "deberta-v2"):  # relative positions have no end
+        with pytest.raises((IndexError, RuntimeError)):
+            loading.encode(model, random_ids(1, longest + 1))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", WITH_HEAD)
 def test_saved_model_loads_in_fp32_with_the_same_outputs(model_type: str, tmp_path: Path) -> None:
     model = small_model(model_type)
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     loaded = loading.load_masked_lm(str(tmp_path))
     assert loaded.dtype == torch.float32
-    assert loaded.config._attn_implementation == "sdpa"
+    assert loaded.config._attn_implementation == ("eager" if model_type == "mpnet" else "sdpa")
     assert not loaded.training
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], weight.float(), rtol=0, atol=0)
@@ -86,7 +97,7 @@ def test_untied_model_keeps_its_own_head(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "ernie", "mpnet"])
 @pytest.mark.parametrize("kept", ["", ".decoder"])
 def test_untied_head_whose_bias_stands_under_one_of_its_names(family: str, kept: str, tmp_path: Path) -> None:
     """As transformers 4.57 saves it, which takes the two names for one weight."""
@@ -285,7 +296,7 @@ def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -
         loading.load_masked_lm(str(tmp_path))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", WITH_HEAD)
 def test_outputs_that_are_not_finite_are_refused(family: str) -> None:
     model = small_model(family)
     loading.check_finite_outputs(model, random_ids(3, 20), "teacher")

@@ -4,16 +4,21 @@ import copy
 
 import pytest
 import torch
-from small_models import random_ids, small_model
+from small_models import WITH_HEAD, random_ids, small_model
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distil_ray.models import precision
-from distil_ray.models.families import FAMILIES
 from distil_ray.models.loading import encode, predict
-from distil_ray.models.precision import autocast, common_precision, fastest_precision, use_autocast_layer_norms
+from distil_ray.models.precision import (
+    autocast,
+    common_precision,
+    fastest_precision,
+    to_precision,
+    use_autocast_layer_norms,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -64,7 +69,7 @@ def with_autocast_layer_norms(model):
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in WITH_HEAD if name != "eurobert"])
 def test_layer_norms_are_the_same_without_autocast(family):
     model = small_model(family)
     changed, ids = with_autocast_layer_norms(model), random_ids(2, 9)
@@ -75,14 +80,17 @@ def test_layer_norms_are_the_same_without_autocast(family):
     assert "LayerNorm" not in kinds
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
-def test_layer_norms_round_no_more_than_their_inputs_and_outputs(name):
+def test_layer_norms_round_no_more_than_their_inputs_and_outputs(name, has_bias):
     dtype = precision.DTYPES[name]
-    norm = nn.LayerNorm(256)
+    norm = nn.LayerNorm(256, bias=has_bias)
     with torch.no_grad():
-        norm.weight.normal_(1, 0.2), norm.bias.normal_(0, 0.2)
+        for parameter, mean in zip(norm.parameters(), (1, 0), strict=False):
+            parameter.normal_(mean, 0.2)
     hidden = (100 + 0.5 * torch.randn(64, 256)).to(dtype)  # statistics in half precision would lose these digits
-    expected = F.layer_norm(hidden.double(), (256,), norm.weight.to(dtype).double(), norm.bias.to(dtype).double())
+    weight, bias = norm.weight.to(dtype).double(), norm.bias.to(dtype).double() if has_bias else None
+    expected = F.layer_norm(hidden.double(), (256,), weight, bias)
     changed = with_autocast_layer_norms(nn.Sequential(norm))
     with autocast(CPU, name):
         out = changed(hidden)
@@ -112,6 +120,21 @@ def test_a_teacher_in_bf16_says_what_it_says_in_fp32():
     assert 0 < kl < 2e-3
     other = predict(small_model("bert", seed=1), encode(small_model("bert", seed=1), ids).flatten(0, 1))
     assert F.kl_div(other.log_softmax(-1), log_q, log_target=True, reduction="batchmean") > 0.5
+
+
+@pytest.mark.parametrize("family", ["modernbert", "eurobert"])
+def test_rotary_positions_keep_their_digits_in_bf16(family):
+    model, half = small_model(family), small_model(family)
+    to_precision(half, CPU, "bf16")
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    frequencies = {name: buffer for name, buffer in model.named_buffers() if "inv_freq" in name}
+    assert frequencies
+    for name, buffer in frequencies.items():
+        assert torch.equal(half.get_buffer(name), buffer)
+        assert not torch.equal(buffer.bfloat16(), buffer)
+    with torch.no_grad():
+        error = encode(half, random_ids(2, 20)).float() - encode(model, random_ids(2, 20))
+    assert error.abs().mean() < 0.05
 
 
 class Outputs(TorchDispatchMode):

@@ -6,18 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import NUM_LAYERS, random_ids, small_model
+from small_models import NUM_LAYERS, WITH_HEAD, random_ids, small_model
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from distil_ray.errors import InputError
-from distil_ray.models.families import FAMILIES
-from distil_ray.models.student import Architecture, build_student, evenly_spaced, select_layers, set_attention_dropout
+from distil_ray.models.families import FAMILIES, layers_of
+from distil_ray.models.student import (
+    Architecture,
+    Init,
+    build_student,
+    evenly_spaced,
+    select_layers,
+    set_attention_dropout,
+)
 
-PAIRS: list[tuple[str, Architecture]] = [("bert", "distilbert"), *((family, "same") for family in FAMILIES)]
+PAIRS: list[tuple[str, Architecture]] = [("bert", "distilbert"), *((family, "same") for family in WITH_HEAD)]
 
 
-def logits(model: PreTrainedModel) -> torch.Tensor:
-    model.eval()
+def logits(model: PreTrainedModel, *, is_training: bool = False) -> torch.Tensor:
+    model.train(is_training)
     with torch.no_grad():
         return model(input_ids=random_ids(3, 15)).logits
 
@@ -73,11 +80,12 @@ def test_student_with_all_layers_equals_the_teacher(family: str, architecture: A
 @pytest.mark.parametrize(("family", "architecture"), PAIRS)
 def test_student_equals_a_teacher_without_the_other_layers(family: str, architecture: Architecture) -> None:
     teacher = small_model(family)
-    student = build_student(teacher, layers=[3, 1], architecture=architecture, init="teacher", seed=0)
-    encoder = teacher.base_model
-    stack = encoder.transformer if family == "distilbert" else encoder.encoder
-    before = logits(teacher)
-    stack.layer = torch.nn.ModuleList([stack.layer[3], stack.layer[1]])
+    kept = [0, 2, 3] if FAMILIES[family].is_first_layer_special else [3, 1]
+    student = build_student(teacher, layers=kept, architecture=architecture, init="teacher", seed=0)
+    before, layers = logits(teacher), layers_of(teacher)
+    for index, layer in enumerate([layers[index] for index in kept]):
+        layers[index] = layer
+    del layers[len(kept) :]
     torch.testing.assert_close(logits(student), logits(teacher), rtol=1e-5, atol=1e-5)
     assert (logits(student) - before).abs().max() > 0.1
 
@@ -148,8 +156,29 @@ def test_random_student_is_a_function_of_its_seed(family: str, architecture: Arc
     assert (word_embeddings - teacher.get_input_embeddings().weight).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
-def test_roberta_cannot_become_distilbert(family: str) -> None:
+def test_settings_of_each_layer_go_with_it(tmp_path: Path) -> None:
+    """Of six layers of a ModernBERT, the first and the fourth attend to all tokens."""
+    teacher = small_model("modernbert", num_hidden_layers=6)
+    build_student(teacher, layers=[0, 3, 5], architecture="same", init="teacher", seed=0).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["layer_types"] == ["full_attention", "full_attention", "sliding_attention"]
+    assert len(teacher.config.layer_types) == 6
+
+
+@pytest.mark.parametrize("init", ["teacher", "random"])
+def test_a_first_layer_that_is_special_comes_first(init: Init) -> None:
+    with pytest.raises(InputError, match=r"layers \[3, 0\] begin with 3; expected 0 first, .* of modernbert models"):
+        build_student(small_model("modernbert"), layers=[3, 0], architecture="same", init=init, seed=0)
+
+
+@pytest.mark.parametrize("family", WITH_HEAD)
+def test_class_by_default(family: str) -> None:
+    student = build_student(small_model(family), layers=1, architecture=None, init="random", seed=0)
+    assert student.config.model_type == ("distilbert" if family == "bert" else family)
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta", "modernbert"])
+def test_others_cannot_become_distilbert(family: str) -> None:
     with pytest.raises(InputError, match=f"{family} teacher cannot become a DistilBERT student.*'same'"):
         build_student(small_model(family), layers=None, architecture="distilbert", init="teacher", seed=0)
 
@@ -173,7 +202,7 @@ def test_decoder_cannot_be_distilled() -> None:
         build_student(teacher, layers=None, architecture="same", init="teacher", seed=0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in WITH_HEAD if FAMILIES[name].attention == "sdpa"])
 def test_attention_dropout_reaches_every_layer_and_the_saved_configuration(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,4 +221,22 @@ def test_attention_dropout_reaches_every_layer_and_the_saved_configuration(
     AutoModelForMaskedLM.from_pretrained(tmp_path).train()(input_ids=random_ids(1, 5))
     assert seen == [0.25] * 2 * NUM_LAYERS
     others = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} - {0.25}
-    assert others == {0.1}
+    assert others <= {0.1}
+
+
+@pytest.mark.parametrize("family", WITH_HEAD)
+@pytest.mark.parametrize("probability", [0.0, 0.4])
+def test_attention_dropout_is_what_a_saved_model_has(family: str, probability: float, tmp_path: Path) -> None:
+    model = small_model(family)
+    set_attention_dropout(model, probability)
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModelForMaskedLM.from_pretrained(tmp_path, attn_implementation=FAMILIES[family].attention)
+    outputs = {}
+    for name, one in (("set", model), ("reloaded", reloaded)):
+        for module in one.modules():
+            if isinstance(module, torch.nn.Dropout) and module.p == 0.1:
+                module.p = 0.0
+        torch.manual_seed(0)
+        outputs[name] = logits(one, is_training=True)
+    assert torch.equal(outputs["set"], outputs["reloaded"])
+    assert torch.allclose(outputs["set"], logits(model), atol=1e-4) == (probability == 0.0)

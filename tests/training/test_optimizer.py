@@ -3,7 +3,7 @@
 import pytest
 import torch
 from processes import run_workers
-from small_models import random_ids, small_model
+from small_models import WITH_HEAD, random_ids, small_model
 from torch import nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from training_parts import CPU
@@ -30,22 +30,29 @@ def names_of_groups(model):
     return [{names[id(parameter)] for parameter in group["params"]} for group in (decaying, exempt)]
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "xlm-roberta"])
-def test_only_matrices_decay(family):
+@pytest.mark.parametrize("family", WITH_HEAD)
+def test_all_decay_but_biases_and_norms(family):
     model = small_model(family)
     decaying, exempt = names_of_groups(model)
     assert decaying.isdisjoint(exempt)
-    assert decaying | exempt == {name for name, _ in model.named_parameters()}
-    # In these families, what is neither a bias nor a LayerNorm is a matrix, and nothing else is.
-    assert decaying == {name for name, parameter in model.named_parameters() if parameter.ndim == 2}
+    norms = [module for module in model.modules() if type(module).__name__ in ("LayerNorm", "EuroBertRMSNorm")]
+    without_decay = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    assert len(norms) > model.config.num_hidden_layers
+    for name, parameter in model.named_parameters():
+        assert (name in exempt) == (id(parameter) in without_decay or name.endswith("bias"))
+        assert (name in decaying) == (name not in exempt)
 
 
-def test_layer_norms_do_not_decay_whatever_they_are_called():
+def test_a_norm_of_any_class_and_name_does_not_decay():
     _, exempt = names_of_groups(small_model("distilbert"))
     layer = "distilbert.transformer.layer.3"
     assert {f"{layer}.sa_layer_norm.weight", f"{layer}.output_layer_norm.weight", "vocab_layer_norm.weight"} <= exempt
     _, exempt = names_of_groups(small_model("bert"))
     assert {"bert.embeddings.LayerNorm.weight", "cls.predictions.bias"} <= exempt
+    _, exempt = names_of_groups(small_model("eurobert"))
+    assert {"model.norm.weight", "model.layers.3.input_layernorm.weight"} <= exempt
+    decaying, _ = names_of_groups(small_model("mpnet"))
+    assert "mpnet.encoder.relative_attention_bias.weight" in decaying
 
 
 def test_decay_reaches_matrices_alone():
