@@ -148,9 +148,12 @@ class Teacher(Section):
     """The model to distil; null trains the student alone, by masked language modelling."""
 
     path: LocalPathOrHubId
-    """Local folder or Hub id of a masked language model of BERT's, RoBERTa's, ModernBERT's or another listed type."""
+    """Local folder or Hub id of a masked language model, or an encoder, of BERT's, RoBERTa's, ModernBERT's or another
+    listed type."""
     revision: Text | None = None
     """Branch, tag or commit on the Hub; null takes the newest."""
+    head: Literal["none"] | None = None
+    """none: it has no masked-language-modelling head, or none that is used; then expected distill.alpha_ce 0."""
 
 
 class Student(Section):
@@ -163,6 +166,9 @@ class Student(Section):
     a BERT teacher, and the same for any other."""
     init: Literal["teacher", "random"] = "teacher"
     """Weights of a student made from the teacher: copied from it, or drawn at random."""
+    head: Literal["new", "none"] | None = None
+    """Masked-language-modelling head: null copies the teacher's or keeps that of `path`, which must have one; new makes
+    one from the embeddings; none leaves it out, for losses other than ce and mlm, and an encoder is exported."""
     path: LocalPathOrHubId | None = None
     """Local folder or Hub id of an existing student to train on; excludes `config`."""
     config: dict[str, Any] | LocalPathOrHubId | None = None
@@ -175,6 +181,7 @@ class Student(Section):
     """Local folder or Hub id of the tokenizer; null takes the one of the teacher or of `student.path`."""
 
     def problems(self, config: "Config") -> Iterator[Problem]:
+        yield from self._head_problems(config)
         if self.path is not None and self.config is not None:
             yield problem(("student.config", "student.path"), "given beside student.path, expected only one of them")
         if isinstance(self.config, dict) and not isinstance(self.config.get("model_type"), str):
@@ -204,6 +211,19 @@ class Student(Section):
                     f"given {shown(given)}, which applies only to a student made from the teacher's layers; "
                     f"expected no such key beside student.{origin}",
                 )
+
+    def _head_problems(self, config: "Config") -> Iterator[Problem]:
+        has_none = config.teacher is not None and config.teacher.head == "none"
+        if has_none and self.head is None and self.path is None and self.config is None and self.init == "teacher":
+            yield problem(
+                ("student.head", "teacher.head"),
+                "given null, which copies the teacher's, beside teacher.head none; expected new or none",
+            )
+        if self.head == "new" and self.config is not None:
+            yield problem(
+                ("student.head", "student.config"),
+                "given new, but all of student.config is new; expected null or none",
+            )
 
 
 class Source(Section):
@@ -353,6 +373,15 @@ class Distill(Section):
             yield problem((*of_teacher, "teacher"), f"given {given}, without a teacher; expected 0, or a teacher.path")
         if not any(weights.values()):
             yield problem(tuple(weights), f"given 0 like {', '.join([*weights][1:])}, expected one of them above 0")
+        heads = {"student.head": config.student.head, "teacher.head": config.teacher and config.teacher.head}
+        for term, needed in (("ce", ("teacher.head", "student.head")), ("mlm", ("student.head",))):
+            lacking = [key for key in needed if heads[key] == "none"]
+            if getattr(self, f"alpha_{term}") > 0 and lacking:
+                yield problem(
+                    (f"distill.alpha_{term}", *lacking),
+                    f"given {getattr(self, f'alpha_{term}'):g} beside {lacking[0]} none, but this loss compares what a "
+                    "head predicts; expected 0, or a model with a head",
+                )
         if self.hidden_layers != "uniform" and any(a >= b for a, b in pairwise(self.hidden_layers)):
             yield problem(
                 ("distill.hidden_layers",),

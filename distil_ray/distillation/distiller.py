@@ -15,6 +15,7 @@ from distil_ray.distillation.chunks import loss_in_chunks
 from distil_ray.distillation.intermediate import HiddenStates, IntermediateLosses, IntermediateTerm, Relations
 from distil_ray.distillation.losses import IGNORE_INDEX, cosine_loss, mlm_loss, soft_target_loss
 from distil_ray.errors import InputError
+from distil_ray.models.families import has_head
 from distil_ray.models.loading import decoder, encode, transform
 
 Term = Literal["ce", "mlm", "cos", "relations", "hidden"]
@@ -215,6 +216,12 @@ def check_terms(
         raise InputError(
             f"the loss terms {needing_teacher} need a teacher, and there is none; name one, or set {weights} to 0"
         )
+    for term, role, model in (("ce", "teacher", teacher), ("ce", "student", student), ("mlm", "student", student)):
+        if term in terms and model is not None and not has_head(model):
+            raise InputError(
+                f"the loss term {term} compares what a masked-language-modelling head predicts, and the {role} has "
+                f"none; expected alpha_{term} 0, or a model with a head"
+            )
     if teacher is None:
         return
     if "ce" in terms and teacher.config.vocab_size != student.config.vocab_size:

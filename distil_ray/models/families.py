@@ -33,7 +33,7 @@ class Family:
     Attributes:
         transform: the MLM head up to its decoder, ``(model, hidden [N, D]) -> [N, E]``; None: the published models have
             no head that can be used.
-        has_dense_head: whether `transform` multiplies by a matrix, D x E.
+        dense: in the MLM head, the module by whose matrix, D x E, `transform` multiplies; None: it has none.
         layers: where the encoder has its list of layers.
         projections: below a layer, the modules that give queries, keys and values, or the one that gives all three.
         attention: the fastest of transformers' implementations that the family has.
@@ -53,7 +53,7 @@ class Family:
     """
 
     transform: Callable[[Any, Tensor], Tensor] | None
-    has_dense_head: bool = True
+    dense: str | None
     layers: str = "encoder.layer"
     projections: tuple[str, ...] = _BERT_PROJECTIONS
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -108,13 +108,14 @@ def _deberta_relative_keys(config: Any) -> int:
 
 # ------------------------------------------------------------------------------------------------ the families
 
-_BERT = Family(_bert_transform)
-_ROBERTA = Family(_roberta_transform, first_position=None)
+_BERT = Family(_bert_transform, "cls.predictions.transform.dense")
+_ROBERTA = Family(_roberta_transform, "lm_head.dense", first_position=None)
 
 FAMILIES = {
     "bert": _BERT,
     "distilbert": Family(
         _distilbert_transform,
+        "vocab_transform",
         layers="transformer.layer",
         projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
         feed_forward_field="hidden_dim",
@@ -130,10 +131,12 @@ FAMILIES = {
     "ernie": _BERT,
     "electra": Family(
         lambda model, hidden: model.generator_predictions(hidden),
+        "generator_predictions.dense",
         embedding_field="embedding_size",
     ),
     "mpnet": Family(
         _roberta_transform,
+        "lm_head.dense",
         projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
         attention="eager",
         first_position=2,  # whatever the configuration says of padding
@@ -141,6 +144,7 @@ FAMILIES = {
     ),
     "modernbert": Family(
         lambda model, hidden: model.head(hidden),
+        "head.dense",
         layers="layers",
         projections=("attn.Wqkv",),
         window_field="local_attention",
@@ -153,7 +157,7 @@ FAMILIES = {
     ),
     "eurobert": Family(
         lambda model, hidden: hidden,
-        has_dense_head=False,
+        None,
         layers="layers",
         projections=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         is_gated=True,
@@ -162,6 +166,7 @@ FAMILIES = {
         transformers="5.23",  # version 4 has no such class
     ),
     "deberta-v2": Family(
+        None,
         None,
         projections=tuple(f"attention.self.{name}_proj" for name in ("query", "key", "value")),
         attention="eager",
@@ -238,7 +243,12 @@ def check_config(config: PreTrainedConfig, source: str, *, needs_head: bool = Fa
         )
 
 
-# ------------------------------------------------------------------------------------------------ layers
+# ------------------------------------------------------------------------------------------------ parts of a model
+
+
+def has_head(model: PreTrainedModel) -> bool:
+    """Return whether a model has an MLM head, and is not a bare encoder."""
+    return model.base_model is not model
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:

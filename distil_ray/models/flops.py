@@ -105,5 +105,5 @@ def _encoder_flops(config: PreTrainedConfig, max_seq_length: int) -> float:
 
 def _head_flops(config: PreTrainedConfig) -> float:
     """Forward FLOPs of the MLM head for one position: D x E, if it has that matrix, then E x V."""
-    transform = config.hidden_size if family_of(config).has_dense_head else 0
+    transform = config.hidden_size if family_of(config).dense is not None else 0
     return float(2 * embedding_width(config) * (transform + config.vocab_size))

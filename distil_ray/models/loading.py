@@ -34,6 +34,7 @@ from distil_ray.models.families import (
     check_config,
     family_of,
     first_position,
+    has_head,
     own_fields,
 )
 from distil_ray.models.files import loading
@@ -266,8 +267,8 @@ def check_finite_outputs(model: PreTrainedModel, input_ids: Tensor, role: str) -
     with torch.inference_mode():
         hidden = encode(model, input_ids).flatten(0, 1)
         # In parts, as the logits of a whole row may not fit. [N, D] -> [N, V]
-        outputs = (output for part in hidden.split(_LOGITS_ROWS) for output in (part, predict(model, part)))
-        if all(bool(torch.isfinite(output).all()) for output in outputs):
+        logits = (predict(model, part) for part in hidden.split(_LOGITS_ROWS) if has_head(model))
+        if all(bool(torch.isfinite(output).all()) for output in (hidden, *logits)):
             return
     raise InputError(
         f"the {role}'s outputs are not finite (NaN or infinite) on rows of this text, in {model.dtype}; nothing can be "
@@ -348,7 +349,13 @@ def load_tokenizer_of(model: PreTrainedModel, path: str, revision: str | None = 
 
 
 def model_from_config(
-    config: Mapping[str, Any] | str, vocab_size: int, pad_token_id: int, seed: int, revision: str | None = None
+    config: Mapping[str, Any] | str,
+    vocab_size: int,
+    pad_token_id: int,
+    seed: int,
+    revision: str | None = None,
+    *,
+    has_head: bool = True,
 ) -> PreTrainedModel:
     """Return an untrained model, a pure function of the arguments; the global random state is left alone.
 
@@ -358,16 +365,18 @@ def model_from_config(
         vocab_size, pad_token_id: the tokenizer's; they replace those of ``config``.
         seed: of the random weights.
         revision: of a ``config`` on the Hub.
+        has_head: whether it has an MLM head, and is not a bare encoder.
 
     Raises:
         InputError: unknown family or field, a value that does not fit, or an unreadable file.
     """
+    make = initialize if has_head else initialize_encoder
     from_tokenizer = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
     if isinstance(config, str):
         needs = None if Path(config).expanduser().is_file() else CONFIG_FILE
         with loading("a model configuration", config, revision, needs=needs) as location:
-            model_config = _read_config(location, config, needs_head=True, **from_tokenizer)
-        return initialize(model_config, seed)
+            model_config = _read_config(location, config, needs_head=has_head, **from_tokenizer)
+        return make(model_config, seed)
 
     fields = {**config, **from_tokenizer}
     model_type = fields.pop("model_type", None)
@@ -382,8 +391,8 @@ def model_from_config(
             raise InputError(f"unknown field {name!r} in a {model_type} configuration; {hint}")
     try:
         model_config = config_class(**fields)
-        check_config(model_config, "the configuration", needs_head=True)
-        return initialize(model_config, seed)
+        check_config(model_config, "the configuration", needs_head=has_head)
+        return make(model_config, seed)
     except InputError:
         raise
     except Exception as error:  # transformers' validation and its modules' constructors raise several types

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from distil_ray.errors import InputError
-from distil_ray.models.families import check_config, family_of, layers_of, own_fields
-from distil_ray.models.loading import initialize
+from distil_ray.models.families import check_config, family_of, has_head, layers_of, own_fields
+from distil_ray.models.loading import initialize, initialize_encoder
 
 Architecture = Literal["distilbert", "same"]
 Init = Literal["teacher", "random"]
+Head = Literal["new", "none"]
 
 # Written into DistilBERT's modules, where a BERT configuration can choose.
 _DISTILBERT_LAYER_NORM_EPS = 1e-12
 
 _BERT_TO_DISTILBERT = {
-    "bert.embeddings.word_embeddings": "distilbert.embeddings.word_embeddings",
-    "bert.embeddings.position_embeddings": "distilbert.embeddings.position_embeddings",
-    "bert.embeddings.LayerNorm": "distilbert.embeddings.LayerNorm",
+    "embeddings.word_embeddings": "embeddings.word_embeddings",
+    "embeddings.position_embeddings": "embeddings.position_embeddings",
+    "embeddings.LayerNorm": "embeddings.LayerNorm",
     "cls.predictions.transform.dense": "vocab_transform",
     "cls.predictions.transform.LayerNorm": "vocab_layer_norm",
     "cls.predictions.decoder": "vocab_projector",
@@ -86,21 +87,33 @@ def build_student(
     architecture: Architecture | None,
     init: Init,
     seed: int,
+    head: Head | None = None,
 ) -> PreTrainedModel:
     """Return an fp32 student of the teacher's width with its own weights.
 
     Args:
-        teacher: of any supported family.
+        teacher: of any supported family, with an MLM head or without.
         layers: see :func:`select_layers`.
         architecture: ``distilbert`` turns a BERT teacher into a DistilBERT student (no token types); ``same``
             keeps the teacher's class; None is ``distilbert`` for a BERT teacher and ``same`` for any other.
         init: ``teacher`` copies the layers, the embeddings and the MLM head; ``random`` draws all of them.
         seed: of the random weights.
+        head: the student's MLM head; None: the teacher's, or one like it; ``new``: see `grow_head`; ``none``: it has
+            none, and is a bare encoder.
 
     Raises:
-        InputError: layers that do not exist or cannot begin a student, or a teacher that DistilBERT cannot represent.
+        InputError: layers that do not exist or cannot begin a student, a teacher that DistilBERT cannot represent, or
+            one without the head that the student should have.
     """
-    check_config(teacher.config, "the teacher")
+    check_config(teacher.config, "the teacher", needs_head=head != "none")
+    if head is None and not has_head(teacher):
+        raise InputError(
+            "the teacher has no masked-language-modelling head for the student to copy; set student.head to new, "
+            "for one that is trained from the start, or to none, for an encoder without"
+        )
+    if head == "new":
+        encoder = build_student(teacher, layers=layers, architecture=architecture, init=init, seed=seed, head="none")
+        return grow_head(encoder, seed)
     kept = select_layers(teacher.config.num_hidden_layers, layers)
     if family_of(teacher.config).is_first_layer_special and kept[0] != 0:
         raise InputError(
@@ -111,11 +124,38 @@ def build_student(
         architecture = "distilbert" if teacher.config.model_type == "bert" else "same"
     converts = architecture == "distilbert" and teacher.config.model_type != "distilbert"
     config = _distilbert_config(teacher, len(kept)) if converts else _same_config(teacher, kept)
-    student = initialize(config, seed)
+    student = initialize(config, seed) if head is None else initialize_encoder(config, seed)
     if init == "teacher":
-        weights = _keep_layers(teacher, kept)
-        student.load_state_dict(_to_distilbert(weights) if converts else weights)
+        weights, own_head = _weights_of(teacher)
+        weights = _keep_layers(weights, family_of(teacher.config).layers, kept)
+        if converts:
+            weights, own_head = _to_distilbert(weights), _renamed(own_head)
+        _load(student, weights, own_head if head is None else {})
     return student
+
+
+def grow_head(encoder: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Return an fp32 masked language model of a bare encoder's weights, with a new head to begin with.
+
+    Its decoder is the embeddings, its matrix the identity (cut off or filled up with zeros where it is not square), and
+    all biases are 0: it predicts the pieces whose embeddings are like a position's hidden state.
+
+    Args:
+        seed: of whatever else the head of the family has.
+
+    Raises:
+        InputError: the family has no head.
+    """
+    check_config(encoder.config, "the encoder", needs_head=True)
+    config = copy.deepcopy(encoder.config)
+    config.tie_word_embeddings = True
+    model = initialize(config, seed)
+    _load(model, encoder.state_dict(), {})
+    dense = family_of(config).dense
+    if dense is not None:
+        with torch.no_grad():
+            nn.init.eye_(model.get_parameter(f"{dense}.weight"))
+    return model
 
 
 def set_attention_dropout(model: PreTrainedModel, probability: float) -> None:
@@ -166,17 +206,34 @@ def _distilbert_config(teacher: PreTrainedModel, num_kept: int) -> DistilBertCon
 
 
 def _is_tied(model: PreTrainedModel) -> bool:
-    """Whether the head shares the embeddings, which the configuration may say of weights that differ."""
+    """Whether the head, if any, shares the embeddings, which the configuration may say of weights that differ."""
+    if not has_head(model):
+        return True
     head: nn.Module = model.get_output_embeddings()
     return head.weight is model.get_input_embeddings().weight
 
 
-def _keep_layers(teacher: PreTrainedModel, kept: Sequence[int]) -> dict[str, Tensor]:
-    """The teacher's weights without the layers that are not kept, the others renumbered."""
-    stack = next(name for name, module in teacher.named_modules() if module is layers_of(teacher))
+def _weights_of(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of the encoder, by their names in it, and those of the head by theirs in the model."""
+    if not has_head(model):
+        return dict(model.state_dict()), {}
+    prefix = f"{model.base_model_prefix}."
+    encoder = {name.removeprefix(prefix): one for name, one in model.state_dict().items() if name.startswith(prefix)}
+    return encoder, {name: one for name, one in model.state_dict().items() if not name.startswith(prefix)}
+
+
+def _load(model: PreTrainedModel, encoder: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> None:
+    """Give a model the weights of `_weights_of`; without a head's, it keeps its own."""
+    prefix = f"{model.base_model_prefix}." if has_head(model) else ""
+    own_head = head or _weights_of(model)[1]
+    model.load_state_dict({f"{prefix}{name}": weight for name, weight in encoder.items()} | dict(own_head))
+
+
+def _keep_layers(encoder: Mapping[str, Tensor], stack: str, kept: Sequence[int]) -> dict[str, Tensor]:
+    """An encoder's weights without the layers that are not kept, the others renumbered."""
     student_layer = {str(layer): i for i, layer in enumerate(kept)}
     renamed = {}
-    for name, weight in teacher.state_dict().items():
+    for name, weight in encoder.items():
         layer, rest = _in_layer(name, stack)
         if layer is None:
             renamed[name] = weight
@@ -194,18 +251,25 @@ def _in_layer(name: str, stack: str) -> tuple[str | None, str]:
     return layer, rest
 
 
-def _to_distilbert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of a BertForMaskedLM to DistilBertForMaskedLM's, with token type 0 folded in."""
-    renamed = {}
-    for name, weight in weights.items():
-        layer, rest = _in_layer(name, "bert.encoder.layer")
-        path, _, kind = rest.rpartition(".")
+def _to_distilbert(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of a BertModel to DistilBertModel's, with token type 0 folded in."""
+    renamed = _renamed(encoder)
+    for name, weight in encoder.items():
+        layer, rest = _in_layer(name, "encoder.layer")
         if layer is not None:
-            renamed[f"distilbert.transformer.layer.{layer}.{_BERT_TO_DISTILBERT_LAYER[path]}.{kind}"] = weight
-        elif path in _BERT_TO_DISTILBERT:
-            renamed[f"{_BERT_TO_DISTILBERT[path]}.{kind}"] = weight
-    position = "distilbert.embeddings.position_embeddings.weight"
-    token_type_0 = weights["bert.embeddings.token_type_embeddings.weight"][0]
+            path, _, kind = rest.rpartition(".")
+            renamed[f"transformer.layer.{layer}.{_BERT_TO_DISTILBERT_LAYER[path]}.{kind}"] = weight
+    position = "embeddings.position_embeddings.weight"
     with torch.no_grad():
-        renamed[position] = renamed[position] + token_type_0
+        renamed[position] = renamed[position] + encoder["embeddings.token_type_embeddings.weight"][0]
     return renamed
+
+
+def _renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename what is in no layer of BERT's to what DistilBERT calls it; the rest is left out."""
+    places = {name: name.rpartition(".") for name in weights}
+    return {
+        f"{_BERT_TO_DISTILBERT[path]}.{kind}": weights[name]
+        for name, (path, _, kind) in places.items()
+        if path in _BERT_TO_DISTILBERT
+    }

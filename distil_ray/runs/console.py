@@ -85,8 +85,18 @@ class Console:
         if self._bar is not None:
             task = self._bar.task_ids[0]
             self._bar.update(task, completed=content["run/progress"], description=_format_briefly(content))
-        if self._bar is None or "eval/mlm_loss" in content:
+        if self._bar is None or any(name.startswith("eval/") for name in content):
             self.line(format_record(content))
+
+
+_HELD_OUT = {
+    "eval/mlm_loss": ("mlm_loss", ".4f"),
+    "eval/mlm_accuracy": ("accuracy", ".1%"),
+    "eval/kl_to_teacher": ("kl_to_teacher", ".4f"),
+    "eval/teacher_agreement": ("agreement", ".1%"),
+    "eval/relation_loss": ("relation_loss", ".4f"),
+    "eval/hidden_loss": ("hidden_loss", ".4f"),
+}  # by metric: how a line calls and writes it
 
 
 def format_record(record: Mapping[str, Any]) -> str:
@@ -100,16 +110,11 @@ def format_record(record: Mapping[str, Any]) -> str:
         )
         parts.append(f"loss {_number(record['train/loss'])} ({terms})")
         parts.append(_speed(record))
-    if record.get("eval/mlm_loss") is not None:
-        held_out = f"held out: mlm_loss {record['eval/mlm_loss']:.4f}, accuracy {record['eval/mlm_accuracy']:.1%}"
-        if "eval/kl_to_teacher" in record:
-            held_out += (
-                f", kl_to_teacher {record['eval/kl_to_teacher']:.4f}, agreement {record['eval/teacher_agreement']:.1%}"
-            )
-        for name in ("relation_loss", "hidden_loss"):
-            if f"eval/{name}" in record:
-                held_out += f", {name} {record[f'eval/{name}']:.4f}"
-        parts.append(held_out)
+    held_out = [
+        f"{label} {record[name]:{form}}" for name, (label, form) in _HELD_OUT.items() if record.get(name) is not None
+    ]
+    if held_out:
+        parts.append(f"held out: {', '.join(held_out)}")
     return "  ".join([*parts, *_time_left(record)])
 
 

@@ -43,6 +43,7 @@ DIRECTIONS: dict[Metric, Direction] = {
     "eval/hidden_loss": "min",
 }
 _NEED_NO_TEACHER = ("eval/mlm_loss", "eval/mlm_accuracy")
+_INSIDE = ("eval/relation_loss", "eval/hidden_loss")
 
 DEFAULT_NUM_TRIALS = 16
 SEARCH_FILE = "search.yaml"
@@ -300,8 +301,14 @@ def _across(plan: SearchPlan) -> Iterator[str]:
         )
     if search.metric not in _NEED_NO_TEACHER and config.teacher is None:
         yield f"search.metric: given {shown(search.metric)} without a teacher; expected eval/mlm_loss or a teacher.path"
+    heads = [config.student.head, None if search.metric in _NEED_NO_TEACHER else config.teacher and config.teacher.head]
+    if "none" in heads and search.metric not in _INSIDE:
+        yield (
+            f"search.metric: given {shown(search.metric)}, which is about predictions, without a head that makes them "
+            f"(student.head, teacher.head); expected {' or '.join(_INSIDE)}"
+        )
     key = search.metric.replace("/", ".")
-    if search.metric in ("eval/relation_loss", "eval/hidden_loss") and not getattr(config.eval, key[5:]):
+    if search.metric in _INSIDE and not getattr(config.eval, key[5:]):
         yield f"search.metric: given {shown(search.metric)}, which not every trial evaluates; expected {key}: true"
     grids = plan.space.num_combinations
     if grids > 1 and search.searcher == "optuna":

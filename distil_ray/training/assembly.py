@@ -1,6 +1,6 @@
 """Configuration -> the parts of a run: tokenizer, models, plan of the data. The same in the driver and the workers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ from distil_ray.errors import InputError
 from distil_ray.models.loading import (
     check_vocabulary,
     check_vocabulary_fits,
+    load_encoder,
     load_masked_lm,
     load_tokenizer,
     max_tokens,
     model_from_config,
+    outline_encoder,
     outline_masked_lm,
 )
-from distil_ray.models.student import build_student, set_attention_dropout
+from distil_ray.models.student import build_student, grow_head, set_attention_dropout
 from distil_ray.training.identity import Pins, unpinned
 from distil_ray.training.objective import check_objective
 
@@ -60,9 +62,7 @@ def build_models(config: Config, tokenizer: PreTrainedTokenizerBase, pins: Pins 
         InputError: a model cannot be loaded, made, or used with this tokenizer, row length and the other model.
     """
     pins = unpinned(config) if pins is None else pins
-    teacher = load_masked_lm(*pins["teacher"].origin) if config.teacher is not None else None
-    student = load_masked_lm(*pins["student"].origin) if "student" in pins else None
-    return _checked(config, tokenizer, teacher, student or _make_student(config, teacher, tokenizer, pins))
+    return _assembled(config, tokenizer, pins, load_masked_lm, load_encoder)
 
 
 def outline_models(config: Config, tokenizer: PreTrainedTokenizerBase, pins: Pins) -> Models:
@@ -72,9 +72,25 @@ def outline_models(config: Config, tokenizer: PreTrainedTokenizerBase, pins: Pin
         InputError: as `build_models`, except for what only the weights tell.
     """
     with torch.device("meta"):
-        teacher = outline_masked_lm(*pins["teacher"].origin) if config.teacher is not None else None
-        student = outline_masked_lm(*pins["student"].origin) if "student" in pins else None
-        return _checked(config, tokenizer, teacher, student or _make_student(config, teacher, tokenizer, pins))
+        return _assembled(config, tokenizer, pins, outline_masked_lm, outline_encoder)
+
+
+def _assembled(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    pins: Pins,
+    masked_lm: Callable[..., PreTrainedModel],
+    encoder: Callable[..., PreTrainedModel],
+) -> Models:
+    """Both models, made by functions that take the place of one with its head, and of one without."""
+    teacher = student = None
+    if config.teacher is not None:
+        teacher = (masked_lm if config.teacher.head is None else encoder)(*pins["teacher"].origin)
+    if "student" in pins:
+        student = (masked_lm if config.student.head is None else encoder)(*pins["student"].origin)
+        if config.student.head == "new":
+            student = grow_head(student, config.run.seed)
+    return _checked(config, tokenizer, teacher, student or _make_student(config, teacher, tokenizer, pins))
 
 
 def _checked(
@@ -109,7 +125,9 @@ def _make_student(
         pad_token_id = tokenizer.pad_token_id
         assert isinstance(pad_token_id, int)
         revision = pins["configuration"].commit if "configuration" in pins else None
-        return model_from_config(student.config, vocab_size, pad_token_id, config.run.seed, revision)
+        return model_from_config(
+            student.config, vocab_size, pad_token_id, config.run.seed, revision, has_head=student.head is None
+        )
     assert teacher is not None
     return build_student(
         teacher,
@@ -117,6 +135,7 @@ def _make_student(
         architecture=student.architecture,
         init=student.init,
         seed=config.run.seed,
+        head=student.head,
     )
 
 

@@ -71,9 +71,10 @@ def run_flops(config: Config, teacher: PreTrainedConfig | None, student: PreTrai
         ce_positions=config.distill.ce_positions,
     )
     terms = {name for name, share in config.distill.shares.items() if share > 0}
-    models = [model for model in (teacher, student) if model is not None]
+    heads = [(teacher, config.teacher and config.teacher.head), (student, config.student.head)]
     # Trained on MLM alone, a model takes three times its forward pass with the head at the masked positions.
-    forward = sum(count(None, model, terms={"mlm"}) for model in models) / 3
+    passes = [count(None, model, terms={"mlm"} - {head and "mlm"}) for model, head in heads if model is not None]
+    forward = sum(passes) / 3
     return Flops(
         step=count(teacher, student, terms=terms) * length * config.optim.global_batch_size,
         evaluation=forward * length * num_heldout,

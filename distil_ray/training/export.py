@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distil_ray import __version__
 from distil_ray.config import Config, Source, dump_yaml, to_settings
 from distil_ray.data.tally import counts_of, describe_text, text_warnings
-from distil_ray.models.families import family_of
+from distil_ray.models.families import family_of, has_head
 from distil_ray.models.files import quiet
 from distil_ray.models.loading import agree_twins, max_tokens
 from distil_ray.models.origin import CARD_FILE
@@ -41,7 +41,9 @@ def export_student(
     config: Config,
     summary: Mapping[str, Any],
 ) -> None:
-    """Write ``export/``, which ``AutoModelForMaskedLM.from_pretrained`` loads without this package."""
+    """Write ``export/``, which ``AutoModelForMaskedLM.from_pretrained`` loads without this package; without a head,
+    ``AutoModel`` does.
+    """
     with folder.new_folder(EXPORT_FOLDER) as local:
         # So that `truncation=True` cuts texts to what the student has positions for.
         tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(student))
@@ -59,6 +61,9 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
         if config.teacher is not None
         else "trained by masked language modelling"
     )
+    kind, auto_class = (
+        ("masked language model", "AutoModelForMaskedLM") if has_head(student) else ("encoder", "AutoModel")
+    )
     figures = [f"| {text} | {summary[name]:.4f} |" for name, text in _FIGURES.items() if summary.get(name) is not None]
     table = ["| held-out figure | value |", "|---|---|", *figures] if figures else ["No text was held out."]
     counts = counts_of(summary)
@@ -69,12 +74,12 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
     return "\n".join(
         [
             "---",
-            _metadata(config).to_yaml(),
+            _metadata(config, student).to_yaml(),
             "---",
             "",
             f"# {config.run.name}",
             "",
-            f"A {student.config.model_type} masked language model of {student.config.num_hidden_layers} layers and "
+            f"A {student.config.model_type} {kind} of {student.config.num_hidden_layers} layers and "
             f"{student.num_parameters():,} parameters, {origin} with distil_ray {__version__}.",
             "",
             "## Use",
@@ -82,9 +87,9 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
             f"In this folder, with transformers {family_of(student.config).transformers} or later:",
             "",
             "```python",
-            "from transformers import AutoModelForMaskedLM, AutoTokenizer",
+            f"from transformers import {auto_class}, AutoTokenizer",
             "",
-            'model = AutoModelForMaskedLM.from_pretrained(".")',
+            f'model = {auto_class}.from_pretrained(".")',
             'tokenizer = AutoTokenizer.from_pretrained(".")',
             "```",
             "",
@@ -108,13 +113,13 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
     )
 
 
-def _metadata(config: Config) -> ModelCardData:
+def _metadata(config: Config, student: PreTrainedModel) -> ModelCardData:
     """What the Hub reads: where the model comes from, and what the card there says about language and license."""
     origin = config.teacher.path if config.teacher is not None else config.student.path
     inherited = {} if origin is None else _card_of(origin)
     return ModelCardData(
         library_name="transformers",
-        pipeline_tag="fill-mask",
+        pipeline_tag="fill-mask" if has_head(student) else "feature-extraction",
         tags=["distil_ray"],
         base_model=None if origin is None or os.path.isabs(origin) else origin,
         datasets=list(dict.fromkeys(filter(None, map(_dataset, config.data.sources)))) or None,

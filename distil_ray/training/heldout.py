@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from distil_ray.data.batch import Arrays, Batch, to_device
 from distil_ray.distillation.intermediate import IntermediateTerm
+from distil_ray.models.families import has_head
 from distil_ray.models.loading import encode, predict
 from distil_ray.training.learner import Learner
 from distil_ray.training.world import World
@@ -102,37 +103,41 @@ class HeldOut:
     @torch.no_grad()
     def evaluate(self, learner: Learner) -> dict[str, float]:
         """Return the metrics ``eval/…``: means over all masked positions of all workers, or over all positions for the
-        losses between relations and between hidden states. A collective call.
+        losses between relations and between hidden states. What would need a head that a model has not is left out. A
+        collective call.
         """
         if not self._num_targets:
             return {}
-        teacher, student = learner.teacher, learner.student
-        models = [student] if teacher is None else [teacher, student]
+        teacher, student = (model if model is not None and has_head(model) else None for model in learner.models)
+        models = [model for model in (teacher, student) if model is not None] if student is not None else []
         sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=self._world.device)
         terms = learner.intermediate_terms
         inner_sums = torch.zeros(len(terms), dtype=torch.float64, device=self._world.device)
         num_rows = len(self._rows["group"])
-        student.train(False)
+        learner.student.train(False)
         for start in range(0, num_rows, self._batch_size):
             batch = to_device(self._rows, start, min(start + self._batch_size, num_rows), self._world.device)
             with learner.autocast():
-                hidden = None if teacher is None else self._hidden_of(teacher, start, batch)
-                sums += figure_sums(models, batch, hidden)
+                if models:
+                    hidden = None if teacher is None else self._hidden_of(teacher, start, batch)
+                    sums += figure_sums(models, batch, hidden)
                 inner = learner.intermediate_sums(batch.input_ids)
             for place, term in enumerate(terms):
                 inner_sums[place] += inner[term]
-        student.train()
+        learner.student.train()
         if self._world.world_size > 1:
             dist.all_reduce(sums)
             dist.all_reduce(inner_sums)
-        means = (sums / self._num_targets).tolist()
-        if teacher is None:
-            return dict(zip(_STUDENT, means[0][:2], strict=True))
-        if not self._teacher_figures:
-            self._teacher_figures = dict(zip(_TEACHER, means[0][:2], strict=True))
         inner_means = (inner_sums / self._num_tokens).tolist()
-        figures = dict(zip(_STUDENT + _AGAINST_TEACHER, means[1], strict=True)) | self._teacher_figures
-        return figures | {_INTERMEDIATE[term]: mean for term, mean in zip(terms, inner_means, strict=True)}
+        figures = {_INTERMEDIATE[term]: mean for term, mean in zip(terms, inner_means, strict=True)}
+        if not models:
+            return figures
+        *of_teacher, of_student = (sums / self._num_targets).tolist()
+        if not of_teacher:
+            return dict(zip(_STUDENT, of_student[:2], strict=True)) | figures
+        if not self._teacher_figures:
+            self._teacher_figures = dict(zip(_TEACHER, of_teacher[0][:2], strict=True))
+        return dict(zip(_STUDENT + _AGAINST_TEACHER, of_student, strict=True)) | self._teacher_figures | figures
 
     def _hidden_of(self, teacher: PreTrainedModel, start: int, batch: Batch) -> Tensor:
         """The teacher's `masked_hidden` of the batch at row ``start``, which is the same each time."""

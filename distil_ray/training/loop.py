@@ -249,7 +249,7 @@ def _report(world: World, reporter: Reporter, state: TrainState, record: dict[st
     """Write a record to the run's folder; report an evaluation to the world as well."""
     if record:
         reporter.record(state, record)
-    if "eval/mlm_loss" in record:
+    if any(name.startswith("eval/") for name in record):
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and is_writable(v)}
         world.report({"step": state.step, "run/progress": state.progress} | numbers)
 

@@ -1,0 +1,99 @@
+"""Whole runs without masked-language-modelling heads, or with new ones, in plain processes."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_settings
+from plain_runs import Event, PlainRun
+from runs import changed, digests, losses, records, weights
+from small_models import small_encoder
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from distil_ray.models.loading import load_tokenizer
+
+NUM_STEPS = 8
+INSIDE = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 1.0, "alpha_relations": 1.0, "alpha_hidden": 1.0}
+
+
+@pytest.fixture(scope="module")
+def base(corpus, tokenizer_folder, tmp_path_factory):
+    """The settings of a run whose teacher is an encoder of four layers without a head."""
+    folder = tmp_path_factory.mktemp("headless")
+    tokenizer = load_tokenizer(str(tokenizer_folder))
+    fields = {"max_position_embeddings": 34, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
+    small_encoder("bert", **fields).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    sections = {
+        "teacher": {"path": str(folder / "teacher"), "head": "none"},
+        "student": {"head": "none"},
+        "distill": INSIDE,
+    }
+    return changed(
+        tiny_settings(corpus, tokenizer_folder, folder / "runs") | sections,
+        optim__num_steps=NUM_STEPS,
+        optim__learning_rate=5e-3,
+        eval__every_steps=NUM_STEPS,
+        checkpoint__every_steps=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(base):
+    run = PlainRun(changed(base, run__name="whole"))
+    assert run.start().kind == "finished"
+    return run.path
+
+
+def test_a_student_without_a_head_learns_what_is_inside_its_teacher(whole):
+    first, last = records(whole)[0], records(whole)[-1]
+    assert {name for name in last if name.startswith("eval/")} == {"eval/relation_loss", "eval/hidden_loss"}
+    assert last["eval/relation_loss"] < 0.9 * first["eval/relation_loss"]
+    assert last["eval/hidden_loss"] < 0.9 * first["eval/hidden_loss"]
+    assert last["train/loss_cos"] < records(whole)[1]["train/loss_cos"]
+
+
+def test_a_killed_worker_changes_nothing(base, whole):
+    run = PlainRun(changed(base, run__name="killed"), events=[[Event("kill", 5, rank=1)]])
+    assert run.start().kind == "finished"
+    assert run.num_losses == 1
+    assert digests(run.path) == digests(whole)
+    assert weights(run.path) == weights(whole)
+    np.testing.assert_array_equal(losses(run.path), losses(whole))
+
+
+def test_an_encoder_is_exported(whole):
+    student, info = AutoModel.from_pretrained(whole / "export", output_loading_info=True)
+    assert not any(info.values())
+    assert (student.config.model_type, student.config.num_hidden_layers) == ("distilbert", 2)
+    inputs = AutoTokenizer.from_pretrained(whole / "export")("some words", return_tensors="pt")
+    with torch.no_grad():
+        assert student(**inputs).last_hidden_state.isfinite().all()
+    card = (whole / "export" / "README.md").read_text()
+    assert "A distilbert encoder of 2 layers" in card
+    assert "AutoModel.from_pretrained" in card
+    assert "pipeline_tag: feature-extraction" in card
+    assert "loss between attention relations" in card
+
+
+def test_a_new_head_learns_beside_the_encoder(base):
+    settings = base | {"student": {"head": "new"}, "distill": INSIDE | {"alpha_mlm": 2.0}}
+    run = PlainRun(changed(settings, run__name="new"))
+    assert run.start().kind == "finished"
+    first, last = records(run.path)[0], records(run.path)[-1]
+    assert last["eval/mlm_loss"] < first["eval/mlm_loss"]
+    assert "eval/kl_to_teacher" not in last
+    assert last["eval/relation_loss"] < first["eval/relation_loss"]
+    _, info = AutoModelForMaskedLM.from_pretrained(run.path / "export", output_loading_info=True)
+    assert not any(info.values())
+
+
+def test_a_head_is_grown_on_an_encoder_and_the_result_is_a_teacher(base):
+    path = base["teacher"]["path"]
+    alone = {"teacher": None, "student": {"path": path, "head": "new"}, "distill": {"alpha_ce": 0.0, "alpha_cos": 0.0}}
+    run = PlainRun(changed(base | alone, run__name="grown"))
+    assert run.start().kind == "finished"
+    assert records(run.path)[-1]["eval/mlm_loss"] < records(run.path)[0]["eval/mlm_loss"]
+    triple = base | {"teacher": {"path": str(run.path / "export")}, "student": {}, "distill": {}}
+    again = PlainRun(changed(triple, run__name="triple"))
+    assert again.start().kind == "finished"
+    assert records(again.path)[-1]["eval/kl_to_teacher"] < records(again.path)[0]["eval/kl_to_teacher"]
