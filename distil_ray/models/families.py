@@ -153,7 +153,7 @@ FAMILIES = {
         set_attention_dropout=_set_modernbert_dropout,
         per_layer_fields=("layer_types",),
         is_first_layer_special=True,  # the norm before its attention is that of the embeddings
-        transformers="5.23",  # version 4 knows no `layer_types`: every third layer is global
+        transformers="5.3",  # 5.0 and earlier know no `layer_types`: to them, every third layer is global
     ),
     "eurobert": Family(
         lambda model, hidden: hidden,
@@ -163,7 +163,7 @@ FAMILIES = {
         is_gated=True,
         attention_dropout_field="attention_dropout",
         set_attention_dropout=_attribute("self_attn.attention_dropout"),
-        transformers="5.23",  # version 4 has no such class
+        transformers="5.3",  # 5.0 and earlier have no such class
     ),
     "deberta-v2": Family(
         None,

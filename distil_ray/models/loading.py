@@ -184,7 +184,8 @@ def _attention(config: PreTrainedConfig) -> dict[str, str]:
 
 def _no_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     """The argument that makes an encoder without a pooler, for the classes that would have one."""
-    takes_it = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)]).parameters
+    model_class: Any = MODEL_MAPPING[type(config)]
+    takes_it = "add_pooling_layer" in inspect.signature(model_class).parameters
     return {"add_pooling_layer": False} if takes_it else {}
 
 

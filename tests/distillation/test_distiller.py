@@ -76,7 +76,7 @@ def in_chunks_of(num_positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("chunk", [1000, 5, 1])
 @pytest.mark.parametrize("ce_positions", POSITIONS)
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra", "modernbert", "eurobert"])
 def test_sums_and_gradients_are_those_of_the_plain_formula(
     family: str, ce_positions: CePositions, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,18 +117,19 @@ def test_chunks_have_the_gradients_of_one_chunk(
 
 
 @pytest.mark.parametrize("chunk", [1000, 5])
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta", "electra", "eurobert"])
 def test_a_padded_decoder_changes_nothing(family: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_chunks_of(chunk, monkeypatch)
     distiller = small_distiller("all", family)
     hidden = torch.randn(6, 32)
+    width = distiller.student.get_output_embeddings().weight.shape[1]
     expected_logits = loading.predict(distiller.student, hidden)
     expected_loss, expected = distiller(*batch(), ONE)
     wanted = gradients(expected_loss, distiller.student)
     before = {name: weight.clone() for name, weight in distiller.student.state_dict().items()}
     assert loading._padding(distiller.student.get_output_embeddings().weight) == 0  # not on a processor
     monkeypatch.setattr(loading, "_padding", lambda weight: -len(weight) % 128)
-    assert loading.decoder(distiller.student)[0].shape == (128, 32)
+    assert loading.decoder(distiller.student)[0].shape == (128, width)
     torch.testing.assert_close(loading.predict(distiller.student, hidden), expected_logits)
     loss, sums = distiller(*batch(), ONE)
     torch.testing.assert_close((loss, sums), (expected_loss, expected))

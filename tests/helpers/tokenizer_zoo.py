@@ -12,6 +12,9 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Metaspace, Wh
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 from transformers import (
     BertTokenizer,
+    CamembertTokenizer,
+    DebertaV2Tokenizer,
+    MPNetTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     RobertaTokenizer,
@@ -152,6 +155,32 @@ def _holes(folder: Path, *, added: bool) -> None:
         _extended(BertTokenizer.from_pretrained(folder)).save_pretrained(folder)
 
 
+def _mpnet() -> MPNetTokenizer:
+    """RoBERTa's special pieces before a BERT's vocabulary, of which [UNK] alone is of use."""
+    pieces = [*ROBERTA_TOKENS, *(piece for piece in wordpiece().get_vocab() if piece not in BERT_TOKENS[2:])]
+    return MPNetTokenizer(vocab={piece: index for index, piece in enumerate(pieces)})
+
+
+def _modernbert() -> PreTrainedTokenizerFast:
+    """BERT's special pieces with a byte-level vocabulary, words for runs of blanks, and a mask that takes the blank."""
+    backend = Tokenizer.from_str(byte_level().backend_tokenizer.to_str())
+    backend.normalizer = NFC()
+    tokenizer = _fast(backend, BERT_TOKENS)
+    tokenizer.add_tokens([AddedToken(" " * count, normalized=True) for count in range(9, 1, -1)])
+    tokenizer.add_special_tokens({"mask_token": AddedToken("[MASK]", lstrip=True)})
+    return tokenizer
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, float]]:
+    return [tuple(piece) for piece in state_of(tokenizer.backend_tokenizer)["model"]["vocab"]]
+
+
+def _deberta() -> DebertaV2Tokenizer:
+    """BERT's special pieces with a Unigram vocabulary, in which [MASK] is not."""
+    named = {"<pad>": "[PAD]", "<s>": "[CLS]", "</s>": "[SEP]", "<unk>": "[UNK]"}
+    return DebertaV2Tokenizer(vocab=[(named.get(piece, piece), score) for piece, score in _pieces(unigram())])
+
+
 def _padded() -> PreTrainedTokenizerBase:
     """A vocabulary filled up to a round number with pieces that no text becomes, some of them special."""
     tokenizer = wordpiece()
@@ -183,6 +212,11 @@ ZOO: dict[str, Callable[[Path], Any]] = {
     "unigram extended": _saved(lambda: _extended(unigram())),
     "unigram with mask extended": _saved(lambda: _extended(unigram(special=5))),
     "word level": _saved(_word_level),
+    "mpnet": _saved(_mpnet),
+    "mpnet extended": _saved(lambda: _extended(_mpnet())),
+    "modernbert": _saved(_modernbert),
+    "camembert": _saved(lambda: CamembertTokenizer(vocab=_pieces(unigram(special=5)))),
+    "deberta": _saved(_deberta),
     "bpe with merges to control pieces": _saved(lambda: _whitespace_bpe(ignore_merges=False)),
     "bpe ignoring merges": _saved(lambda: _extended(_whitespace_bpe(ignore_merges=True))),
 }

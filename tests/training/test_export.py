@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from small_models import random_ids, small_model
+from small_models import WITH_HEAD, random_ids, small_model
 from tokenizer_zoo import BERT_TOKENS, HOSTILE_TEXTS, ZOO, save_filed, wordpiece
 from training_parts import B, save_model, small_config, small_pair, small_tokenizer
 from transformers import AutoTokenizer
@@ -98,7 +98,7 @@ def test_the_configuration_is_that_of_the_model_alone(exported):
     assert not {"output_hidden_states", "output_attentions", "return_dict", "_name_or_path"} & config.keys()
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", WITH_HEAD)
 def test_every_family_comes_back(tmp_path, family):
     student = small_model(family)
     folder = RunFolder(str(tmp_path), "a")
@@ -106,6 +106,8 @@ def test_every_family_comes_back(tmp_path, family):
     loaded = type(student).from_pretrained(folder.join("export")).eval()
     with torch.no_grad():
         assert torch.equal(loaded(random_ids(2, 8)).logits, student(random_ids(2, 8)).logits)
+    earliest = "5.3" if family in ("modernbert", "eurobert") else "4.57"
+    assert f"with transformers {earliest} or later:" in folder.read_bytes("export/README.md").decode()
 
 
 def test_exports_to_s3(bucket):
