@@ -148,8 +148,7 @@ class Teacher(Section):
     """The model to distil; null trains the student alone, by masked language modelling."""
 
     path: LocalPathOrHubId
-    """Local folder or Hub id of a masked language model, or an encoder, of BERT's, RoBERTa's, ModernBERT's or another
-    listed type."""
+    """Local folder or Hub id of a masked language model or a bare encoder, of a type that the README lists."""
     revision: Text | None = None
     """Branch, tag or commit on the Hub; null takes the newest."""
     head: Literal["none"] | None = None
