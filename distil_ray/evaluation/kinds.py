@@ -1,6 +1,7 @@
-"""The kinds of task (class, number, span): text -> features -> outputs -> predictions -> official metrics.
+"""The kinds of task (class, number, span, similarity): text -> features -> outputs -> predictions -> metrics.
 
-Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
+Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, 2 × T, or a
+vector's D.
 """
 
 import re
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError
-from distil_ray.evaluation.protocol import Finetuning, Metric
+from distil_ray.evaluation.protocol import Finetuning, Kind, Metric
 from distil_ray.evaluation.tasks import Answers, Rows, Splits, Task
 from distil_ray.models.loading import load_classifier, load_span_answerer
 
@@ -309,12 +310,53 @@ def _best_span(offsets: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) 
     return float(sums[start, end]), (int(offsets[start, 0]), int(offsets[end, 1]))
 
 
-Adapter = Labeling | Spans
+class Similarity:
+    """What is specific to the similarity of two texts: nothing is trained, and each text of a row is a feature."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
+        """Load an encoder, without a head."""
+        model: Any = load_classifier(path, 1, seed, revision)
+        encoder: PreTrainedModel = model.base_model
+        return encoder
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
+        """Accepts all rows: long ones are truncated."""
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
+        """The features of a row's two texts follow one another; there are no targets."""
+        texts: list[tuple[str, ...]] = [(self._task.prompt + text,) for pair in rows.texts for text in pair]
+        return Features(encode_rows(tokenizer, Rows(texts, []), max_seq_length), torch.empty(0))
+
+    def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
+        """The texts' vectors [B, D] in fp32."""
+        hidden: Tensor = outputs.last_hidden_state.float()
+        if self._task.pooling == "cls":
+            return hidden[:, 0]
+        is_real = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * is_real).sum(1) / is_real.sum(1)
+
+    def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
+        """The task's metrics, in percent, of the cosines."""
+        vectors = np.stack(logits).astype(np.float64)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return score(self._task.metrics, np.asarray(rows.labels), (vectors[::2] * vectors[1::2]).sum(1))
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """0: with one number for all rows nothing correlates."""
+        return dict.fromkeys(self._task.metrics, 0.0)
+
+
+Adapter = Labeling | Spans | Similarity
 """What is specific to a kind of task, with the same methods for all kinds."""
+
+_ADAPTERS: dict[Kind, type[Spans | Similarity]] = {"span": Spans, "similarity": Similarity}
 
 
 def adapter_of(task: Task) -> Adapter:
-    return Spans(task) if task.kind == "span" else Labeling(task)
+    return _ADAPTERS.get(task.kind, Labeling)(task)
 
 
 class TaskFacts(NamedTuple):
@@ -322,7 +364,7 @@ class TaskFacts(NamedTuple):
 
     Attributes:
         metrics: the score is their mean.
-        num_train_rows: training rows used, of ``num_rows_there``.
+        num_train_rows: training rows used, of ``num_rows_there``; 0, as are the epochs, where nothing is fine-tuned.
         constant_score: in percent, the score of one answer for all rows: the most common class or the mean of the
             training rows, or "no answer".
     """
@@ -341,7 +383,7 @@ class TaskFacts(NamedTuple):
 
 def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
     """The facts of a task as models are fine-tuned on it."""
-    train, adapter = splits["train"], adapter_of(task)
+    train, adapter = splits.get("train", Rows([], [])), adapter_of(task)
     validation = [rows for split, rows in splits.items() if split != "train"]
     scores = [score for rows in validation for score in adapter.constant_score(train, rows).values()]
     return TaskFacts(
@@ -350,7 +392,7 @@ def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
         num_train_rows=len(train.texts),
         num_rows_there=train.drawn_from or len(train.texts),
         num_validation_rows=sum(len(rows.texts) for rows in validation),
-        num_epochs=finetuning.num_epochs,
+        num_epochs=finetuning.num_epochs if task.is_tuned else 0,
         learning_rate=finetuning.learning_rate,
         batch_size=finetuning.batch_size,
         max_seq_length=finetuning.max_seq_length,

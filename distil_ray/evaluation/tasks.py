@@ -11,14 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distil_ray.errors import InputError
-from distil_ray.evaluation.protocol import METRICS_OF, Metric, OwnTask, Protocol
+from distil_ray.evaluation.protocol import METRICS_OF, Kind, Metric, OwnTask, Protocol
 from distil_ray.evaluation.tables import TO_UTF8, TableSource, read_table
 
-Kind = Literal["classification", "regression", "span"]
-
-_TEXT_OF = {"classification": ("text",), "regression": ("text",), "span": ("question", "context")}
-_LABEL_OF = {"classification": "label", "regression": "label", "span": "answers"}
-_METRICS_OF = METRICS_OF | {"classification": ("accuracy",)}
+_PAIR = ("sentence1", "sentence2")
+_TEXT_OF: dict[Kind, tuple[str, ...]] = {"span": ("question", "context"), "similarity": _PAIR}
+_LABEL_OF: dict[Kind, str] = {"span": "answers", "similarity": "score"}
+_METRICS_OF: dict[Kind, tuple[Metric, ...]] = METRICS_OF | {"classification": ("accuracy",)}
 
 _SAMPLE_SEED = 0  # the rows are the same for all models and seeds
 # Numbers below this may leave some out; others are taken as names of classes, as a head has an output per number.
@@ -32,13 +31,15 @@ class Task:
     """A task of one text or a pair of them.
 
     Attributes:
-        kind: of what is asked for: a class, a number, or a span of the second text (possibly none, as in SQuAD 2.0).
+        kind: of what is asked for: a class, a number, a span of the second text (possibly none, as in SQuAD 2.0),
+            or, of a model as it is, that the similarity of two texts goes with a number.
         columns: of the text; one or two.
         metrics: official ones, by their names in `METRICS`; the task's score is their mean.
         classes: names of the classes 0, 1, …; empty: those that the training rows have.
         label: column of what is asked for.
         validation: names of the splits to score on; the score is the mean over them.
         limits: lowest and highest number that is asked for.
+        pooling, prompt: of a similarity, see `Embedding`; the model's own where pooling is None.
     """
 
     name: str
@@ -51,11 +52,18 @@ class Task:
     validation: tuple[str, ...] = ("validation",)
     limits: tuple[float, float] = (-np.inf, np.inf)
     source: TableSource = field(default_factory=TableSource)
+    pooling: Literal["mean", "cls"] | None = None
+    prompt: str = ""
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether models are fine-tuned on it, so that it has training rows, and seeds matter."""
+        return self.kind != "similarity"
 
     @property
     def num_outputs(self) -> int:
         """Outputs of a head for the task: one per class; one for a number; a start and an end of a span."""
-        return {"regression": 1, "span": 2}.get(self.kind, len(self.classes))
+        return {"regression": 1, "span": 2, "similarity": 1}.get(self.kind, len(self.classes))
 
 
 class Answers(NamedTuple):
@@ -110,7 +118,7 @@ class Rows:
         return digest.hexdigest()
 
 
-Splits = dict[str, Rows]  # "train" and the validation splits
+Splits = dict[str, Rows]  # "train", but for a similarity, and the validation splits
 
 
 def first_validation(splits: Splits) -> Rows:
@@ -121,12 +129,13 @@ def own_task(name: str, spec: OwnTask) -> Task:
     return Task(
         name,
         spec.kind,
-        columns=spec.text or _TEXT_OF[spec.kind],
+        columns=spec.text or _TEXT_OF.get(spec.kind, ("text",)),
         metrics=spec.metrics or _METRICS_OF[spec.kind],
-        label=spec.label or _LABEL_OF[spec.kind],
+        label=spec.label or _LABEL_OF.get(spec.kind, "label"),
         train=spec.train,
         validation=(spec.validation,),
         source=TableSource(spec.hub, spec.name, option=f"tasks.{name}"),
+        pooling=spec.pooling,
     )
 
 
@@ -140,13 +149,16 @@ def read_tasks(tasks: Iterable[Task], protocol: Protocol) -> tuple[list[Task], d
         InputError: rows are missing, or a column or a label is not what a task expects.
         OutageError: the Hub does not answer.
     """
-    complete, data = [], {}
+    complete: list[Task] = []
+    data: dict[str, Splits] = {}
     for task in tasks:
-        read = {split: _read_split(task, split) for split in (task.train, *task.validation)}
+        read = {split: _read_split(task, split) for split in ((task.train,) if task.is_tuned else ()) + task.validation}
         if task.kind == "classification" and not task.classes:
             task, read = _with_classes(task, read)
-        max_train_rows = protocol.finetuning_on(task.name).max_train_rows
-        data[task.name] = {"train": _rows(task, read[task.train]).sample(max_train_rows)}
+        data[task.name] = {}
+        if task.is_tuned:
+            max_train_rows = protocol.finetuning_on(task.name).max_train_rows
+            data[task.name]["train"] = _rows(task, read[task.train]).sample(max_train_rows)
         for split in task.validation:
             data[task.name][split if task.source.hub else "validation"] = _rows(task, read[split])
         complete.append(task)
@@ -219,7 +231,7 @@ def _rows(task: Task, split: _Split) -> Rows:
 
 def _labels(task: Task, split: _Split) -> npt.NDArray[Any]:
     """Classes or numbers ``[rows]``, checked against what the task expects."""
-    is_number = task.kind == "regression"
+    is_number = task.kind in ("regression", "similarity")
     low, high = task.limits if is_number else (0, len(task.classes) - 1)
     if is_number:
         expected = "a number" if np.isinf(high) else f"a number from {low:g} to {high:g}"
@@ -236,6 +248,11 @@ def _labels(task: Task, split: _Split) -> npt.NDArray[Any]:
         index = int(is_wrong.argmax())
         hint = "; test splits have no labels" if labels[index] == -1 else ""
         raise InputError(f"{split.where}: row {index} has label {labels[index]:g}, expected {expected}{hint}")
+    if task.kind == "similarity" and (labels == labels[0]).all():
+        raise InputError(
+            f"{split.where}: {task.label} is {labels[0]:g} in all rows, with which nothing correlates; expected "
+            "numbers that differ"
+        )
     return labels if is_number else labels.astype(np.int64)
 
 
@@ -352,7 +369,6 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-_PAIR = ("sentence1", "sentence2")
 _ACCURACY: tuple[Metric, ...] = ("accuracy",)
 _ENTAILMENT = ("entailment", "not_entailment")
 _MNLI = ("validation_matched", "validation_mismatched")
@@ -386,8 +402,24 @@ TASKS = {
 }
 
 
+# Those that are to be named: they are no part of the paper's table.
+ON_REQUEST = {
+    task.name: task
+    for task in (
+        Task(
+            "stsb-similarity",
+            "similarity",
+            _PAIR,
+            METRICS_OF["similarity"],
+            limits=(0.0, 5.0),
+            source=TableSource(name="stsb"),
+        ),
+    )
+}
+
+
 def chosen_tasks(names: Sequence[str], source: str, own: Mapping[str, OwnTask]) -> list[Task]:
-    """The tasks with these names, GLUE's first, in the paper's order; all tasks if no name is given.
+    """The tasks with these names, GLUE's first, in the paper's order; without a name, GLUE's and the protocol's.
 
     Args:
         source: of GLUE's rows: a folder laid out like the Hub's data set, or its id there.
@@ -396,11 +428,15 @@ def chosen_tasks(names: Sequence[str], source: str, own: Mapping[str, OwnTask]) 
     Raises:
         InputError: there is no task with such a name.
     """
-    known = {name: replace(task, source=TableSource(source, name, "--glue")) for name, task in TASKS.items()}
+    ours = TASKS | ON_REQUEST
+    known = {
+        name: replace(one, source=TableSource(source, one.source.name or name, "--glue")) for name, one in ours.items()
+    }
     known |= {name: own_task(name, spec) for name, spec in own.items()}
     if unknown := [name for name in names if name not in known]:
         raise InputError(
             f"--tasks: given {', '.join(unknown)}, expected some of {', '.join(known)}"
             f"{'' if own else '; a protocol file can describe others (tasks)'}"
         )
-    return [task for name, task in known.items() if name in names or not names]
+    chosen = names or [name for name in known if name in own or name not in ON_REQUEST]
+    return [task for name, task in known.items() if name in chosen]
