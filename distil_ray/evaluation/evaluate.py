@@ -91,11 +91,13 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
     for model in request.models:
         _check_model(model, request, protocol)
     tasks, data = read_tasks(request.tasks, protocol)
-    check_rows([model.tokenizer for model in request.models], tasks, data, protocol)
-    if request.with_second_step and any(task.kind == "span" for task in tasks):
+    remarks = check_rows([model.tokenizer for model in request.models], tasks, data, protocol)
+    if request.with_second_step and any(task.kind in ("span", "tokens") for task in tasks):
         _check_same_pieces(request.models)
     make_folder(request.output)
     hold()
+    for remark in remarks:
+        console.line(remark)
     results, device_folder = Results(request.output, protocol, tasks, data), request.output / "on-device"
     jobs = request.jobs
     results.done(jobs)
@@ -135,13 +137,16 @@ def check_rows(
     tasks: Sequence[Task],
     data: Mapping[str, Splits],
     protocol: Protocol,
-) -> None:
-    """Raise InputError if one of the tokenizers cannot make features of a task's rows."""
+) -> list[str]:
+    """Raise InputError if one of the tokenizers cannot make features of a task's rows; return what they leave out."""
+    remarks = []
     for task in tasks:
         adapter, length = adapter_of(task), protocol.finetuning_on(task.name).max_seq_length
         for tokenizer in tokenizers:
-            for rows in data[task.name].values():
-                adapter.check(tokenizer, rows, length)
+            for split, rows in data[task.name].items():
+                if remark := adapter.check(tokenizer, rows, length):
+                    remarks.append(f"{task.name}, {split}: {remark}")
+    return list(dict.fromkeys(remarks))
 
 
 def _measure_speed(

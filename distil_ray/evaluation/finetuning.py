@@ -1,6 +1,6 @@
 """A model and a task's rows -> a fine-tuned model and its scores on the validation rows, in a Ray task each.
 
-Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one, see `kinds`.
+Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one, see `kinds`; N words of a batch.
 """
 
 import math
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.distillation.losses import soft_target_loss
+from distil_ray.distillation.losses import IGNORE_INDEX, soft_target_loss
 from distil_ray.errors import InputError
 from distil_ray.evaluation.kinds import Features, Logits, adapter_of
 from distil_ray.evaluation.nodes import completed, join, remote_task
@@ -123,11 +123,18 @@ class Finetuner:
         return self._adapter.encode(self.tokenizer, rows, self._protocol.max_seq_length)
 
     def _loss(self, features: Features, indices: npt.NDArray[np.int64], soft_targets: SoftTargets | None) -> Tensor:
-        logits = self._forward(features, indices)
-        loss = task_loss(logits, features.targets[indices].to(self._device))
-        if soft_targets is None:
+        logits, targets = self._forward(features, indices), features.targets[indices].to(self._device)
+        teacher_logits = None if soft_targets is None else _stack([soft_targets.logits[i] for i in indices], logits)
+        if features.first_pieces:  # [B, C, T] -> [N, C]
+            targets = targets[:, : logits.shape[-1]]
+            has_tag = targets != IGNORE_INDEX
+            logits, targets = logits.mT[has_tag], targets[has_tag]
+            teacher_logits = None if teacher_logits is None else teacher_logits.mT[has_tag]
+            if not len(targets):
+                return logits.sum()  # 0
+        loss = task_loss(logits, targets)
+        if soft_targets is None or teacher_logits is None:
             return loss
-        teacher_logits = _stack([soft_targets.logits[i] for i in indices], logits)
         alpha, temperature = soft_targets.step.alpha, soft_targets.step.temperature
         if self._task.kind == "regression":
             soft = torch.nn.functional.mse_loss(logits, teacher_logits)
@@ -144,7 +151,7 @@ class Finetuner:
         for start in range(0, len(order), _EVALUATION_ROWS):
             indices = order[start : start + _EVALUATION_ROWS]
             for index, logits in zip(indices, self._forward(features, indices).cpu().numpy(), strict=True):
-                outputs[index] = logits[..., : lengths[index]] if features.windows else logits
+                outputs[index] = logits[..., : lengths[index]] if features.has_outputs_of_pieces else logits
         return outputs
 
     def _forward(self, features: Features, indices: npt.NDArray[np.int64]) -> Tensor:
@@ -201,7 +208,7 @@ def _check_fit(features: Features, soft_targets: SoftTargets | None) -> None:
     if soft_targets is None:
         return
     lengths = [logits.shape[-1] for logits in soft_targets.logits]
-    if len(lengths) != len(features.inputs) or (features.windows and lengths != features.lengths):
+    if len(lengths) != len(features.inputs) or (features.has_outputs_of_pieces and lengths != features.lengths):
         raise InputError(
             "the teacher splits the rows into other pieces than the student, so that its soft targets do not fit; "
             "expected a student with the teacher's tokenizer"

@@ -262,7 +262,9 @@ def _note(board: Scoreboard) -> str:
     seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
     parts = [f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."]
     if board.facts:
-        parts.append(f"{CONSTANT.capitalize()}: the most common class or the mean of the training rows, or no answer.")
+        parts.append(
+            f"{CONSTANT.capitalize()}: the most common class or the mean of the training rows, no answer, or no entity."
+        )
     if not_learned(board):
         parts.append(f"{_NOT_LEARNED.strip()} The teacher does not beat that.")
     if any(result.name.endswith(SECOND_STEP) for result in board.results):
