@@ -154,7 +154,7 @@ def sentence_transformers_files(teacher: Origin, student: PreTrainedModel) -> St
 def _read(origin: Origin) -> tuple[Path, list[_Module]]:
     """The folder of a model's files, in the cache if it is on the Hub, and its modules; none if it has no such file."""
     local = local_path(origin.path)
-    folder = Path(local or fetch_files(origin, (CONFIG_FILE, MODULES_FILE, _LENGTH_FILE, _SETTINGS_FILE)))
+    folder = Path(local or fetch_files(origin, (CONFIG_FILE, MODULES_FILE)))
     entries = _settings(folder, MODULES_FILE) or []
     try:
         named = [(str(entry["type"]).rpartition(".")[2], str(entry["path"]), entry) for entry in entries]
@@ -164,10 +164,13 @@ def _read(origin: Origin) -> tuple[Path, list[_Module]]:
         raise InputError(f"{origin.path}: its {MODULES_FILE} names {outside[0]}, expected a folder within the model's")
     if named and not local:
         own = [f"{path}/{name}" for _, path, _ in named if path for name in (CONFIG_FILE, *WEIGHTS_FILES)]
-        fetch_files(origin, (CONFIG_FILE, *own))
-    return folder, [
+        fetch_files(Origin(origin.path, folder.name), (CONFIG_FILE, _LENGTH_FILE, _SETTINGS_FILE, *own))
+    modules = [
         _Module(kind, path, _settings(folder / path, CONFIG_FILE) if path else {}, entry) for kind, path, entry in named
     ]
+    if lacking := [module.path for module in modules if module.kind == "Pooling" and not module.config]:
+        raise InputError(f"{origin.path}: its {MODULES_FILE} names {lacking[0]}, where there is no {CONFIG_FILE}")
+    return folder, modules
 
 
 def _settings(folder: Path, name: str) -> Any:

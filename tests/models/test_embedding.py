@@ -159,6 +159,7 @@ def test_a_teacher_of_the_hub_is_that_of_its_commit(local_hub, projecting):
         ("[", "modules.json cannot be read"),
         ('[{"idx": 0}]', "modules.json has an entry without type and path"),
         ('[{"type": "a.Dense", "path": "../x"}]', r"modules.json names \.\./x, expected a folder within the model's"),
+        ('[{"type": "a.Pooling", "path": "1_P"}]', r"modules.json names 1_P, where there is no config\.json"),
         ('[{"type": "a.Dense", "path": "/x"}]', "modules.json names /x, expected a folder within the model's"),
     ],
 )
