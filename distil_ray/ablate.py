@@ -54,12 +54,13 @@ def _ablate(argv: list[str] | None) -> None:
     else:
         check_heldout(plan)
     tasks, data = read_tasks(chosen, protocol)  # before anything is trained
-    if tasks:
-        check_rows([build_tokenizer(plan.config)], tasks, data, protocol)
+    remarks = check_rows([build_tokenizer(plan.config)], tasks, data, protocol) if tasks else []
     if "://" in plan.folder and not arguments.output:
         raise InputError("--output: missing; with a run.storage_path that is a URL, name a local folder for the report")
     output = Path(output_path(arguments.output, "--output") if arguments.output else plan.folder)
     console = Console()
+    for remark in remarks:
+        console.line(remark)
     if arguments.dry_run:
         for (variant, seed), _ in plan.runs.items():
             changes = ", ".join(f"{key}={value}" for key, value in plan.variants[variant].items())

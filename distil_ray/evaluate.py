@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_tasks(
         parser,
-        tasks="tasks of GLUE and of the protocol (default: all)",
+        tasks="tasks of GLUE and of the protocol (default: all), or stsb-similarity, which fine-tunes nothing",
         protocol="YAML file with the keys below",
     )
     parser.add_argument(

@@ -265,7 +265,7 @@ class Deployed(NamedTuple):
 def check_on_device(task: Task) -> None:
     """Raise InputError unless the packages are installed and the task is a classification or regression."""
     check_packages()
-    if task.kind == "span":
+    if task.kind not in ("classification", "regression"):
         raise InputError(f"--on-device: given {task.name}, expected a task that asks for a class or a number")
 
 

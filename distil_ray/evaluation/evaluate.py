@@ -48,10 +48,12 @@ class Request(NamedTuple):
 
     @property
     def jobs(self) -> list[FinetuneJob]:
-        """All fine-tunings: seed by seed, task by task, in the order of the rows."""
+        """All fine-tunings: seed by seed, task by task, in the order of the rows. One seed where nothing is tuned."""
         jobs = []
         for seed in range(1, self.num_seeds + 1):
             for task in self.tasks:
+                if seed > 1 and not task.is_tuned:
+                    continue
                 teacher = FinetuneJob(self.models[0], task.name, seed, teaches=self.with_second_step)
                 jobs.append(teacher)
                 for model in self.models[1:]:
@@ -81,14 +83,21 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
     for task in request.tasks:
         if task.name == request.device_task:
             check_on_device(task)
+        if request.with_second_step and not task.is_tuned:
+            raise InputError(
+                f"--second-step: {task.name} is scored without fine-tuning, so that there is nothing to learn from the "
+                "teacher; leave out one of them"
+            )
     for model in request.models:
         _check_model(model, request, protocol)
     tasks, data = read_tasks(request.tasks, protocol)
-    check_rows([model.tokenizer for model in request.models], tasks, data, protocol)
-    if request.with_second_step and any(task.kind == "span" for task in tasks):
+    remarks = check_rows([model.tokenizer for model in request.models], tasks, data, protocol)
+    if request.with_second_step and any(task.kind in ("span", "tokens") for task in tasks):
         _check_same_pieces(request.models)
     make_folder(request.output)
     hold()
+    for remark in remarks:
+        console.line(remark)
     results, device_folder = Results(request.output, protocol, tasks, data), request.output / "on-device"
     jobs = request.jobs
     results.done(jobs)
@@ -128,13 +137,16 @@ def check_rows(
     tasks: Sequence[Task],
     data: Mapping[str, Splits],
     protocol: Protocol,
-) -> None:
-    """Raise InputError if one of the tokenizers cannot make features of a task's rows."""
+) -> list[str]:
+    """Raise InputError if one of the tokenizers cannot make features of a task's rows; return what they leave out."""
+    remarks = []
     for task in tasks:
         adapter, length = adapter_of(task), protocol.finetuning_on(task.name).max_seq_length
         for tokenizer in tokenizers:
-            for rows in data[task.name].values():
-                adapter.check(tokenizer, rows, length)
+            for split, rows in data[task.name].items():
+                if remark := adapter.check(tokenizer, rows, length):
+                    remarks.append(f"{task.name}, {split}: {remark}")
+    return list(dict.fromkeys(remarks))
 
 
 def _measure_speed(
@@ -176,6 +188,9 @@ def _check_model(model: Model, request: Request, protocol: Protocol) -> None:
         raise InputError(f"{model.name}, {model.path}: {error}") from error
     longest = max_tokens(model.encoder)
     for task in request.tasks:
+        if not task.is_tuned:
+            model.embedding(task.pooling)
+            continue
         length = protocol.finetuning_on(task.name).max_seq_length
         if length > longest:
             where = f"finetuning_of.{task.name}" if task.name in protocol.finetuning_of else "finetuning"

@@ -1,11 +1,12 @@
 """A model and a task's rows -> a fine-tuned model and its scores on the validation rows, in a Ray task each.
 
-Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
+Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one, see `kinds`; N words of a batch.
 """
 
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distil_ray.distillation.losses import soft_target_loss
+from distil_ray.distillation.losses import IGNORE_INDEX, soft_target_loss
 from distil_ray.errors import InputError
 from distil_ray.evaluation.kinds import Features, Logits, adapter_of
 from distil_ray.evaluation.nodes import completed, join, remote_task
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
+from distil_ray.models.embedding import embedding_of
 from distil_ray.models.loading import load_tokenizer_of
 from distil_ray.models.precision import Precision, autocast, fastest_precision
 from distil_ray.runs.cluster import assigned_device
@@ -42,7 +44,7 @@ class SoftTargets(NamedTuple):
 
 
 class Finetuner:
-    """Fine-tunes one model on one task, and scores it.
+    """Fine-tunes one model on one task, and scores it, which is all it does on a task of similarity.
 
     Attributes:
         precision: of the matrix products, as the protocol says or as is fastest on the device.
@@ -121,11 +123,18 @@ class Finetuner:
         return self._adapter.encode(self.tokenizer, rows, self._protocol.max_seq_length)
 
     def _loss(self, features: Features, indices: npt.NDArray[np.int64], soft_targets: SoftTargets | None) -> Tensor:
-        logits = self._forward(features, indices)
-        loss = task_loss(logits, features.targets[indices].to(self._device))
-        if soft_targets is None:
+        logits, targets = self._forward(features, indices), features.targets[indices].to(self._device)
+        teacher_logits = None if soft_targets is None else _stack([soft_targets.logits[i] for i in indices], logits)
+        if features.first_pieces:  # [B, C, T] -> [N, C]
+            targets = targets[:, : logits.shape[-1]]
+            has_tag = targets != IGNORE_INDEX
+            logits, targets = logits.mT[has_tag], targets[has_tag]
+            teacher_logits = None if teacher_logits is None else teacher_logits.mT[has_tag]
+            if not len(targets):
+                return logits.sum()  # 0
+        loss = task_loss(logits, targets)
+        if soft_targets is None or teacher_logits is None:
             return loss
-        teacher_logits = _stack([soft_targets.logits[i] for i in indices], logits)
         alpha, temperature = soft_targets.step.alpha, soft_targets.step.temperature
         if self._task.kind == "regression":
             soft = torch.nn.functional.mse_loss(logits, teacher_logits)
@@ -142,7 +151,7 @@ class Finetuner:
         for start in range(0, len(order), _EVALUATION_ROWS):
             indices = order[start : start + _EVALUATION_ROWS]
             for index, logits in zip(indices, self._forward(features, indices).cpu().numpy(), strict=True):
-                outputs[index] = logits[..., : lengths[index]] if features.windows else logits
+                outputs[index] = logits[..., : lengths[index]] if features.has_outputs_of_pieces else logits
         return outputs
 
     def _forward(self, features: Features, indices: npt.NDArray[np.int64]) -> Tensor:
@@ -199,7 +208,7 @@ def _check_fit(features: Features, soft_targets: SoftTargets | None) -> None:
     if soft_targets is None:
         return
     lengths = [logits.shape[-1] for logits in soft_targets.logits]
-    if len(lengths) != len(features.inputs) or (features.windows and lengths != features.lengths):
+    if len(lengths) != len(features.inputs) or (features.has_outputs_of_pieces and lengths != features.lengths):
         raise InputError(
             "the teacher splits the rows into other pieces than the student, so that its soft targets do not fit; "
             "expected a student with the teacher's tokenizer"
@@ -234,11 +243,12 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
         return
     num_models, num_tasks = len({job.row for job in jobs}), len({job.task for job in jobs})
     num_seeds = len({job.seed for job in jobs})
-    console.line(f"{len(jobs)} fine-tunings: {num_models} models, {num_tasks} tasks, {num_seeds} seeds")
+    what = "fine-tunings" if all(results.tasks[job.task].is_tuned for job in jobs) else "evaluations"
+    console.line(f"{len(jobs)} {what}: {num_models} models, {num_tasks} tasks, {num_seeds} seeds")
     done = set(results.done(jobs))
     open_jobs = [job for job in jobs if job not in done]
     if done:
-        console.line(f"{len(done)} of {len(jobs)} fine-tunings are already done")
+        console.line(f"{len(done)} of {len(jobs)} {what} are already done")
     for remark in results.remarks(done):
         console.line(remark)
     if not open_jobs:
@@ -247,7 +257,7 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
     running = _start(open_jobs, results)
     began = time.monotonic()
     tuned: Tuned
-    for job, tuned in completed(running, "fine-tunings"):
+    for job, tuned in completed(running, what):
         if tuned.soft_targets is not None:
             results.put_soft_targets(job, tuned.soft_targets)
         results.put(job, tuned.scores, tuned.seconds, tuned.precision)
@@ -278,14 +288,20 @@ def finetuner_of(job: FinetuneJob, task: Task, protocol: Protocol) -> Finetuner:
     path, revision = job.model.origin
     model = adapter_of(task).load(path, job.seed, revision)
     tokenizer = load_tokenizer_of(model, path, revision)
-    return Finetuner(model, tokenizer, task, protocol.finetuning_on(task.name), seed=job.seed, device=assigned_device())
+    settings = protocol.finetuning_on(task.name)
+    if task.kind == "similarity":  # nothing is trained, and little to be gained by another precision
+        pooling, length, prompt = embedding_of(job.model.origin, model, tokenizer, task.pooling)
+        task = replace(task, pooling=pooling, prompt=prompt)
+        settings = settings.model_copy(update={"max_seq_length": length, "precision": "fp32"})
+    return Finetuner(model, tokenizer, task, settings, seed=job.seed, device=assigned_device())
 
 
 def _fine_tune(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol, teacher: Tuned | None) -> Tuned:
     began = time.monotonic()
     finetuner = finetuner_of(job, task, protocol)
     targets = teacher.soft_targets if teacher else None
-    finetuner.train(splits, None if targets is None else SoftTargets(targets, protocol.second_step))
+    if task.is_tuned:
+        finetuner.train(splits, None if targets is None else SoftTargets(targets, protocol.second_step))
     scores = finetuner.score(splits)
     soft_targets = [np.array(one) for one in finetuner.logits(splits["train"])] if job.teaches else None
     return Tuned(scores, time.monotonic() - began, finetuner.precision, soft_targets)

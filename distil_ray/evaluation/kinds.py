@@ -1,6 +1,7 @@
-"""The kinds of task (class, number, span): text -> features -> outputs -> predictions -> official metrics.
+"""The kinds of task (class, number, span, tags, similarity): text -> features -> outputs -> predictions -> metrics.
 
-Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, or 2 × T.
+Shapes: B features of a batch, T pieces of its longest, C outputs of a model for one: classes, a number, 2 × T, classes
+× T, or a vector's D.
 """
 
 import re
@@ -15,15 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from nervaluate.evaluator import Evaluator
 from scipy import stats
 from sklearn import metrics
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distil_ray.distillation.losses import IGNORE_INDEX
 from distil_ray.errors import InputError
-from distil_ray.evaluation.protocol import Finetuning, Metric
+from distil_ray.evaluation.protocol import Finetuning, Kind, Metric
 from distil_ray.evaluation.tasks import Answers, Rows, Splits, Task
-from distil_ray.models.loading import load_classifier, load_span_answerer
+from distil_ray.models.loading import load_classifier, load_span_answerer, load_token_classifier
 
 Array = npt.NDArray[Any]
 
@@ -79,6 +82,33 @@ def _word_f1(given: list[str], target: list[str]) -> float:
     return 2 * common / (len(given) + len(target))
 
 
+_OUTSIDE = "O"
+
+
+def entity_scores(tags: Sequence[Sequence[str]], predictions: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 over all entities, in percent: one counts if its words and its type are right.
+
+    Entities are read as conlleval does: I- after another type or outside begins one. Without an entity, a figure is 0.
+
+    Args:
+        tags: of each row's words, in IOB2, IOBES, BILOU or IO.
+        predictions: likewise.
+    """
+    both = [list(map(_as_iob2, rows)) for rows in (tags, predictions)]
+    types = sorted({tag[2:] for rows in both for row in rows for tag in row} - {""})
+    found = Evaluator(*both, tags=types, loader="list").evaluate()["overall"]["strict"]
+    return {name: 100 * float(getattr(found, name)) for name in ("f1", "precision", "recall")}
+
+
+def _as_iob2(tags: Sequence[str]) -> list[str]:
+    """The same entities without what IOBES and BILOU say beyond: B-, S- and U- begin one, E-, L-, S- and U- end one."""
+    pairs = zip([_OUTSIDE, *tags], tags, strict=False)
+    return [
+        tag if tag == _OUTSIDE else ("B" if tag[0] in "BSU" or before[0] in "ELSU" else "I") + tag[1:]
+        for before, tag in pairs
+    ]
+
+
 class Summary(NamedTuple):
     """Scores over ``num_seeds`` seeds: median, lowest and highest."""
 
@@ -99,7 +129,7 @@ def macro(medians: Iterable[float]) -> float:
 
 
 Logits = Sequence[npt.NDArray[np.float32]]
-"""A model's outputs for each feature: [C], or [2, T] for starts and ends of spans."""
+"""A model's outputs for each feature: [C], [2, T] for starts and ends of spans, [C, T] for tags."""
 
 
 class Window(NamedTuple):
@@ -116,13 +146,21 @@ class Features(NamedTuple):
 
     Attributes:
         inputs: of each feature, by argument of the model.
-        targets: [features] int64 classes, [features] float32 numbers, or [features, 2] int64 positions.
+        targets: [features] int64 classes, [features] float32 numbers, [features, 2] int64 positions, or [features, T]
+            int64 classes of pieces, IGNORE_INDEX where there is none.
         windows: of each feature, where rows are cut into several.
+        first_pieces: of each feature, where words have tags: the position of each word's first piece, -1 without one.
     """
 
     inputs: Sequence[dict[str, list[int]]]
     targets: Tensor
     windows: Sequence[Window] = ()
+    first_pieces: Sequence[npt.NDArray[np.int64]] = ()
+
+    @property
+    def has_outputs_of_pieces(self) -> bool:
+        """Whether outputs are as long as the feature."""
+        return bool(self.windows or self.first_pieces)
 
     @property
     def lengths(self) -> list[int]:
@@ -137,14 +175,11 @@ class Labeling:
 
     def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
         """Load an encoder with a new head, see `load_classifier`; its configuration names the classes."""
-        model = load_classifier(path, self._task.num_outputs, seed, revision)
-        if self._task.classes:
-            model.config.id2label = dict(enumerate(self._task.classes))
-            model.config.label2id = {name: number for number, name in enumerate(self._task.classes)}
-        return model
+        return _naming_classes(load_classifier(path, self._task.num_outputs, seed, revision), self._task.classes)
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
-        """Accepts all rows: long ones are truncated."""
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> str:
+        """Accept all rows: long ones are truncated."""
+        return ""
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
         """One feature per row; of a pair that is too long, the longer text is truncated first."""
@@ -176,6 +211,13 @@ class Labeling:
         """The class or the number of each row."""
         outputs = np.stack(logits)
         return outputs[:, 0] if self._task.kind == "regression" else outputs.argmax(1)
+
+
+def _naming_classes(model: PreTrainedModel, classes: Sequence[str]) -> PreTrainedModel:
+    if classes:
+        model.config.id2label = dict(enumerate(classes))
+        model.config.label2id = {name: number for number, name in enumerate(classes)}
+    return model
 
 
 def encode_rows(tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> list[dict[str, list[int]]]:
@@ -230,8 +272,8 @@ class Spans:
         targets = [_position(window, rows.labels[window.row]) for window in windows]
         return Features(inputs, torch.tensor(targets, dtype=torch.int64), windows)
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> None:
-        """Raise InputError if a question leaves no room for a context.
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> str:
+        """Raise InputError if a question leaves no room for a context; there is nothing else to say.
 
         Only questions with more bytes than there is room for pieces are tokenized, as a piece has at least one byte.
         """
@@ -240,7 +282,7 @@ class Spans:
         questions = {question.strip() for question, _ in rows.texts}
         long = [question for question in questions if len(question.encode()) + around > max_seq_length]
         if not long:
-            return
+            return ""
         encoded: Any = tokenizer(sorted(long), add_special_tokens=False)
         longest = max(map(len, encoded["input_ids"]))
         if longest + around > max_seq_length:
@@ -249,6 +291,7 @@ class Spans:
                 f"{max_seq_length} leaves no room for a context; expected {int((longest + around - stride) * 1.5) + 1} "
                 "or more"
             )
+        return ""
 
     def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
         """[B, 2, T] in fp32: of starts and of ends."""
@@ -309,12 +352,124 @@ def _best_span(offsets: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) 
     return float(sums[start, end]), (int(offsets[start, 0]), int(offsets[end, 1]))
 
 
-Adapter = Labeling | Spans
+class Tokens:
+    """What is specific to tasks that ask for a tag of each word. A word's tag is that of its first piece."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
+        """Load an encoder with a new head, see `load_token_classifier`; its configuration names the tags."""
+        return _naming_classes(load_token_classifier(path, self._task.num_outputs, seed, revision), self._task.classes)
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> str:
+        """Say how many words a model does not see, as rows are cut or a tokenizer makes nothing of them."""
+        words = np.concatenate(self.encode(tokenizer, rows, max_seq_length).first_pieces)
+        lost = int((words < 0).sum())
+        if not lost:
+            return ""
+        return (
+            f"{lost:,} of {len(words):,} words have no piece within finetuning.max_seq_length {max_seq_length}; they "
+            f"teach nothing, and are scored as if {_OUTSIDE} were predicted"
+        )
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
+        """One feature per row, of its words joined by blanks, as tokenizers know them; long ones are truncated."""
+        encoded: Any = tokenizer([text for (text,) in rows.texts], truncation=True, max_length=max_seq_length)
+        numbers = {name: number for number, name in enumerate(self._task.classes)}
+        inputs = [{name: values[i] for name, values in encoded.items()} for i in range(len(rows.texts))]
+        targets = np.full((len(inputs), max(len(one["input_ids"]) for one in inputs)), IGNORE_INDEX, dtype=np.int64)
+        first_pieces = []
+        for index, (words, tags) in enumerate(rows.labels):
+            places = _first_pieces(encoded[index], words)
+            has_piece = places >= 0
+            targets[index, places[has_piece]] = np.array([numbers.get(tag, IGNORE_INDEX) for tag in tags])[has_piece]
+            first_pieces.append(places)
+        return Features(inputs, torch.from_numpy(targets), first_pieces=first_pieces)
+
+    def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
+        """[B, C, T] in fp32."""
+        logits: Tensor = outputs.logits
+        return logits.float().mT
+
+    def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
+        """The task's metrics, in percent, of entities."""
+        return self._score(rows, self.predictions(features, logits))
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """The task's metrics, in percent, of finding no entity."""
+        return self._score(rows, [[_OUTSIDE] * len(words) for words, _ in rows.labels])
+
+    def _score(self, rows: Rows, predictions: Sequence[Sequence[str]]) -> dict[str, float]:
+        scores = entity_scores([tags for _, tags in rows.labels], predictions)
+        return {name: scores[name] for name in self._task.metrics}
+
+    def predictions(self, features: Features, logits: Logits) -> list[list[str]]:
+        """The tag of each row's words; "O" of a word without a piece."""
+        return [
+            [self._task.classes[best[place]] if place >= 0 else _OUTSIDE for place in places]
+            for best, places in zip((one.argmax(0) for one in logits), features.first_pieces, strict=True)
+        ]
+
+
+def _first_pieces(encoding: Any, words: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The position of each word's first piece in an encoding of the words joined by blanks; -1 if it has none."""
+    places, start = [], 0
+    for word in words:
+        found = (encoding.char_to_token(char) for char in range(start, start + len(word)))
+        places.append(next((place for place in found if place is not None), -1))
+        start += len(word) + 1
+    return np.array(places, dtype=np.int64)
+
+
+class Similarity:
+    """What is specific to the similarity of two texts: nothing is trained, and each text of a row is a feature."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def load(self, path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
+        """Load an encoder, without a head."""
+        model: Any = load_classifier(path, 1, seed, revision)
+        encoder: PreTrainedModel = model.base_model
+        return encoder
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> str:
+        """Accept all rows: long ones are truncated."""
+        return ""
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_seq_length: int) -> Features:
+        """The features of a row's two texts follow one another; there are no targets."""
+        texts: list[tuple[str, ...]] = [(self._task.prompt + text,) for pair in rows.texts for text in pair]
+        return Features(encode_rows(tokenizer, Rows(texts, []), max_seq_length), torch.empty(0))
+
+    def logits(self, outputs: Any, attention_mask: Tensor) -> Tensor:
+        """The texts' vectors [B, D] in fp32."""
+        hidden: Tensor = outputs.last_hidden_state.float()
+        if self._task.pooling == "cls":
+            return hidden[:, 0]
+        is_real = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * is_real).sum(1) / is_real.sum(1)
+
+    def score(self, rows: Rows, features: Features, logits: Logits) -> dict[str, float]:
+        """The task's metrics, in percent, of the cosines."""
+        vectors = np.stack(logits).astype(np.float64)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return score(self._task.metrics, np.asarray(rows.labels), (vectors[::2] * vectors[1::2]).sum(1))
+
+    def constant_score(self, train: Rows, rows: Rows) -> dict[str, float]:
+        """0: with one number for all rows nothing correlates."""
+        return dict.fromkeys(self._task.metrics, 0.0)
+
+
+Adapter = Labeling | Spans | Tokens | Similarity
 """What is specific to a kind of task, with the same methods for all kinds."""
+
+_ADAPTERS: dict[Kind, type[Spans | Tokens | Similarity]] = {"span": Spans, "tokens": Tokens, "similarity": Similarity}
 
 
 def adapter_of(task: Task) -> Adapter:
-    return Spans(task) if task.kind == "span" else Labeling(task)
+    return _ADAPTERS.get(task.kind, Labeling)(task)
 
 
 class TaskFacts(NamedTuple):
@@ -322,9 +477,9 @@ class TaskFacts(NamedTuple):
 
     Attributes:
         metrics: the score is their mean.
-        num_train_rows: training rows used, of ``num_rows_there``.
+        num_train_rows: training rows used, of ``num_rows_there``; 0, as are the epochs, where nothing is fine-tuned.
         constant_score: in percent, the score of one answer for all rows: the most common class or the mean of the
-            training rows, or "no answer".
+            training rows, "no answer", or no entity.
     """
 
     kind: str
@@ -341,7 +496,7 @@ class TaskFacts(NamedTuple):
 
 def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
     """The facts of a task as models are fine-tuned on it."""
-    train, adapter = splits["train"], adapter_of(task)
+    train, adapter = splits.get("train", Rows([], [])), adapter_of(task)
     validation = [rows for split, rows in splits.items() if split != "train"]
     scores = [score for rows in validation for score in adapter.constant_score(train, rows).values()]
     return TaskFacts(
@@ -350,7 +505,7 @@ def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
         num_train_rows=len(train.texts),
         num_rows_there=train.drawn_from or len(train.texts),
         num_validation_rows=sum(len(rows.texts) for rows in validation),
-        num_epochs=finetuning.num_epochs,
+        num_epochs=finetuning.num_epochs if task.is_tuned else 0,
         learning_rate=finetuning.learning_rate,
         batch_size=finetuning.batch_size,
         max_seq_length=finetuning.max_seq_length,

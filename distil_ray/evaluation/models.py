@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError
+from distil_ray.models.embedding import Embedding, Pooling, embedding_of
 from distil_ray.models.loading import load_classifier, load_tokenizer, load_tokenizer_of
 from distil_ray.models.origin import Origin, content_digest
 
@@ -66,6 +67,10 @@ class Model:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, giving what the encoder takes."""
         return load_tokenizer_of(self.encoder, *self.origin)
+
+    def embedding(self, pooling: Pooling | None) -> Embedding:
+        """How the model makes a vector of a text, see `embedding_of`."""
+        return embedding_of(self.origin, self.encoder, self.tokenizer, pooling)
 
     @property
     def num_parameters(self) -> int:

@@ -13,11 +13,14 @@ from distil_ray.data.masking import num_masked_positions
 if TYPE_CHECKING:  # transformers comes with it
     from distil_ray.evaluation.models import Model
 
-Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match"]
-METRICS_OF: dict[str, tuple[Metric, ...]] = {
+Kind = Literal["classification", "regression", "span", "tokens", "similarity"]
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "exact_match", "precision", "recall"]
+METRICS_OF: dict[Kind, tuple[Metric, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson", "spearman"),
     "span": ("exact_match", "f1"),
+    "tokens": ("f1", "precision", "recall"),
+    "similarity": ("pearson", "spearman"),
 }
 
 
@@ -58,31 +61,44 @@ class SecondStep(Section):
 class OwnTask(Section):
     """A task in addition to GLUE's: text and labels from files, or from a data set of the Hub."""
 
-    kind: Literal["classification", "regression", "span"] = "classification"
-    """What is asked for: a class, a number, or a span of the context (SQuAD's layout, 1.1 or 2.0)."""
+    kind: Kind = "classification"
+    """What is asked for: a class, a number, a span of the context (SQuAD's layout, 1.1 or 2.0), a tag of each word
+    (tokens: named entities in IOB2, IOBES or IO), or, without fine-tuning, that the cosine of two texts' vectors goes
+    with a number (similarity)."""
     hub: LocalPathOrHubId | None = None
     """Id of a data set of the Hub, or a local folder laid out like one; null: `train` and `validation` are files."""
     name: Text | None = None
     """Configuration (subset) of the Hub data set."""
     train: Text = "train"
-    """Split of the Hub data set; or a file or glob: Parquet, CSV, TSV or JSON lines."""
+    """Split of the Hub data set; or a file or glob: Parquet, CSV, TSV or JSON lines; for tokens also text in CoNLL's
+    columns, the tag last, with a blank line between sentences. Similarity has none."""
     validation: Text = "validation"
     """What models are scored on, given like `train`."""
     text: Annotated[tuple[Text, ...], Field(min_length=1, max_length=2), Strict(False)] | None = None
-    """Columns of the text or the two texts; null: text, or question and context."""
+    """Columns of the text or the two texts; null: text, or question and context, tokens, or sentence1 and sentence2."""
     label: Text | None = None
-    """Column of the class, number or answers; null: label, or answers."""
+    """Column of the class, number, answers or tags; null: label, or answers, ner_tags, or score."""
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1), Strict(False)] | None = None
-    """What the score is the mean of; null: accuracy, or both correlations, or exact match and F1."""
+    """What the score is the mean of; null: accuracy, both correlations, exact match and F1, or the F1 of entities."""
+    pooling: Literal["mean", "cls"] | None = None
+    """How similarity makes a text's vector of the last hidden states: mean or cls (the first); null: as a
+    SentenceTransformers model's folder says, the mean for others."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.hub is None and (idle := [key for key in ("train", "validation") if key not in self.model_fields_set]):
+        is_tuned = self.kind != "similarity"
+        files = ("train", "validation") if is_tuned else ("validation",)
+        if self.hub is None and (idle := [key for key in files if key not in self.model_fields_set]):
             raise ValueError(f"given no hub and no {' and no '.join(idle)}, expected a Hub data set, or both as files")
         if self.hub is None and self.name is not None:
             raise ValueError(f"given name {shown(self.name)} without hub, expected no name for files")
-        if self.kind == "span" and self.text is not None and len(self.text) != 2:
-            raise ValueError(f"given text {shown(self.text)}, expected the columns of question and context")
+        if not is_tuned and "train" in self.model_fields_set:
+            raise ValueError(f"given train {shown(self.train)}, expected none: similarity is scored without training")
+        if self.pooling is not None and is_tuned:
+            raise ValueError(f"given pooling {shown(self.pooling)}, which only similarity has, expected none")
+        columns = {"span": "question and context", "similarity": "two texts", "tokens": "words, one column"}
+        if self.text is not None and self.kind in columns and len(self.text) != (1 if self.kind == "tokens" else 2):
+            raise ValueError(f"given text {shown(self.text)}, expected the columns of {columns[self.kind]}")
         allowed = METRICS_OF[self.kind]
         if wrong := [name for name in self.metrics or () if name not in allowed]:
             raise ValueError(f"given metrics {shown(wrong)}, expected some of {', '.join(allowed)} for {self.kind}")

@@ -150,9 +150,14 @@ class Results:
     def made_with(self, job: FinetuneJob) -> dict[str, Any]:
         """Everything that a job's scores depend on."""
         task = self.tasks[job.task]
+        settings = (
+            {"protocol": self.protocol.finetuning_on(job.task).model_dump(mode="json", exclude=_ROUNDING_ONLY)}
+            if task.is_tuned
+            else {"embedding": job.model.embedding(task.pooling)._asdict()}
+        )
         made_with = {
             "schema": SCHEMA,
-            "protocol": self.protocol.finetuning_on(job.task).model_dump(mode="json", exclude=_ROUNDING_ONLY),
+            **settings,
             **job.model.digests,
             "task": {"kind": task.kind, "metrics": list(task.metrics), "num_outputs": task.num_outputs},
             "rows": self._row_digests(job.task),
@@ -204,9 +209,13 @@ class Results:
             yield f"{job.task}: finetuning.max_train_rows draws other rows since then"
 
     def _differences_of_protocol(self, old: Mapping[str, Any], job: FinetuneJob) -> Iterator[str]:
-        protocol = self.protocol
+        protocol, task = self.protocol, self.tasks[job.task]
+        if not task.is_tuned:
+            embedding = job.model.embedding(task.pooling)._asdict()
+            yield from _changes(f"{job.row}: embedding", old.get("embedding", {}), embedding)
+            return
         where = f"finetuning_of.{job.task}" if job.task in protocol.finetuning_of else "finetuning"
-        yield from _differences_of(where, old["protocol"], protocol.finetuning_on(job.task), Finetuning())
+        yield from _differences_of(where, old.get("protocol", {}), protocol.finetuning_on(job.task), Finetuning())
         if job.teacher is not None:
             yield from _differences_of("second_step", old["second_step"], protocol.second_step, SecondStep())
 

@@ -1,6 +1,7 @@
 """Tables of labeled rows: from files, from a folder laid out like a data set of the Hub, or from the Hub."""
 
 import glob
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START
 
+TAG = re.compile(r"O|[BIESLU]-.+")
+"""A tag of IOB2, IOBES (or BILOU) or IO: outside, or the place in an entity and the entity's type."""
 TO_UTF8 = "convert the file, such as by `iconv -f latin1 -t utf-8`"
 
 
@@ -31,15 +34,19 @@ class TableSource(NamedTuple):
     option: str = ""
 
 
-def read_table(source: TableSource, split: str) -> pa.Table:
+def read_table(source: TableSource, split: str, *, of_words: bool = False) -> pa.Table:
     """Read a split.
+
+    Args:
+        of_words: whether rows are lists of words and of their tags. Text files then have CoNLL's columns, and are read
+            as ``tokens`` and ``ner_tags``, as data sets of the Hub call them.
 
     Raises:
         InputError: it does not exist, or cannot be read.
         OutageError: the Hub does not answer.
     """
     if source.hub is None:
-        return _read_files(sorted(glob.glob(split)), f"{source.option}: found no file {split}")
+        return _read_files(sorted(glob.glob(split)), f"{source.option}: found no file {split}", of_words)
     folder = Path(source.hub)
     if not folder.is_dir():
         return _read_hub(source, split)
@@ -48,10 +55,10 @@ def read_table(source: TableSource, split: str) -> pa.Table:
     return _read_files(files, f"{source.option}: {folder} has no {pattern}; expected the layout of the Hub's data set")
 
 
-def _read_files(files: list[str], complaint: str) -> pa.Table:
+def _read_files(files: list[str], complaint: str, of_words: bool = False) -> pa.Table:
     if not files:
         raise InputError(complaint)
-    tables = [_read_file(file) for file in files]
+    tables = [_read_conll(file) if of_words and not _is_nested(file) else _read_file(file) for file in files]
     try:  # whole numbers in one file and decimal ones in another are numbers
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
@@ -73,6 +80,41 @@ def _read_file(file: str) -> pa.Table:
         raise InputError(f"{file}: a column's name is not UTF-8; {TO_UTF8}") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{file}: cannot be read: {reason_of(error)}") from error
+
+
+_WORDS = pa.schema({"tokens": pa.list_(pa.string()), "ner_tags": pa.list_(pa.string())})
+
+
+def _is_nested(file: str) -> bool:
+    """Whether its rows can hold lists."""
+    return any(suffix in (".parquet", ".jsonl", ".json") for suffix in Path(file).suffixes)
+
+
+def _read_conll(file: str) -> pa.Table:
+    """Sentences of words, a line each: the word first and its tag last, separated by tabs or blanks.
+
+    Lines of -DOCSTART-, and those that begin with "# " and do not end in a tag (CoNLL-U's comments), are left out.
+    """
+    try:
+        with pa.input_stream(file) as content:  # uncompressed, if its name says how
+            lines = content.read().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not UTF-8; {TO_UTF8}") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file}: cannot be read: {reason_of(error)}") from error
+    sentences: list[list[tuple[str, str]]] = [[]]
+    for number, line in enumerate(lines, start=1):
+        columns = line.strip().split("\t") if "\t" in line.strip() else line.split()
+        if not columns:
+            sentences.append([])
+        elif columns[0] == "-DOCSTART-" or (line.startswith("# ") and not TAG.fullmatch(line.split()[-1])):
+            continue
+        elif len(columns) == 1:
+            raise InputError(f"{file}: line {number}, {line.strip()!r:.80}, has no tag; expected a word and its tag")
+        else:
+            sentences[-1].append((columns[0], columns[-1]))
+    rows = [dict(zip(_WORDS.names, zip(*sentence, strict=True), strict=True)) for sentence in sentences if sentence]
+    return pa.Table.from_pylist(rows, schema=_WORDS)
 
 
 def _read_csv(delimiter: str) -> Callable[[str], pa.Table]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -11,14 +11,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from distil_ray.errors import InputError
-from distil_ray.evaluation.protocol import METRICS_OF, Metric, OwnTask, Protocol
-from distil_ray.evaluation.tables import TO_UTF8, TableSource, read_table
+from distil_ray.evaluation.protocol import METRICS_OF, Kind, Metric, OwnTask, Protocol
+from distil_ray.evaluation.tables import TAG, TO_UTF8, TableSource, read_table
 
-Kind = Literal["classification", "regression", "span"]
-
-_TEXT_OF = {"classification": ("text",), "regression": ("text",), "span": ("question", "context")}
-_LABEL_OF = {"classification": "label", "regression": "label", "span": "answers"}
-_METRICS_OF = METRICS_OF | {"classification": ("accuracy",)}
+_PAIR = ("sentence1", "sentence2")
+_TEXT_OF: dict[Kind, tuple[str, ...]] = {"span": ("question", "context"), "tokens": ("tokens",), "similarity": _PAIR}
+_LABEL_OF: dict[Kind, str] = {"span": "answers", "tokens": "ner_tags", "similarity": "score"}
+_METRICS_OF: dict[Kind, tuple[Metric, ...]] = METRICS_OF | {"classification": ("accuracy",), "tokens": ("f1",)}
 
 _SAMPLE_SEED = 0  # the rows are the same for all models and seeds
 # Numbers below this may leave some out; others are taken as names of classes, as a head has an output per number.
@@ -32,13 +31,15 @@ class Task:
     """A task of one text or a pair of them.
 
     Attributes:
-        kind: of what is asked for: a class, a number, or a span of the second text (possibly none, as in SQuAD 2.0).
+        kind: of what is asked for: a class, a number, a span of the second text (possibly none, as in SQuAD 2.0), a tag
+            of each word, or, of a model as it is, that the similarity of two texts goes with a number.
         columns: of the text; one or two.
         metrics: official ones, by their names in `METRICS`; the task's score is their mean.
         classes: names of the classes 0, 1, …; empty: those that the training rows have.
         label: column of what is asked for.
         validation: names of the splits to score on; the score is the mean over them.
         limits: lowest and highest number that is asked for.
+        pooling, prompt: of a similarity, see `Embedding`; the model's own where pooling is None.
     """
 
     name: str
@@ -51,11 +52,18 @@ class Task:
     validation: tuple[str, ...] = ("validation",)
     limits: tuple[float, float] = (-np.inf, np.inf)
     source: TableSource = field(default_factory=TableSource)
+    pooling: Literal["mean", "cls"] | None = None
+    prompt: str = ""
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether models are fine-tuned on it, so that it has training rows, and seeds matter."""
+        return self.kind != "similarity"
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a head for the task: one per class; one for a number; a start and an end of a span."""
-        return {"regression": 1, "span": 2}.get(self.kind, len(self.classes))
+        """Outputs of a head for the task: one per class or tag; one for a number; a start and an end of a span."""
+        return {"regression": 1, "span": 2, "similarity": 1}.get(self.kind, len(self.classes))
 
 
 class Answers(NamedTuple):
@@ -65,18 +73,25 @@ class Answers(NamedTuple):
     starts: tuple[int, ...]
 
 
+class Tagged(NamedTuple):
+    """The words of a row, which its text joins by blanks, and the tag of each."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Rows:
     """Rows of a split.
 
     Attributes:
         texts: a tuple of one or two strings per row.
-        labels: ``[rows]`` int64 classes or float64 numbers, or a list of `Answers`.
+        labels: ``[rows]`` int64 classes or float64 numbers, or a list of `Answers` or `Tagged`.
         drawn_from: how many rows these were sampled from; None if they are all.
     """
 
     texts: list[tuple[str, ...]]
-    labels: npt.NDArray[Any] | list[Answers]
+    labels: npt.NDArray[Any] | list[Any]
     drawn_from: int | None = None
 
     def sample(self, count: int | None) -> "Rows":
@@ -110,7 +125,7 @@ class Rows:
         return digest.hexdigest()
 
 
-Splits = dict[str, Rows]  # "train" and the validation splits
+Splits = dict[str, Rows]  # "train", but for a similarity, and the validation splits
 
 
 def first_validation(splits: Splits) -> Rows:
@@ -121,12 +136,13 @@ def own_task(name: str, spec: OwnTask) -> Task:
     return Task(
         name,
         spec.kind,
-        columns=spec.text or _TEXT_OF[spec.kind],
+        columns=spec.text or _TEXT_OF.get(spec.kind, ("text",)),
         metrics=spec.metrics or _METRICS_OF[spec.kind],
-        label=spec.label or _LABEL_OF[spec.kind],
+        label=spec.label or _LABEL_OF.get(spec.kind, "label"),
         train=spec.train,
         validation=(spec.validation,),
         source=TableSource(spec.hub, spec.name, option=f"tasks.{name}"),
+        pooling=spec.pooling,
     )
 
 
@@ -140,13 +156,18 @@ def read_tasks(tasks: Iterable[Task], protocol: Protocol) -> tuple[list[Task], d
         InputError: rows are missing, or a column or a label is not what a task expects.
         OutageError: the Hub does not answer.
     """
-    complete, data = [], {}
+    complete: list[Task] = []
+    data: dict[str, Splits] = {}
     for task in tasks:
-        read = {split: _read_split(task, split) for split in (task.train, *task.validation)}
+        read = {split: _read_split(task, split) for split in ((task.train,) if task.is_tuned else ()) + task.validation}
         if task.kind == "classification" and not task.classes:
             task, read = _with_classes(task, read)
-        max_train_rows = protocol.finetuning_on(task.name).max_train_rows
-        data[task.name] = {"train": _rows(task, read[task.train]).sample(max_train_rows)}
+        elif task.kind == "tokens":
+            task, read = _with_tags(task, read)
+        data[task.name] = {}
+        if task.is_tuned:
+            max_train_rows = protocol.finetuning_on(task.name).max_train_rows
+            data[task.name]["train"] = _rows(task, read[task.train]).sample(max_train_rows)
         for split in task.validation:
             data[task.name][split if task.source.hub else "validation"] = _rows(task, read[split])
         complete.append(task)
@@ -158,7 +179,7 @@ class _Split(NamedTuple):
 
     Attributes:
         where: what messages call it.
-        texts: one or two strings per row.
+        texts: one or two strings per row, or its words.
         label: the column of what is asked for.
         class_names: those of the classes 0, 1, … if the data set has them, as data sets of the Hub may.
     """
@@ -172,7 +193,7 @@ class _Split(NamedTuple):
 def _read_split(task: Task, split: str) -> _Split:
     hub = task.source.hub
     where = f"{task.name}/{split} of {hub}" if hub else f"{task.name}: {split}"
-    table = read_table(task.source, split)
+    table = read_table(task.source, split, of_words=task.kind == "tokens")
     expected = (*task.columns, task.label)
     if missing := [name for name in expected if name not in table.column_names]:
         raise InputError(
@@ -181,12 +202,18 @@ def _read_split(task: Task, split: str) -> _Split:
         )
     if not table.num_rows:
         raise InputError(f"{where}: has no rows")
-    columns = [_strings(table[name], f"{where}: column {name}") for name in task.columns]
-    texts: list[Any] = list(zip(*columns, strict=True))
-    if empty := [index for index, row in enumerate(texts) if None in row]:
-        raise InputError(f"{where}: row {empty[0]} has no text in {' or '.join(task.columns)}")
+    texts: list[Any]
+    if task.kind == "tokens":
+        texts = [words or [] for words in table[task.columns[0]].to_pylist()]
+    else:
+        columns = [_strings(table[name], f"{where}: column {name}") for name in task.columns]
+        texts = list(zip(*columns, strict=True))
+        if empty := [index for index, row in enumerate(texts) if None in row]:
+            raise InputError(f"{where}: row {empty[0]} has no text in {' or '.join(task.columns)}")
     info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
     feature = info.get("info", {}).get("features", {}).get(task.label)
+    if isinstance(feature, dict):
+        feature = feature.get("feature", feature)  # of a list's elements
     names = feature.get("names") if isinstance(feature, dict) else None
     return _Split(where, texts, table[task.label], tuple(names or ()))
 
@@ -210,6 +237,12 @@ def _strings(column: pa.ChunkedArray, what: str) -> list[str | None]:
 
 
 def _rows(task: Task, split: _Split) -> Rows:
+    if task.kind == "tokens":
+        words_and_tags = zip(split.texts, split.label.to_pylist(), strict=True)
+        tagged = [Tagged(tuple(words), tuple(tags)) for words, tags in words_and_tags if words]
+        if not tagged:
+            raise InputError(f"{split.where}: has no words")
+        return Rows([(" ".join(one.words),) for one in tagged], tagged)
     if task.kind != "span":
         return Rows(split.texts, _labels(task, split))
     pairs = zip(split.texts, split.label.to_pylist(), strict=True)
@@ -219,7 +252,7 @@ def _rows(task: Task, split: _Split) -> Rows:
 
 def _labels(task: Task, split: _Split) -> npt.NDArray[Any]:
     """Classes or numbers ``[rows]``, checked against what the task expects."""
-    is_number = task.kind == "regression"
+    is_number = task.kind in ("regression", "similarity")
     low, high = task.limits if is_number else (0, len(task.classes) - 1)
     if is_number:
         expected = "a number" if np.isinf(high) else f"a number from {low:g} to {high:g}"
@@ -236,6 +269,11 @@ def _labels(task: Task, split: _Split) -> npt.NDArray[Any]:
         index = int(is_wrong.argmax())
         hint = "; test splits have no labels" if labels[index] == -1 else ""
         raise InputError(f"{split.where}: row {index} has label {labels[index]:g}, expected {expected}{hint}")
+    if task.kind == "similarity" and (labels == labels[0]).all():
+        raise InputError(
+            f"{split.where}: {task.label} is {labels[0]:g} in all rows, with which nothing correlates; expected "
+            "numbers that differ"
+        )
     return labels if is_number else labels.astype(np.int64)
 
 
@@ -268,6 +306,46 @@ def _with_classes(task: Task, splits: dict[str, _Split]) -> tuple[Task, dict[str
         numbered[name] = split._replace(label=pa.chunked_array([numbers]))
     names = tuple(value if isinstance(value, str) else str(int(value)) for value in classes)
     return replace(task, classes=names), numbered
+
+
+def _with_tags(task: Task, splits: dict[str, _Split]) -> tuple[Task, dict[str, _Split]]:
+    """Find the tags: those that the data set names, else those of the training rows; numbers become names.
+
+    Raises:
+        InputError: a row has no words or not a tag for each, or a tag is of another scheme or an unknown type.
+    """
+    train = splits[task.train]
+    found = {name: list(_tags(split)) for name, split in splits.items()}
+    classes = train.class_names or tuple(sorted({tag for tags in found[task.train] for tag in tags}))
+    types = {tag[2:] for tag in classes}
+    for name, split in splits.items():
+        for index, tags in enumerate(found[name]):
+            if unknown := [tag for tag in tags if tag[2:] not in types | {""}]:
+                raise InputError(
+                    f"{split.where}: row {index} has the tag {unknown[0]!r}, expected a type that {task.train} has: "
+                    f"{', '.join(sorted(types - {''}))}"
+                )
+    return replace(task, classes=classes), {
+        name: split._replace(label=pa.chunked_array([pa.array(found[name], pa.list_(pa.string()))]))
+        for name, split in splits.items()
+    }
+
+
+def _tags(split: _Split) -> Iterator[tuple[str, ...]]:
+    """The tags of each row's words, by name."""
+    for index, (words, given) in enumerate(zip(split.texts, split.label.to_pylist(), strict=True)):
+        where, tags = f"{split.where}: row {index}", given or []
+        are_lists = isinstance(words, list) and isinstance(tags, list)
+        if not are_lists or len(words) != len(tags) or not all(isinstance(word, str) for word in words):
+            raise InputError(
+                f"{where} has {words!r:.60} and {given!r:.60}, expected a list of words and one of their tags"
+            )
+        names = [split.class_names[tag] if tag in range(len(split.class_names)) else tag for tag in tags]
+        if odd := [name for name in names if not (isinstance(name, str) and TAG.fullmatch(name))]:
+            raise InputError(
+                f"{where} has the tag {odd[0]!r}, expected names of IOB2, IOBES or IO, such as B-PER, I-PER and O"
+            )
+        yield tuple(names)
 
 
 def _class_labels(task: Task, split: _Split) -> list[Any]:
@@ -352,7 +430,6 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-_PAIR = ("sentence1", "sentence2")
 _ACCURACY: tuple[Metric, ...] = ("accuracy",)
 _ENTAILMENT = ("entailment", "not_entailment")
 _MNLI = ("validation_matched", "validation_mismatched")
@@ -386,8 +463,24 @@ TASKS = {
 }
 
 
+# Those that are to be named: they are no part of the paper's table.
+ON_REQUEST = {
+    task.name: task
+    for task in (
+        Task(
+            "stsb-similarity",
+            "similarity",
+            _PAIR,
+            METRICS_OF["similarity"],
+            limits=(0.0, 5.0),
+            source=TableSource(name="stsb"),
+        ),
+    )
+}
+
+
 def chosen_tasks(names: Sequence[str], source: str, own: Mapping[str, OwnTask]) -> list[Task]:
-    """The tasks with these names, GLUE's first, in the paper's order; all tasks if no name is given.
+    """The tasks with these names, GLUE's first, in the paper's order; without a name, GLUE's and the protocol's.
 
     Args:
         source: of GLUE's rows: a folder laid out like the Hub's data set, or its id there.
@@ -396,11 +489,15 @@ def chosen_tasks(names: Sequence[str], source: str, own: Mapping[str, OwnTask]) 
     Raises:
         InputError: there is no task with such a name.
     """
-    known = {name: replace(task, source=TableSource(source, name, "--glue")) for name, task in TASKS.items()}
+    ours = TASKS | ON_REQUEST
+    known = {
+        name: replace(one, source=TableSource(source, one.source.name or name, "--glue")) for name, one in ours.items()
+    }
     known |= {name: own_task(name, spec) for name, spec in own.items()}
     if unknown := [name for name in names if name not in known]:
         raise InputError(
             f"--tasks: given {', '.join(unknown)}, expected some of {', '.join(known)}"
             f"{'' if own else '; a protocol file can describe others (tasks)'}"
         )
-    return [task for name, task in known.items() if name in names or not names]
+    chosen = names or [name for name in known if name in own or name not in ON_REQUEST]
+    return [task for name, task in known.items() if name in chosen]

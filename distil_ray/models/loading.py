@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -290,6 +291,11 @@ def load_classifier(path: str, num_labels: int, seed: int, revision: str | None 
 def load_span_answerer(path: str, seed: int, revision: str | None = None) -> PreTrainedModel:
     """Load an encoder in fp32, with a new head for starts and ends of spans; raises what `load_classifier` does."""
     return _load_with_new_head(AutoModelForQuestionAnswering, path, 2, seed, revision)
+
+
+def load_token_classifier(path: str, num_labels: int, seed: int, revision: str | None = None) -> PreTrainedModel:
+    """Load an encoder in fp32, with a new head of ``num_labels`` outputs per piece, like `load_classifier`."""
+    return _load_with_new_head(AutoModelForTokenClassification, path, num_labels, seed, revision)
 
 
 def _load_with_new_head(

@@ -132,7 +132,7 @@ def fetch_files(origin: Origin, names: Sequence[str], *, weights: bool = False, 
     for name in names:
         file = _fetch(origin, name, patience)
         if file is not None:
-            folder = file.parent
+            folder = file.parents[name.count("/")]
             origin = Origin(origin.path, folder.name)  # the branch may move in the meantime
     if folder is None and constants.HF_HUB_OFFLINE:
         raise InputError(

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -40,9 +41,13 @@ def export_student(
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
     summary: Mapping[str, Any],
+    embedding_files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write ``export/``, which ``AutoModelForMaskedLM.from_pretrained`` loads without this package; without a head,
     ``AutoModel`` does.
+
+    Args:
+        embedding_files: what makes it a SentenceTransformers folder, too, by relative path.
     """
     with folder.new_folder(EXPORT_FOLDER) as local:
         # So that `truncation=True` cuts texts to what the student has positions for.
@@ -51,10 +56,29 @@ def export_student(
         with quiet():
             student.save_pretrained(local)
             save_tokenizer(fit_inputs(tokenizer, student.config), local)
-        (local / CARD_FILE).write_text(model_card(student, config, summary), encoding="utf-8")
+        for name, content in embedding_files.items():
+            (local / name).parent.mkdir(parents=True, exist_ok=True)
+            (local / name).write_bytes(content)
+        card = model_card(student, config, summary, makes_embeddings=bool(embedding_files))
+        (local / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, Any]) -> str:
+_EMBEDDING_USE = (
+    "",
+    "With sentence-transformers, vectors of texts, which are made of the student's last hidden states as the teacher's "
+    "are of its own:",
+    "",
+    "```python",
+    "from sentence_transformers import SentenceTransformer",
+    "",
+    'vectors = SentenceTransformer(".").encode(["a text", "another"])',
+    "```",
+)
+
+
+def model_card(
+    student: PreTrainedModel, config: Config, summary: Mapping[str, Any], *, makes_embeddings: bool = False
+) -> str:
     """Markdown with what the model is, its held-out figures and how to load it; nothing of the machine's own."""
     origin = (
         f"distilled from `{_shown(config.teacher.path)}`"
@@ -92,6 +116,7 @@ def model_card(student: PreTrainedModel, config: Config, summary: Mapping[str, A
             f'model = {auto_class}.from_pretrained(".")',
             'tokenizer = AutoTokenizer.from_pretrained(".")',
             "```",
+            *(_EMBEDDING_USE if makes_embeddings else ()),
             "",
             "## Figures",
             "",

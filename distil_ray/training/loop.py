@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError, OutageError
+from distil_ray.models.embedding import NO_FILES, StudentFiles, sentence_transformers_files
 from distil_ray.models.loading import check_finite_outputs
 from distil_ray.models.precision import Precision, common_precision, fastest_precision
 from distil_ray.runs.lease import LeaseLostError
@@ -49,7 +50,7 @@ def train(job: Job, world: World) -> Outcome:
     setup = _set_up(job, world, state.precision)
     if isinstance(setup, Outcome):
         return setup
-    tokenizer, learner = setup
+    tokenizer, learner, embedding = setup
     if found.name is not None:
         learner.load({part: world.share(found.load(part)) for part in PARTS})
     compiled = CompileCache(folder, is_active=config.runtime.compile, is_main=world.is_main)
@@ -63,6 +64,9 @@ def train(job: Job, world: World) -> Outcome:
     )
     reporter = Reporter(folder, world.events, is_active=world.is_main)
     reporter.begin(state, found.name, found.complaints, is_continuation=state.step == job.continues_at)
+    if world.is_main:
+        for line in embedding.omitted:
+            world.events.post_text(line)
     if world.is_main and world.device.type == "cuda":
         world.events.post_text(learner.describe_attention())
     feed = BlockFeed(
@@ -149,14 +153,17 @@ def train(job: Job, world: World) -> Outcome:
         return Outcome(_what_next(feed.stop_reason), step=state.step)
     if world.is_main:
         summary = _summarise(folder, state)
-        export_student(folder, learner.student, tokenizer, config, summary)
+        export_student(folder, learner.student, tokenizer, config, summary, embedding.files)
         folder.write_json(FINISHED_FILE, summary)
     return Outcome("finished", step=state.step)
 
 
-def _set_up(job: Job, world: World, precision: Precision) -> tuple[PreTrainedTokenizerBase, Learner] | Outcome:
+_Setup = tuple[PreTrainedTokenizerBase, Learner, StudentFiles]
+
+
+def _set_up(job: Job, world: World, precision: Precision) -> _Setup | Outcome:
     """Load what the run starts from; on all workers, the failure of the first one that cannot."""
-    result: tuple[PreTrainedTokenizerBase, Learner] | Outcome
+    result: _Setup | Outcome
     try:
         result = _load(job, world.device, precision)
     except (InputError, OutageError) as error:
@@ -166,15 +173,18 @@ def _set_up(job: Job, world: World, precision: Precision) -> tuple[PreTrainedTok
     return next((failure for failure in failures if failure is not None), result)
 
 
-def _load(job: Job, device: torch.device, precision: Precision) -> tuple[PreTrainedTokenizerBase, Learner]:
+def _load(job: Job, device: torch.device, precision: Precision) -> _Setup:
     tokenizer = build_tokenizer(job.config, job.models)
     models = build_models(job.config, tokenizer, job.models)
+    # Now and not at the export, when the Hub may be silent.
+    teacher = job.models.get("teacher")
+    embedding = sentence_transformers_files(teacher.origin, models[1]) if teacher is not None else NO_FILES
     learner = Learner(job.config, *models, device=device, precision=precision)
     if learner.teacher is not None:
         sample = torch.from_numpy(job.sample.astype(np.int64)).to(device)
         with learner.autocast():
             check_finite_outputs(learner.teacher, sample, "teacher")
-    return tokenizer, learner
+    return tokenizer, learner, embedding
 
 
 class _Found(NamedTuple):

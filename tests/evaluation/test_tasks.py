@@ -377,4 +377,6 @@ def test_the_protocol_that_comes_with_the_project():
     assert (squad.columns, squad.label, squad.metrics) == (("question", "context"), "answers", ("exact_match", "f1"))
     assert protocol.finetuning_on("squad").max_seq_length == 384
     assert own_task("imdb", protocol.tasks["imdb"]).validation == ("test",)
+    kinds = {"imdb": "classification", "squad": "span", "squad_v2": "span", "wikiann_en": "tokens"}
+    assert {name: spec.kind for name, spec in protocol.tasks.items()} == kinds | {"stsb-test": "similarity"}
     assert protocol.finetuning_on("rte") == Finetuning()

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 from conftest import tiny_settings, write_damaged, write_text
+from embedding_folders import write_modules
 from plain_runs import Event, PlainRun, expected_digests
 from runs import changed, digest_column, digests, losses, records, run, weights
 
@@ -504,3 +505,18 @@ def test_dataset_of_one_row_group_needs_eval_sources(settings, tmp_path):
     pq.write_table(pa.table({"text": ["ab cd " * 200]}), tmp_path / "one.parquet")
     with pytest.raises(InputError, match="eval_sources"):
         run(settings, data__sources=str(tmp_path / "one.parquet"))
+
+
+def test_the_student_of_a_sentence_transformers_teacher_is_one_too(base, whole, request, tmp_path):
+    teacher = write_modules(Path(shutil.copytree(whole / "export", tmp_path / "teacher")))
+    modules = json.loads((teacher / "modules.json").read_text())
+    unknown = {"idx": 3, "name": "3", "path": "3_CNN", "type": "sentence_transformers.models.CNN"}
+    (teacher / "modules.json").write_text(json.dumps([*modules, unknown]))
+    settings = base | {"teacher": {"path": str(teacher)}, "student": {}, "distill": {}}
+    run = run_of(settings, request, optim__num_steps=2)
+
+    assert run.start().kind == "finished"
+    assert json.loads((run.path / "export/modules.json").read_text()) == modules
+    assert json.loads((run.path / "export/sentence_bert_config.json").read_text())["max_seq_length"] == 6
+    assert (run.path / "export/1_Pooling/config.json").exists()
+    assert run.texts.count(f"export: 3_CNN of {teacher} is left out, as it is not supported") == 1
