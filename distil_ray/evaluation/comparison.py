@@ -13,7 +13,8 @@ from distil_ray.data.tokenization import id_space
 from distil_ray.errors import InputError
 from distil_ray.evaluation.guesses import Guess, MaskedWord, guess_words, mask_words
 from distil_ray.evaluation.speed import NUM_TOKENS, Cost, measure_costs
-from distil_ray.models.loading import load_masked_lm, max_tokens
+from distil_ray.models.families import has_head
+from distil_ray.models.loading import load_encoder, load_masked_lm, max_tokens
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import (
     NOTHING,
@@ -59,6 +60,7 @@ class ModelRow:
         kind: of a student, how it was trained.
         mlm_loss: held-out masked-language-modeling loss, nats per masked token.
         mlm_accuracy, agreement: fractions of the masked tokens: guessed right, and guessed like the teacher.
+        relation_loss, hidden_loss: held-out losses against the teacher, per token.
         guesses: one for each masked word.
     """
 
@@ -68,6 +70,8 @@ class ModelRow:
     mlm_loss: float | None = None
     mlm_accuracy: float | None = None
     agreement: float | None = None
+    relation_loss: float | None = None
+    hidden_loss: float | None = None
     cost: Cost | None = None
     guesses: list[Guess] = field(default_factory=list)
 
@@ -129,7 +133,10 @@ _FIGURES_NOTE = (
 def figures_table(rows: list[ModelRow]) -> Table:
     """One row per model."""
     columns = ("held-out MLM loss", "accuracy", "agrees with teacher", "parameters", "MB (fp32)", "CPU ms per row")
-    table: list[list[str | Cell]] = [["model", *columns]]
+    inside = [name for name in ("relation_loss", "hidden_loss") if any(getattr(row, name) is not None for row in rows)]
+    table: list[list[str | Cell]] = [
+        ["model", *columns[:3], *(name.replace("_", " ") for name in inside), *columns[3:]]
+    ]
     for row in rows:
         cost = row.cost
         table.append(
@@ -138,6 +145,7 @@ def figures_table(rows: list[ModelRow]) -> Table:
                 number(row.mlm_loss, ".3f"),
                 number(row.mlm_accuracy, ".1%"),
                 number(row.agreement, ".1%"),
+                *(number(getattr(row, name), ".3f") for name in inside),
                 number(cost and cost.num_parameters, ",d"),
                 number(cost and cost.megabytes, ".1f"),
                 number(cost and cost.latency_ms, ".2f"),
@@ -161,9 +169,11 @@ def _students(histories: list[History]) -> Iterator[ReportSection]:
     folders = [(history.name, history.export_path) for history in histories if history.is_finished]
     if folders:
         path = folders[0][1]
+        first = next(history for history in histories if history.is_finished)
+        auto_class = "AutoModel" if first.config.student.head == "none" else "AutoModelForMaskedLM"
         code = (
-            "from transformers import AutoModelForMaskedLM, AutoTokenizer\n\n"
-            f'model = AutoModelForMaskedLM.from_pretrained("{path}")\n'
+            f"from transformers import {auto_class}, AutoTokenizer\n\n"
+            f'model = {auto_class}.from_pretrained("{path}")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
         )
         yield ReportSection("The students", [Table([("run", "student"), *folders], is_text=True), Code(code)])
@@ -238,12 +248,14 @@ def _teachers(histories: list[History]) -> dict[str, tuple[Pin, History]]:
 def _load_models(
     histories: list[History], teachers: Mapping[str, tuple[Pin, History]]
 ) -> Iterator[tuple[str, PreTrainedModel]]:
-    for name, (teacher, _) in teachers.items():
-        yield name, load_masked_lm(*teacher.origin)
+    for name, (teacher, history) in teachers.items():
+        used = history.config.teacher
+        yield name, (load_masked_lm if used is None or used.head is None else load_encoder)(*teacher.origin)
     for history in histories:
         if history.is_finished:
+            load = load_encoder if history.config.student.head == "none" else load_masked_lm
             with history.folder.local_copy(EXPORT_FOLDER) as folder:
-                yield history.name, load_masked_lm(str(folder))
+                yield history.name, load(str(folder))
 
 
 def _guess(
@@ -261,7 +273,10 @@ def _guess(
         )
     except InputError as error:
         return [], {}, [f"No sentences are shown: {error}"]
-    fitting = {name: model for name, model in models.items() if model.config.vocab_size >= id_space(tokenizer)}
+    num_ids = id_space(tokenizer)
+    fitting = {name: one for name, one in models.items() if has_head(one) and one.config.vocab_size >= num_ids}
+    if not fitting:
+        return [], {}, []
     return masked, {name: guess_words(model, tokenizer, masked) for name, model in fitting.items()}, []
 
 
@@ -298,6 +313,8 @@ def _student_row(history: History) -> ModelRow:
         mlm_loss=history.last("eval/mlm_loss"),
         mlm_accuracy=history.last("eval/mlm_accuracy"),
         agreement=history.last("eval/teacher_agreement"),
+        relation_loss=history.last("eval/relation_loss"),
+        hidden_loss=history.last("eval/hidden_loss"),
     )
 
 

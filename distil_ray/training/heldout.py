@@ -85,6 +85,14 @@ _TEACHER = ("eval/teacher_mlm_loss", "eval/teacher_mlm_accuracy")
 _INTERMEDIATE: dict[IntermediateTerm, str] = {"relations": "eval/relation_loss", "hidden": "eval/hidden_loss"}
 
 
+def models_with_heads(learner: Learner) -> list[PreTrainedModel]:
+    """The teacher, if it has an MLM head, and the student; none if the student has no head."""
+    if not has_head(learner.student):
+        return []
+    teacher = learner.teacher
+    return [learner.student] if teacher is None or not has_head(teacher) else [teacher, learner.student]
+
+
 class HeldOut:
     """Evaluates on rows that stay in memory; each worker takes its share and the sums are added up."""
 
@@ -108,8 +116,8 @@ class HeldOut:
         """
         if not self._num_targets:
             return {}
-        teacher, student = (model if model is not None and has_head(model) else None for model in learner.models)
-        models = [model for model in (teacher, student) if model is not None] if student is not None else []
+        models = models_with_heads(learner)
+        teacher = models[0] if len(models) > 1 else None
         sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=self._world.device)
         terms = learner.intermediate_terms
         inner_sums = torch.zeros(len(terms), dtype=torch.float64, device=self._world.device)

@@ -85,11 +85,6 @@ class Learner:
         return describe_attention(models, self._config.data.max_seq_length, DTYPES[self._precision], self.device)
 
     @property
-    def models(self) -> tuple[PreTrainedModel | None, PreTrainedModel]:
-        """Teacher and student."""
-        return self.teacher, self.student
-
-    @property
     def intermediate_terms(self) -> Sequence[IntermediateTerm]:
         """The losses that `intermediate_sums` returns."""
         return self._distiller.intermediate_terms

@@ -14,7 +14,7 @@ from distil_ray.data.schedule import START
 from distil_ray.models.precision import Precision
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.feed import Block, StepRows
-from distil_ray.training.heldout import figure_sums
+from distil_ray.training.heldout import figure_sums, models_with_heads
 from distil_ray.training.identity import Pins
 from distil_ray.training.learner import Learner
 
@@ -87,9 +87,11 @@ def _time(learner: Learner, rows: Arrays) -> Timing:
 
 @torch.no_grad()
 def _evaluate(learner: Learner, rows: Arrays) -> None:
-    models = [model for model in (learner.teacher, learner.student) if model is not None]
+    models, batch = models_with_heads(learner), to_device(rows, 0, len(rows["row"]), learner.device)
     with learner.autocast():
-        figure_sums(models, to_device(rows, 0, len(rows["row"]), learner.device))
+        if models:
+            figure_sums(models, batch)
+        learner.intermediate_sums(batch.input_ids)
 
 
 def _median_seconds(call: Callable[[], None], min_seconds: float) -> float:
