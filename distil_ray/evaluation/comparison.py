@@ -70,10 +70,10 @@ class ModelRow:
     mlm_loss: float | None = None
     mlm_accuracy: float | None = None
     agreement: float | None = None
-    relation_loss: float | None = None
-    hidden_loss: float | None = None
     cost: Cost | None = None
     guesses: list[Guess] = field(default_factory=list)
+    relation_loss: float | None = None
+    hidden_loss: float | None = None
 
 
 def compare(histories: list[History]) -> Report:

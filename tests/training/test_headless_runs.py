@@ -9,7 +9,12 @@ from runs import changed, digests, losses, records, weights
 from small_models import small_encoder
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
+from distil_ray import report
+from distil_ray.config import parse_config
 from distil_ray.models.loading import load_tokenizer
+from distil_ray.training.assembly import build_plan, build_tokenizer
+from distil_ray.training.identity import unpinned
+from distil_ray.training.timing import prepare_timing
 
 NUM_STEPS = 8
 INSIDE = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 1.0, "alpha_relations": 1.0, "alpha_hidden": 1.0}
@@ -97,3 +102,20 @@ def test_a_head_is_grown_on_an_encoder_and_the_result_is_a_teacher(base):
     again = PlainRun(changed(triple, run__name="triple"))
     assert again.start().kind == "finished"
     assert records(again.path)[-1]["eval/kl_to_teacher"] < records(again.path)[0]["eval/kl_to_teacher"]
+
+
+def test_a_report_shows_the_losses_inside_the_models(whole, capsys):
+    assert report.main([str(whole)]) == 0
+    text = (whole / "report.md").read_text()
+    assert "relation loss" in text
+    assert "hidden loss" in text
+    assert "AutoModel.from_pretrained" in text
+    assert "puts in the gap" not in text
+
+
+def test_a_step_of_an_encoder_is_timed(base):
+    config = parse_config(base)
+    plan = build_plan(config, build_tokenizer(config))
+    timing = prepare_timing(config, unpinned(config), plan.first_rows()[0], "fp32")()
+    assert timing.row > 0
+    assert timing.evaluated_row > 0
