@@ -240,11 +240,12 @@ def test_plain_pretraining_needs_no_teacher() -> None:
 
 @pytest.mark.parametrize("chunk", [1000, 5])
 @pytest.mark.parametrize("ce_positions", POSITIONS)
+@pytest.mark.parametrize("family", ["bert", "modernbert", "eurobert", "mpnet"])
 def test_autocast_to_bf16_gives_finite_fp32_sums(
-    ce_positions: CePositions, chunk: int, monkeypatch: pytest.MonkeyPatch
+    family: str, ce_positions: CePositions, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_chunks_of(chunk, monkeypatch)
-    distiller = small_distiller(ce_positions=ce_positions)
+    distiller = small_distiller(ce_positions=ce_positions, family=family)
     _, exact = distiller(*batch(), ONE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, sums = distiller(*batch(), ONE)

@@ -126,6 +126,23 @@ def test_the_papers_table_4():
     assert run.run.storage_path == f"{plan.folder}/runs"
 
 
+def test_losses_are_compared_on_equal_batches():
+    plan = load_ablation(["configs/quickstart.yaml", "configs/ablation-losses.yaml"], [])
+
+    shares = {
+        variant: {name for name, share in plan.runs[variant, 1].distill.shares.items() if share > 0}
+        for variant in plan.variants
+    }
+    assert shares == {
+        "triple": {"ce", "mlm", "cos"},
+        "triple-and-relations": {"ce", "mlm", "cos", "relations"},
+        "relations-and-mlm": {"relations", "mlm"},
+        "hidden-and-mlm": {"hidden", "mlm"},
+        "mlm": {"mlm"},
+    }
+    assert all(run.eval.relation_loss for run in plan.runs.values())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
