@@ -721,7 +721,7 @@ def test_what_is_learned_survives_json():
 # ------------------------------------------------------------------------------------- the shipped recipes
 
 
-OF_OTHER_KINDS = {"ablation", "ablation-losses", "evaluate"}  # not of a run: test_ablation.py and test_tasks.py load them
+OF_OTHER_KINDS = {"ablation", "ablation-losses", "evaluate"}  # not of a run: other tests load them
 
 
 @pytest.mark.parametrize("name", sorted({file.stem for file in CONFIGS.glob("*.yaml")} - OF_OTHER_KINDS))
