@@ -5,10 +5,10 @@ that write or read it. That is magnitude pruning (Li et al. 2017, arXiv 1608.087
 would be dropped together counted together (DepGraph, Fang et al. 2023, arXiv 2301.12900). It needs no text, and the
 same teacher gives the same student. What is kept stays in its order.
 
-- The hidden states' dimensions are the same in the whole model, as the residual connections add them up: LayerNorms and
-  embeddings count, too. Nothing is rescaled: the weights of a norm already give each dimension its own scale.
-- Heads are chosen layer by layer, but where a bias of each head is shared by all layers (MPNet); heads of queries that
-  share one of keys and values are kept or dropped together.
+- The hidden states' dimensions are the same in the whole model, as the residual connections add them up; all of the
+  teacher's layers count, with norms and embeddings. Nothing is rescaled: norms give each dimension a scale of its own.
+- Heads are chosen layer by layer, except where all layers share a bias of each head (MPNet); heads of queries that
+  share one of keys and values (EuroBERT) are kept or dropped together.
 - Where heads become narrower, each keeps some dimensions of queries and keys, the same of both, and some of values and
   of what reads them. Softmax gets q·k / √d. So that it gets the teacher's scores less what the dropped dimensions added
   to them, and not √(d / d') times as much, queries and keys are multiplied by (d' / d)^¼ each. Rotary position

@@ -9,16 +9,18 @@ from small_models import WITH_HEAD, random_ids, small_encoder, small_model
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
+import distil_ray
 from distil_ray.distillation.distiller import Distiller, Term
-from distil_ray.distillation.intermediate import HiddenStates, choose_relations
+from distil_ray.distillation.intermediate import HiddenStates, choose_hidden_states, choose_relations
 from distil_ray.errors import InputError
 from distil_ray.models.families import FAMILIES, family_of, has_head, head_width, layers_of, num_key_heads
-from distil_ray.models.loading import encode
+from distil_ray.models.loading import encode, load_masked_lm, load_tokenizer
 from distil_ray.models.narrowing import Sizes
 from distil_ray.models.student import build_student
 
 D, NUM_HEADS, NUM_NEURONS, NUM_KEPT = 32, 4, 48, 16
 B, T = 3, 12
+SHIPPED = str(Path(distil_ray.__file__).parent / "quickstart" / "teacher")
 ROTARY = [name for name, family in FAMILIES.items() if family.is_rotary]
 SMALLEST_EPS = {"layer_norm_eps": 1e-12, "norm_eps": 1e-12, "rms_norm_eps": 1e-12}
 
@@ -197,6 +199,7 @@ def test_other_parts_of_a_deberta(fields: dict[str, object], tmp_path: Path) -> 
     student.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path).eval()
     assert torch.equal(hidden(again), hidden(student))
+    assert again.config.pooler_hidden_size == NUM_KEPT  # of a head for classes
     if "conv_kernel_size" in fields:
         kept = student.kept_dimensions
         convolution = teacher.encoder.conv.conv.weight[kept][:, kept]
@@ -320,6 +323,29 @@ def test_compiles_as_one_graph(family: str) -> None:
     compiled = gradients(distiller, torch.compile(distiller, backend="eager", fullgraph=True, dynamic=False))
     for name, gradient in plain.items():
         torch.testing.assert_close(compiled[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_heads", [None, 4])
+def test_what_is_kept_is_a_better_start_than_chance(num_heads: int | None) -> None:
+    """Of a trained teacher, which random ones cannot stand for: at the first step, on text."""
+    teacher, tokenizer = load_masked_lm(SHIPPED), load_tokenizer(SHIPPED)
+    text = " ".join(str(getattr(torch, name).__doc__) for name in ("add", "cat", "gather", "matmul"))
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"][: 16 * 30]).view(16, 30)
+    ids = torch.nn.functional.pad(ids, (1, 1), value=tokenizer.sep_token_id)
+    positions = torch.arange(1, 31, 7).expand(16, -1)
+    labels = ids.gather(1, positions)
+    rows = ids.scatter(1, positions, tokenizer.mask_token_id)
+    sums = {}
+    for init in ("teacher", "random"):
+        student = student_of(teacher, Sizes(128, num_heads), layers=2, init=init)
+        hidden_states = choose_hidden_states(teacher, student, "uniform", "mse")
+        weights: dict[Term, float] = {"mlm": 1.0, "hidden": 1.0}
+        options = {"temperature": 1.0, "hidden_states": hidden_states}
+        distiller = Distiller(student, teacher, weights=weights, ce_positions="masked", **options).eval()
+        with torch.no_grad():
+            sums[init] = distiller(rows, positions, labels, torch.ones(()))[1]
+    assert sums["teacher"]["mlm"] < 0.8 * sums["random"]["mlm"]
+    assert sums["teacher"]["hidden"] < 0.7 * sums["random"]["hidden"]
 
 
 def test_maps_to_the_teachers_width_begin_with_the_dimensions_that_were_kept() -> None:
