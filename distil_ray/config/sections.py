@@ -160,6 +160,13 @@ class Student(Section):
 
     layers: Count | Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Strict(False)] | None = None
     """Teacher layers to copy: how many, evenly spaced, or which, counted from 0; null takes half of them."""
+    hidden_size: Count | None = None
+    """Width of a student made from the teacher, at most the teacher's; null: as wide. Expected distill.alpha_cos 0 if
+    it is narrower; see the README for what is kept of the teacher's weights."""
+    num_heads: Count | None = None
+    """Its heads of attention, at most the teacher's; null: as many as have room at the width of the teacher's."""
+    intermediate_size: Count | None = None
+    """Its feed-forward width, at most the teacher's; null keeps the teacher's ratio to the hidden width."""
     architecture: Literal["distilbert", "same"] | None = None
     """Class of a student made from the teacher: DistilBERT's, or the same as the teacher's; null takes DistilBERT's for
     a BERT teacher, and the same for any other."""
@@ -200,7 +207,8 @@ class Student(Section):
                 "missing; expected a local folder or Hub id, as there is no teacher to take a tokenizer from",
             )
         # The weights of a student that is described by its config are random in any case.
-        unused = {None: (), "path": ("layers", "architecture", "init"), "config": ("layers", "architecture")}
+        made = ("layers", "hidden_size", "num_heads", "intermediate_size", "architecture")
+        unused = {None: (), "path": (*made, "init"), "config": made}
         for name in unused[origin]:
             given = getattr(self, name)
             was_default = (name, given) == ("architecture", "distilbert")  # in configurations of earlier runs

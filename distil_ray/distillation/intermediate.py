@@ -178,13 +178,16 @@ class IntermediateLosses(nn.Module):
 def _projections(student: PreTrainedModel, teacher: PreTrainedModel, count: int) -> Iterator[nn.Linear]:
     """Linear maps [D, D'] of as many hidden states; none where the widths are equal.
 
-    They begin as the identity on the dimensions that both have: what `init: teacher` has copied is compared with what
-    it is copied from, and nothing depends on a random state.
+    They begin as the identity on the dimensions that both have, the first ones unless the student says which of the
+    teacher's it has kept: what `init: teacher` has copied is compared with what it is copied from, and nothing depends
+    on a random state.
     """
     own, other = student.config.hidden_size, teacher.config.hidden_size
+    kept = getattr(student, "kept_dimensions", None)
     for _ in range(count if own != other else 0):
         layer = nn.Linear(own, other, bias=False, device=student.device)
-        nn.init.eye_(layer.weight)
+        with torch.no_grad():
+            layer.weight.copy_(torch.eye(other, own) if kept is None else torch.eye(other)[:, kept.cpu()])
         yield layer
 
 

@@ -49,7 +49,10 @@ _CHARTS = (
 )
 
 # Runs that differ in these settings differ in more than the findings are about.
-_SHAPE = ("teacher", "student.layers", "student.architecture", "student.path", "student.config", "optim.")
+_SHAPE = (
+    *("teacher", "student.layers", "student.hidden_size", "student.num_heads", "student.intermediate_size"),
+    *("student.architecture", "student.path", "student.config", "optim."),
+)
 
 
 @dataclass(frozen=True)

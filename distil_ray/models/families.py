@@ -36,6 +36,12 @@ class Family:
         dense: in the MLM head, the module by whose matrix, D x E, `transform` multiplies; None: it has none.
         layers: where the encoder has its list of layers.
         projections: below a layer, the modules that give queries, keys and values, or the one that gives all three.
+        position_projections: below a layer, those that give queries and keys of relative positions.
+        attention_output: below a layer, the module that reads what the heads return.
+        feed_forward: below a layer, the modules, one or two, that give the neurons.
+        feed_forward_output: below a layer, the module that reads them.
+        shared_heads: in the encoder, the module with a number for each head, of all layers.
+        is_rotary: whether queries and keys are turned by angles that depend on the place in a head.
         attention: the fastest of transformers' implementations that the family has.
         window_field: the configuration's name for the whole width of the window of layers with local attention.
         num_relative_keys: the relative positions with which each query is multiplied, beside the row's T keys.
@@ -56,6 +62,12 @@ class Family:
     dense: str | None
     layers: str = "encoder.layer"
     projections: tuple[str, ...] = _BERT_PROJECTIONS
+    position_projections: tuple[str, ...] = ()
+    attention_output: str = "attention.output.dense"
+    feed_forward: tuple[str, ...] = ("intermediate.dense",)
+    feed_forward_output: str = "output.dense"
+    shared_heads: str | None = None
+    is_rotary: bool = False
     attention: Literal["sdpa", "eager"] = "sdpa"
     window_field: str | None = None
     num_relative_keys: Callable[[Any], int] = lambda config: 0
@@ -118,6 +130,9 @@ FAMILIES = {
         "vocab_transform",
         layers="transformer.layer",
         projections=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+        attention_output="attention.out_lin",
+        feed_forward=("ffn.lin1",),
+        feed_forward_output="ffn.lin2",
         feed_forward_field="hidden_dim",
         attention_dropout_field="attention_dropout",
         set_attention_dropout=_attribute("attention.dropout.p"),
@@ -138,6 +153,8 @@ FAMILIES = {
         _roberta_transform,
         "lm_head.dense",
         projections=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+        attention_output="attention.attn.o",
+        shared_heads="encoder.relative_attention_bias",
         attention="eager",
         first_position=2,  # whatever the configuration says of padding
         set_attention_dropout=_attribute("attention.attn.dropout.p"),
@@ -147,6 +164,10 @@ FAMILIES = {
         "head.dense",
         layers="layers",
         projections=("attn.Wqkv",),
+        attention_output="attn.Wo",
+        feed_forward=("mlp.Wi",),
+        feed_forward_output="mlp.Wo",
+        is_rotary=True,
         window_field="local_attention",
         is_gated=True,
         attention_dropout_field="attention_dropout",
@@ -160,6 +181,10 @@ FAMILIES = {
         None,
         layers="layers",
         projections=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        attention_output="self_attn.o_proj",
+        feed_forward=("mlp.gate_proj", "mlp.up_proj"),
+        feed_forward_output="mlp.down_proj",
+        is_rotary=True,
         is_gated=True,
         attention_dropout_field="attention_dropout",
         set_attention_dropout=_attribute("self_attn.attention_dropout"),
@@ -169,6 +194,7 @@ FAMILIES = {
         None,
         None,
         projections=tuple(f"attention.self.{name}_proj" for name in ("query", "key", "value")),
+        position_projections=("attention.self.pos_query_proj", "attention.self.pos_key_proj"),
         attention="eager",
         num_relative_keys=_deberta_relative_keys,
         needs_mask=True,
@@ -251,11 +277,28 @@ def has_head(model: PreTrainedModel) -> bool:
     return model.base_model is not model
 
 
+def is_tied(model: PreTrainedModel) -> bool:
+    """Return whether the head, if any, shares the embeddings; the configuration may say so of weights that differ."""
+    if not has_head(model):
+        return True
+    head: nn.Module = model.get_output_embeddings()
+    return head.weight is model.get_input_embeddings().weight
+
+
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return the layers of a model with any head or none."""
     layers = model.base_model.get_submodule(family_of(model.config).layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
+
+
+def in_layer(name: str, stack: str) -> tuple[str | None, str]:
+    """Return which of a stack's layers a weight belongs to, None for none, and its name in there."""
+    prefix = f"{stack}."
+    if not name.startswith(prefix):
+        return None, name
+    layer, _, rest = name.removeprefix(prefix).partition(".")
+    return layer, rest
 
 
 def projections_of(model: PreTrainedModel, layer: int) -> list[nn.Module]:

@@ -14,12 +14,23 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, PreTrainedConfig, PreTrainedModel
 
 from distil_ray.errors import InputError
-from distil_ray.models.families import check_config, family_of, has_head, layers_of, own_fields
+from distil_ray.models.families import (
+    check_config,
+    family_of,
+    has_head,
+    in_layer,
+    is_tied,
+    layers_of,
+    own_fields,
+)
 from distil_ray.models.loading import initialize, initialize_encoder
+from distil_ray.models.narrowing import Sizes, narrow
 
 Architecture = Literal["distilbert", "same"]
 Init = Literal["teacher", "random"]
 Head = Literal["new", "none"]
+
+_AS_WIDE = Sizes()
 
 # Written into DistilBERT's modules, where a BERT configuration can choose.
 _DISTILBERT_LAYER_NORM_EPS = 1e-12
@@ -88,8 +99,12 @@ def build_student(
     init: Init,
     seed: int,
     head: Head | None = None,
+    sizes: Sizes = _AS_WIDE,
 ) -> PreTrainedModel:
-    """Return an fp32 student of the teacher's width with its own weights.
+    """Return an fp32 student with its own weights.
+
+    If it is narrower than the teacher of its weights, a buffer ``kept_dimensions`` [D'] says which dimensions of the
+    teacher's hidden states are its own; it is not saved.
 
     Args:
         teacher: of any supported family, with an MLM head or without.
@@ -100,10 +115,11 @@ def build_student(
         seed: of the random weights.
         head: the student's MLM head; None: the teacher's, or one like it; ``new``: see `grow_head`; ``none``: it has
             none, and is a bare encoder.
+        sizes: where they are smaller than the teacher's, see `narrow`.
 
     Raises:
-        InputError: layers that do not exist or cannot begin a student, a teacher that DistilBERT cannot represent, or
-            one without the head that the student should have.
+        InputError: layers that do not exist or cannot begin a student, a teacher that DistilBERT cannot represent, one
+            without the head that the student should have, or sizes that it cannot be narrowed to.
     """
     check_config(teacher.config, "the teacher", needs_head=head != "none")
     if head is None and not has_head(teacher):
@@ -111,9 +127,24 @@ def build_student(
             "the teacher has no masked-language-modelling head for the student to copy; set student.head to new, "
             "for one that is trained from the start, or to none, for an encoder without"
         )
-    if head == "new":
-        encoder = build_student(teacher, layers=layers, architecture=architecture, init=init, seed=seed, head="none")
-        return grow_head(encoder, seed)
+    teacher, dimensions = narrow(teacher, sizes, keeps_weights=init == "teacher")
+    student = _build(teacher, layers, architecture, init, seed, has_head=head is None)
+    student = grow_head(student, seed) if head == "new" else student
+    if dimensions is not None:
+        student.register_buffer("kept_dimensions", dimensions, persistent=False)
+    return student
+
+
+def _build(
+    teacher: PreTrainedModel,
+    layers: int | Sequence[int] | None,
+    architecture: Architecture | None,
+    init: Init,
+    seed: int,
+    *,
+    has_head: bool,
+) -> PreTrainedModel:
+    """Return a student as wide as the teacher, with a head like the teacher's or none."""
     kept = select_layers(teacher.config.num_hidden_layers, layers)
     if family_of(teacher.config).is_first_layer_special and kept[0] != 0:
         raise InputError(
@@ -124,13 +155,13 @@ def build_student(
         architecture = "distilbert" if teacher.config.model_type == "bert" else "same"
     converts = architecture == "distilbert" and teacher.config.model_type != "distilbert"
     config = _distilbert_config(teacher, len(kept)) if converts else _same_config(teacher, kept)
-    student = initialize(config, seed) if head is None else initialize_encoder(config, seed)
+    student = initialize(config, seed) if has_head else initialize_encoder(config, seed)
     if init == "teacher":
         weights, own_head = _weights_of(teacher)
         weights = _keep_layers(weights, family_of(teacher.config).layers, kept)
         if converts:
             weights, own_head = _to_distilbert(weights), _renamed(own_head)
-        _load(student, weights, own_head if head is None else {})
+        _load(student, weights, own_head if has_head else {})
     return student
 
 
@@ -174,7 +205,7 @@ def _same_config(teacher: PreTrainedModel, kept: Sequence[int]) -> PreTrainedCon
     for name in family_of(teacher.config).per_layer_fields:
         fields[name] = [fields[name][layer] for layer in kept]
     fields[config_class.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
-    return config_class(**{**fields, "tie_word_embeddings": _is_tied(teacher)})
+    return config_class(**{**fields, "tie_word_embeddings": is_tied(teacher)})
 
 
 def _distilbert_config(teacher: PreTrainedModel, num_kept: int) -> DistilBertConfig:
@@ -201,16 +232,8 @@ def _distilbert_config(teacher: PreTrainedModel, num_kept: int) -> DistilBertCon
         activation=config.hidden_act,
         initializer_range=config.initializer_range,
         pad_token_id=config.pad_token_id,
-        tie_word_embeddings=_is_tied(teacher),
+        tie_word_embeddings=is_tied(teacher),
     )
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
-    """Whether the head, if any, shares the embeddings, which the configuration may say of weights that differ."""
-    if not has_head(model):
-        return True
-    head: nn.Module = model.get_output_embeddings()
-    return head.weight is model.get_input_embeddings().weight
 
 
 def _weights_of(model: PreTrainedModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -234,7 +257,7 @@ def _keep_layers(encoder: Mapping[str, Tensor], stack: str, kept: Sequence[int])
     student_layer = {str(layer): i for i, layer in enumerate(kept)}
     renamed = {}
     for name, weight in encoder.items():
-        layer, rest = _in_layer(name, stack)
+        layer, rest = in_layer(name, stack)
         if layer is None:
             renamed[name] = weight
         elif layer in student_layer:
@@ -242,20 +265,11 @@ def _keep_layers(encoder: Mapping[str, Tensor], stack: str, kept: Sequence[int])
     return renamed
 
 
-def _in_layer(name: str, stack: str) -> tuple[str | None, str]:
-    """Which of a stack's layers a weight belongs to, None for none, and its name in there."""
-    prefix = f"{stack}."
-    if not name.startswith(prefix):
-        return None, name
-    layer, _, rest = name.removeprefix(prefix).partition(".")
-    return layer, rest
-
-
 def _to_distilbert(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of a BertModel to DistilBertModel's, with token type 0 folded in."""
     renamed = _renamed(encoder)
     for name, weight in encoder.items():
-        layer, rest = _in_layer(name, "encoder.layer")
+        layer, rest = in_layer(name, "encoder.layer")
         if layer is not None:
             path, _, kind = rest.rpartition(".")
             renamed[f"transformer.layer.{layer}.{_BERT_TO_DISTILBERT_LAYER[path]}.{kind}"] = weight

@@ -23,6 +23,7 @@ from distil_ray.models.loading import (
     outline_encoder,
     outline_masked_lm,
 )
+from distil_ray.models.narrowing import Sizes
 from distil_ray.models.student import build_student, grow_head, set_attention_dropout
 from distil_ray.training.identity import Pins, unpinned
 from distil_ray.training.objective import check_objective
@@ -136,6 +137,7 @@ def _make_student(
         init=student.init,
         seed=config.run.seed,
         head=student.head,
+        sizes=Sizes(student.hidden_size, student.num_heads, student.intermediate_size),
     )
 
 

@@ -313,6 +313,7 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
             'student.layers: given "half", expected integer >= 1, or non-empty list of (integer >= 0), or null',
         ),
         (["student.layers=[]"], "student.layers: given [], expected integer >= 1, or non-empty list"),
+        (["student.hidden_size=0"], "student.hidden_size: given 0, expected integer >= 1, or null"),
         (["student.architecture=bert"], 'student.architecture: given "bert", expected distilbert or same, or null'),
         (["student.attention_dropout=1"], "student.attention_dropout: given 1, expected number >= 0 and < 1"),
         (["data.sources=[]"], "data.sources: given [], expected non-empty list of (path or mapping)"),
@@ -410,6 +411,12 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
             "from the teacher's layers; expected no such key beside student.path",
         ),
         (["student.config=c", "student.layers=[0]"], "student.layers: given [0], which applies only to"),
+        (["student.path=s", "student.hidden_size=64"], "student.hidden_size: given 64, which applies only to"),
+        (["student.config=c", "student.num_heads=2"], "student.num_heads: given 2, which applies only to"),
+        (
+            ["student.path=s", "student.intermediate_size=9"],
+            "student.intermediate_size: given 9, which applies only to",
+        ),
         (["student.path=s", "student.init=random"], 'student.init: given "random", which applies only to'),
         (
             ["student.config=c", "student.architecture=same"],
@@ -642,6 +649,9 @@ def test_changes_nothing_that_is_learned(override):
         ("teacher.revision=abc", ['teacher.revision: was null, now "abc"']),
         ("student.layers=[0, 1]", ["student.layers: was null, now [0, 1]"]),
         ("student.architecture=same", ['student.architecture: was "distilbert", now "same"']),
+        ("student.hidden_size=64", ["student.hidden_size: was null, now 64"]),
+        ("student.num_heads=2", ["student.num_heads: was null, now 2"]),
+        ("student.intermediate_size=96", ["student.intermediate_size: was null, now 96"]),
         ("student.attention_dropout=0", ["student.attention_dropout: was null, now 0.0"]),
         (
             "student.config={model_type: bert}",

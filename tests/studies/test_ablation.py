@@ -139,6 +139,7 @@ def test_losses_are_compared_on_equal_batches():
         "relations-and-mlm": {"relations", "mlm"},
         "hidden-and-mlm": {"hidden", "mlm"},
         "mlm": {"mlm"},
+        "half-the-width": {"relations", "mlm"},
     }
     assert all(run.eval.relation_loss for run in plan.runs.values())
 

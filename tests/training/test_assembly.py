@@ -9,7 +9,14 @@ from small_models import VOCAB_SIZE, small_model
 from training_parts import T, save_model, small_config, small_tokenizer
 
 from distil_ray.errors import InputError
-from distil_ray.training.assembly import build_models, build_plan, build_tokenizer, smoothing_weights
+from distil_ray.training.assembly import (
+    build_models,
+    build_plan,
+    build_tokenizer,
+    outline_models,
+    smoothing_weights,
+)
+from distil_ray.training.identity import unpinned
 
 WIDTH = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 2}
 MLM_ONLY = {"alpha_ce": 0.0, "alpha_mlm": 1.0, "alpha_cos": 0.0}
@@ -23,6 +30,10 @@ def teacher(tmp_path_factory):
 
 def models(config):
     return build_models(config, build_tokenizer(config))
+
+
+def outlines(config):
+    return outline_models(config, build_tokenizer(config), unpinned(config))
 
 
 def weights(model):
@@ -164,6 +175,41 @@ def test_a_student_of_another_width_is_refused_before_the_run(teacher):
     with pytest.raises(InputError, match="hidden states are 32 wide, the student's 64"):
         models(small_config(teacher__path=teacher, student__config=wide))
     models(small_config(teacher__path=teacher, student__config=wide, distill__alpha_cos=0.0))
+
+
+def test_a_narrower_student_keeps_a_part_of_the_teacher(teacher):
+    config = small_config(teacher__path=teacher, student={"hidden_size": 16, "layers": [0, 3]}, distill__alpha_cos=0.0)
+    loaded, student = models(config)
+    assert (student.config.dim, student.config.n_heads, student.config.hidden_dim) == (16, 2, 24)
+    kept = loaded.get_input_embeddings().weight[:, student.kept_dimensions]
+    assert torch.equal(student.get_input_embeddings().weight, kept)
+    assert are_equal(student, models(config)[1])
+    _, outline = outlines(config)
+    assert {name: one.shape for name, one in outline.state_dict().items()} == {
+        name: one.shape for name, one in student.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("student", "distill", "message"),
+    [
+        ({"hidden_size": 64}, {}, r"student\.hidden_size: given 64, more than the teacher's 32"),
+        ({"num_heads": 5}, {}, r"student\.num_heads: given 5, more than the teacher's 4"),
+        ({"hidden_size": 22, "num_heads": 4}, {}, r"student\.num_heads: 4 heads do not divide the hidden size 22"),
+        ({"hidden_size": 22, "num_heads": 4, "init": "random"}, {}, "4 heads do not divide the hidden size 22"),
+        ({"hidden_size": 16}, {}, "hidden states are 32 wide, the student's 16; expected the same for loss_cos"),
+        (
+            {"hidden_size": 24},
+            {"alpha_cos": 0.0, "alpha_relations": 1.0, "relation_heads": 16},
+            r"distill\.relation_heads: given 16, which does not divide .* 24 \(the student's\); expected one of 1, 2,",
+        ),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_refused_before_any_weights_are_read(teacher, student, distill, message):
+    config = small_config(teacher__path=teacher, student=student, distill=distill)
+    for made in (outlines, models):
+        with pytest.raises(InputError, match=message):
+            made(config)
 
 
 def test_layers_that_the_teacher_lacks_are_refused(teacher):

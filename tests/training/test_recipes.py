@@ -16,6 +16,7 @@ from distil_ray.models.loading import load_encoder, load_masked_lm, load_tokeniz
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {
     "minilmv2-6x768": ("bert", {"num_hidden_layers": 12}),
+    "minilmv2-6x384": ("bert", {"num_hidden_layers": 12}),
     "distil-modernbert": ("modernbert", {"num_hidden_layers": 22}),
     "distil-embedding": ("bert", {"num_hidden_layers": 6}),
 }
@@ -41,6 +42,8 @@ def smaller(recipe: str, corpus: Path, folder: Path, teacher: str) -> dict[str, 
     settings["optim"] |= {"global_batch_size": 16, "num_steps": 6, "num_epochs": None, "learning_rate": 2e-3}
     settings["eval"] |= {"every_steps": 6, "num_rows": 16}
     settings["checkpoint"] |= {"every_steps": 6, "every_minutes": None}
+    if settings["student"].get("hidden_size"):
+        settings["student"]["hidden_size"] = 48
     settings["runtime"] |= {"num_workers": 1, "use_gpu": False, "compile": False, "precision": "fp32", "data_cpus": 1}
     return settings
 
@@ -58,4 +61,5 @@ def test_a_recipe_runs_on_a_small_model_of_its_family(recipe, corpus, tokenizer_
     load = load_masked_lm if config.student.head is None else load_encoder
     student = load(str(run.path / "export"))
     assert has_head(student) == (config.student.head is None)
+    assert student.config.hidden_size == (48 if config.student.hidden_size else 96)
     assert student.config.num_hidden_layers == (RECIPES[recipe][1]["num_hidden_layers"] + 1) // 2
