@@ -88,6 +88,9 @@ def model_card(
     kind, auto_class = (
         ("masked language model", "AutoModelForMaskedLM") if has_head(student) else ("encoder", "AutoModel")
     )
+    has_inside = any(summary.get(f"eval/{name}") is not None for name in ("relation_loss", "hidden_loss"))
+    of_masks = f"Masked tokens{' (losses between relations and hidden states: all tokens)' * has_inside}"
+    counted = of_masks if has_head(student) else "All tokens"
     figures = [f"| {text} | {summary[name]:.4f} |" for name, text in _FIGURES.items() if summary.get(name) is not None]
     table = ["| held-out figure | value |", "|---|---|", *figures] if figures else ["No text was held out."]
     counts = counts_of(summary)
@@ -122,7 +125,7 @@ def model_card(
             "",
             *table,
             "",
-            f"Masked tokens of held-out rows of {config.data.max_seq_length} tokens, fixed masks, temperature 1.",
+            f"{counted} of held-out rows of {config.data.max_seq_length} tokens, fixed masks, temperature 1.",
             "",
             "## Training",
             "",

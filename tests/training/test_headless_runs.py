@@ -78,6 +78,7 @@ def test_an_encoder_is_exported(whole):
     assert "AutoModel.from_pretrained" in card
     assert "pipeline_tag: feature-extraction" in card
     assert "loss between attention relations" in card
+    assert "All tokens of held-out rows of 32 tokens" in card
 
 
 def test_a_new_head_learns_beside_the_encoder(base):
