@@ -43,7 +43,7 @@ def connect(cpu_slots: float, *, dashboard: bool = False) -> str:
     here is never used: it may belong to another command, and end with it. Returns a line that says which it was.
 
     Args:
-        dashboard: whether a Ray started here has one, which takes as much processor time as two workers' start. Without
+        dashboard: whether a Ray started here has one, which takes some seconds of processor time to start. Without
             it, Ray Train cannot clean up after a driver that is killed; the Ray of a single driver ends with that.
 
     Raises:
@@ -63,8 +63,10 @@ def _loading_transformers() -> Iterator[None]:
 
     thread = threading.Thread(target=load, daemon=True)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:  # a thread that is still at it when Python ends may end the process with another status
+        thread.join()
 
 
 def _join_or_start(cpu_slots: float, dashboard: bool) -> str:

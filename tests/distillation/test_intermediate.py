@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import random_ids, small_encoder, small_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,6 +73,12 @@ def projected(model: PreTrainedModel, layer: int) -> list[Tensor]:
     return [one(states(model)[layer]) for one in maps]
 
 
+def assert_equal_gradients(one: Tensor, other: Tensor, module: nn.Module) -> None:
+    gradients = (torch.autograd.grad(loss, list(module.parameters()), materialize_grads=True) for loss in (one, other))
+    for gradient, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("loss", ["mse", "cosine"])
 def test_sums_are_those_of_plain_forward_passes(family: str, loss: HiddenLoss) -> None:
@@ -98,13 +104,7 @@ def test_gradients_are_those_of_plain_forward_passes(family: str) -> None:
     plain = relation_loss(projected(student, 1), [one.detach() for one in projected(teacher, 2)], 4)
     for own, other in zip(states(student), (others[0], *(others[layer + 1] for layer in MAP)), strict=True):
         plain = plain + (own - other.detach()).square().mean(-1).sum() / 3
-    parameters = list(student.parameters())
-    for gradient, wanted in zip(
-        torch.autograd.grad(value, parameters, materialize_grads=True),
-        torch.autograd.grad(plain, parameters, materialize_grads=True),
-        strict=True,
-    ):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+    assert_equal_gradients(value, plain, student)
 
 
 def test_a_narrower_student_learns_maps_that_are_no_part_of_it() -> None:
@@ -147,13 +147,7 @@ def test_compiles_as_one_graph(width: int) -> None:
     for _ in range(2):
         value, found = compiled(*batch(), ONE)
         torch.testing.assert_close((value, found), (expected, sums), rtol=1e-5, atol=1e-6)
-    parameters = list(distiller.parameters())
-    for gradient, wanted in zip(
-        torch.autograd.grad(value, parameters, materialize_grads=True),
-        torch.autograd.grad(expected, parameters, materialize_grads=True),
-        strict=True,
-    ):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
+    assert_equal_gradients(value, expected, distiller)
 
 
 def test_what_is_left_open_is_chosen() -> None:

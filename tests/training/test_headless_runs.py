@@ -1,44 +1,31 @@
 """Whole runs without masked-language-modelling heads, or with new ones, in plain processes."""
 
-import numpy as np
 import pytest
 import torch
-from conftest import tiny_settings
-from plain_runs import Event, PlainRun
-from runs import changed, digests, losses, records, weights
+from plain_runs import PlainRun
+from runs import changed, records
 from small_models import small_encoder
+from teacher_runs import check_that_a_kill_changes_nothing, fields_for, settings_with
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from distil_ray import report
 from distil_ray.config import parse_config
-from distil_ray.models.loading import load_tokenizer
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.identity import unpinned
 from distil_ray.training.timing import prepare_timing
 
-NUM_STEPS = 8
 INSIDE = {"alpha_ce": 0.0, "alpha_mlm": 0.0, "alpha_cos": 1.0, "alpha_relations": 1.0, "alpha_hidden": 1.0}
 
 
 @pytest.fixture(scope="module")
 def base(corpus, tokenizer_folder, tmp_path_factory):
     """The settings of a run whose teacher is an encoder of four layers without a head."""
-    folder = tmp_path_factory.mktemp("headless")
-    tokenizer = load_tokenizer(str(tokenizer_folder))
-    fields = {"max_position_embeddings": 34, "pad_token_id": tokenizer.pad_token_id, "vocab_size": len(tokenizer)}
-    small_encoder("bert", **fields).save_pretrained(folder / "teacher")
-    tokenizer.save_pretrained(folder / "teacher")
-    sections = {
-        "teacher": {"path": str(folder / "teacher"), "head": "none"},
-        "student": {"head": "none"},
-        "distill": INSIDE,
-    }
-    return changed(
-        tiny_settings(corpus, tokenizer_folder, folder / "runs") | sections,
-        optim__num_steps=NUM_STEPS,
-        optim__learning_rate=5e-3,
-        eval__every_steps=NUM_STEPS,
-        checkpoint__every_steps=3,
+    return settings_with(
+        small_encoder("bert", **fields_for(tokenizer_folder)),
+        *(corpus, tokenizer_folder, tmp_path_factory.mktemp("headless")),
+        teacher={"head": "none"},
+        student={"head": "none"},
+        distill=INSIDE,
     )
 
 
@@ -58,12 +45,7 @@ def test_a_student_without_a_head_learns_what_is_inside_its_teacher(whole):
 
 
 def test_a_killed_worker_changes_nothing(base, whole):
-    run = PlainRun(changed(base, run__name="killed"), events=[[Event("kill", 5, rank=1)]])
-    assert run.start().kind == "finished"
-    assert run.num_losses == 1
-    assert digests(run.path) == digests(whole)
-    assert weights(run.path) == weights(whole)
-    np.testing.assert_array_equal(losses(run.path), losses(whole))
+    check_that_a_kill_changes_nothing(base, whole)
 
 
 def test_an_encoder_is_exported(whole):
