@@ -5,7 +5,7 @@ Shapes: B rows, T tokens per row, K masked positions per row, N selected positio
 """
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,14 @@ def count_positions(num_rows: int, max_seq_length: int, num_masked: int, ce_posi
     return counts | {"ce": every if ce_positions == "all" else masked, "mlm": masked}
 
 
+class Compared(NamedTuple):
+    """Last hidden states [B, T, D], each model's own D, and the sums of the losses on what is inside, fp32 scalars."""
+
+    teacher_hidden: Tensor
+    student_hidden: Tensor
+    sums: Mapping[IntermediateTerm, Tensor]
+
+
 class Distiller(nn.Module):
     """The student and its losses against a frozen teacher.
 
@@ -49,7 +57,7 @@ class Distiller(nn.Module):
         temperature: of the soft targets.
         ce_positions: ``masked`` compares the distributions at the masked positions, ``all`` at every one.
         relations, hidden_states: what the terms of these names compare; None if they are not in use, here or in
-            `intermediate_sums`.
+            `compare`.
 
     Raises:
         InputError: see `check_terms`.
@@ -132,18 +140,16 @@ class Distiller(nn.Module):
 
     @property
     def intermediate_terms(self) -> tuple[IntermediateTerm, ...]:
-        """The losses that `intermediate_sums` returns."""
+        """The losses that `compare` returns."""
         return () if self.intermediate is None else self.intermediate.terms
 
     @torch.no_grad()
-    def intermediate_sums(self, input_ids: Tensor) -> dict[IntermediateTerm, Tensor]:
-        """Return the sums of the losses on relations and hidden states over rows ``input_ids`` [B, T]: fp32 scalars."""
-        if self.intermediate is None:
-            return {}
+    def compare(self, input_ids: Tensor) -> "Compared":
+        """Encode rows ``input_ids`` [B, T] with both models; needs one of `intermediate_terms`."""
+        assert self.intermediate is not None
         self.intermediate.begin()
-        encode(self.student, input_ids)
-        self._encode_teacher(input_ids)
-        return self.intermediate.sums(INTERMEDIATE_TERMS)
+        student_hidden, teacher_hidden = encode(self.student, input_ids), encode(self._teacher[0], input_ids)
+        return Compared(teacher_hidden, student_hidden, self.intermediate.sums(INTERMEDIATE_TERMS))
 
     @torch.no_grad()
     def _encode_teacher(self, input_ids: Tensor) -> Tensor | None:

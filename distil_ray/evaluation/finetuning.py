@@ -242,9 +242,10 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
     if not jobs:
         return
     num_models, num_tasks = len({job.row for job in jobs}), len({job.task for job in jobs})
-    num_seeds = len({job.seed for job in jobs})
+    seeds = {job.seed for job in jobs if results.tasks[job.task].is_tuned}  # where nothing is tuned, nothing is drawn
     what = "fine-tunings" if all(results.tasks[job.task].is_tuned for job in jobs) else "evaluations"
-    console.line(f"{len(jobs)} {what}: {num_models} models, {num_tasks} tasks, {num_seeds} seeds")
+    each = f", {len(seeds)} seeds" if seeds else ""
+    console.line(f"{len(jobs)} {what}: {num_models} models, {num_tasks} tasks{each}")
     done = set(results.done(jobs))
     open_jobs = [job for job in jobs if job not in done]
     if done:
@@ -264,7 +265,8 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
         num_done = len(open_jobs) - len(running)
         left = (time.monotonic() - began) / num_done * len(running)
         ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if running else ""
-        console.line(f"{job.task:5} {job.row}, seed {job.seed}: {tuned.scores['score']:.1f}{ending}")
+        seed = f", seed {job.seed}" if results.tasks[job.task].is_tuned else ""
+        console.line(f"{job.task:5} {job.row}{seed}: {tuned.scores['score']:.1f}{ending}")
 
 
 def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJob]:

@@ -259,8 +259,10 @@ def _text_note(found: Intrinsic) -> str:
 
 def _note(board: Scoreboard) -> str:
     count = max(summary.num_seeds for summary in board.teacher.tasks.values())
-    seeds = f"median of {count} seeds (lowest–highest)" if count > 1 else "one seed"
-    parts = [f"Scores in percent on the validation rows, {seeds}; retained: share of the teacher's score."]
+    seeds = f", median of {count} seeds (lowest–highest)" if count > 1 else ", one seed"
+    if board.facts and not any(one.num_epochs for one in board.facts.values()):
+        seeds = ""  # nothing is fine-tuned
+    parts = [f"Scores in percent on the validation rows{seeds}; retained: share of the teacher's score."]
     if board.facts:
         parts.append(
             f"{CONSTANT.capitalize()}: the most common class or the mean of the training rows, no answer, or no entity."

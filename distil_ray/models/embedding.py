@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distil_ray.errors import InputError, reason_of
 from distil_ray.models.loading import max_tokens
 from distil_ray.models.origin import CONFIG_FILE, WEIGHTS_FILES, Origin, fetch_files, local_path
+from distil_ray.models.tokenizer import lowercases
 
 Pooling = Literal["mean", "cls"]
 
@@ -65,12 +66,18 @@ def embedding_of(
         pooling: in place of what the folder's modules do with the last hidden states.
 
     Raises:
-        InputError: its modules do something else than `Embedding` describes, or a file is damaged.
+        InputError: its modules do something else than `Embedding` describes, texts would have to be lowercased before
+            the tokenizer, or a file is damaged.
         OutageError: the Hub does not answer.
     """
     folder, modules = _read(origin)
     settings, transformer = _settings(folder, _SETTINGS_FILE), _settings(folder, _LENGTH_FILE)
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name")) or ""
+    if transformer.get("do_lower_case") and not lowercases(tokenizer):
+        raise InputError(
+            f"{origin.path}: its {_LENGTH_FILE} has texts lowercased before its tokenizer, which tells apart upper and "
+            "lower case, sees them; expected a tokenizer that lowercases by itself, and no do_lower_case there"
+        )
     longest = transformer.get("max_seq_length") or tokenizer.model_max_length
     return Embedding(pooling or _supported_pooling(origin, modules, prompt), min(longest, max_tokens(model)), prompt)
 

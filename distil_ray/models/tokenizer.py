@@ -103,8 +103,7 @@ def remarks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Lines about what a user may not expect of a tokenizer of `load_as_filed`; mostly none."""
     remark = getattr(tokenizer, _REMARK, None)
     lines = [remark] if remark else []
-    normalizer = tokenizer.backend_tokenizer.normalizer
-    if normalizer is None or normalizer.normalize_str("A") != "a":
+    if not lowercases(tokenizer):
         return lines
     added = set(tokenizer.added_tokens_encoder)
     # As text: in a byte-level vocabulary, a blank is written with a capital letter.
@@ -117,6 +116,12 @@ def remarks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
             '"do_lower_case": false in its tokenizer_config.json'
         )
     return lines
+
+
+def lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer makes every text lower case."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return normalizer is not None and normalizer.normalize_str("A") == "a"
 
 
 def _lay_over(its: Tokenizer, own: Tokenizer) -> None:

@@ -28,18 +28,22 @@ MAX_LOGITS = 2**25
 """Logits of a model that are alive at once: 128 MiB in fp32, and some five such matrices are alive with two models."""
 
 
-def figure_sums(models: Sequence[PreTrainedModel], batch: Batch, teacher_hidden: Tensor | None = None) -> Tensor:
+def figure_sums(
+    models: Sequence[PreTrainedModel], batch: Batch, known: Sequence[Tensor | None] | None = None
+) -> Tensor:
     """Return ``[M, NUM_FIGURES]`` float64 sums over the masked positions; the first model is the teacher.
 
     The columns: cross-entropy with the true piece in nats, whether that piece has the highest probability,
     KL(teacher ‖ model) in nats at T = 1, whether the model's most probable piece is the teacher's.
 
     Args:
-        teacher_hidden: `masked_hidden` of the first model, if that is known.
+        known: the last hidden states ``[N, D]`` at the masked positions, of those models that have encoded the batch.
     """
     labels = batch.masked_labels.flatten()
-    first = masked_hidden(models[0], batch) if teacher_hidden is None else teacher_hidden
-    hidden = [first, *(masked_hidden(model, batch) for model in models[1:])]
+    hidden = [
+        _at_masks(encode(model, batch.input_ids), batch) if states is None else states
+        for model, states in zip(models, known or [None] * len(models), strict=True)
+    ]
     num_chunks = max(1, -(-len(labels) * models[0].config.vocab_size // MAX_LOGITS))
     sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=labels.device)
     for part, *hidden_parts in zip(*(values.tensor_split(num_chunks) for values in (labels, *hidden)), strict=True):
@@ -47,9 +51,8 @@ def figure_sums(models: Sequence[PreTrainedModel], batch: Batch, teacher_hidden:
     return sums
 
 
-def masked_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Last hidden states ``[N, D]`` at the masked positions."""
-    hidden = encode(model, batch.input_ids)
+def _at_masks(hidden: Tensor, batch: Batch) -> Tensor:
+    """``[B, T, D]`` -> ``[N, D]``: the hidden states at the masked positions."""
     index = batch.masked_positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
     return hidden.gather(1, index).flatten(0, 1)
 
@@ -93,6 +96,28 @@ def models_with_heads(learner: Learner) -> list[PreTrainedModel]:
     return [learner.student] if teacher is None or not has_head(teacher) else [teacher, learner.student]
 
 
+def batch_sums(learner: Learner, batch: Batch, teacher_hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return `figure_sums` of `models_with_heads`, and sums ``[I]`` over all positions of the I `intermediate_terms`.
+
+    Each model encodes the batch once, the teacher not even that if ``teacher_hidden`` is all that is needed.
+
+    Args:
+        teacher_hidden: the teacher's last hidden states ``[N, D]`` at the masked positions, if they are known.
+    """
+    models = models_with_heads(learner)
+    known: list[Tensor | None] = [teacher_hidden, None]
+    sums = torch.zeros(len(models), NUM_FIGURES, dtype=torch.float64, device=batch.input_ids.device)
+    inner = torch.zeros(len(learner.intermediate_terms), device=batch.input_ids.device)
+    with learner.autocast():
+        if learner.intermediate_terms:
+            compared = learner.compare(batch.input_ids)
+            known = [_at_masks(hidden, batch) for hidden in (compared.teacher_hidden, compared.student_hidden)]
+            inner = torch.stack([compared.sums[term] for term in learner.intermediate_terms])
+        if models:
+            sums = figure_sums(models, batch, known[-len(models) :])
+    return sums, inner
+
+
 class HeldOut:
     """Evaluates on rows that stay in memory; each worker takes its share and the sums are added up."""
 
@@ -125,13 +150,10 @@ class HeldOut:
         learner.student.train(False)
         for start in range(0, num_rows, self._batch_size):
             batch = to_device(self._rows, start, min(start + self._batch_size, num_rows), self._world.device)
-            with learner.autocast():
-                if models:
-                    hidden = None if teacher is None else self._hidden_of(teacher, start, batch)
-                    sums += figure_sums(models, batch, hidden)
-                inner = learner.intermediate_sums(batch.input_ids)
-            for place, term in enumerate(terms):
-                inner_sums[place] += inner[term]
+            hidden = None if teacher is None or terms else self._hidden_of(learner, teacher, start, batch)
+            found, inner = batch_sums(learner, batch, hidden)
+            sums += found
+            inner_sums += inner
         learner.student.train()
         if self._world.world_size > 1:
             dist.all_reduce(sums)
@@ -147,11 +169,12 @@ class HeldOut:
             self._teacher_figures = dict(zip(_TEACHER, of_teacher[0][:2], strict=True))
         return dict(zip(_STUDENT + _AGAINST_TEACHER, of_student, strict=True)) | self._teacher_figures | figures
 
-    def _hidden_of(self, teacher: PreTrainedModel, start: int, batch: Batch) -> Tensor:
-        """The teacher's `masked_hidden` of the batch at row ``start``, which is the same each time."""
+    def _hidden_of(self, learner: Learner, teacher: PreTrainedModel, start: int, batch: Batch) -> Tensor:
+        """The teacher's hidden states at the masks of the batch at row ``start``, which are the same each time."""
         if start in self._teacher_hidden:
             return self._teacher_hidden[start]
-        hidden = masked_hidden(teacher, batch)
+        with learner.autocast():
+            hidden = _at_masks(encode(teacher, batch.input_ids), batch)
         if sum(kept.numel() for kept in self._teacher_hidden.values()) + hidden.numel() <= MAX_HIDDEN:
             self._teacher_hidden[start] = hidden
         return hidden

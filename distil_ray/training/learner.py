@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from distil_ray.data.batch import to_device
 from distil_ray.data.hashing import stream_key
 from distil_ray.data.masking import num_masked_positions
+from distil_ray.distillation.distiller import Compared
 from distil_ray.distillation.intermediate import IntermediateTerm
 from distil_ray.models.attention import Attention, describe_attention
 from distil_ray.models.flops import flops_per_token
@@ -86,12 +87,12 @@ class Learner:
 
     @property
     def intermediate_terms(self) -> Sequence[IntermediateTerm]:
-        """The losses that `intermediate_sums` returns."""
+        """The losses that `compare` returns."""
         return self._distiller.intermediate_terms
 
-    def intermediate_sums(self, input_ids: torch.Tensor) -> Mapping[IntermediateTerm, torch.Tensor]:
-        """See `Distiller.intermediate_sums`."""
-        return self._distiller.intermediate_sums(input_ids)
+    def compare(self, input_ids: torch.Tensor) -> Compared:
+        """See `Distiller.compare`."""
+        return self._distiller.compare(input_ids)
 
     def autocast(self) -> torch.autocast:
         """The precision of the matrix products."""

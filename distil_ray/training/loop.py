@@ -147,6 +147,7 @@ def train(job: Job, world: World) -> Outcome:
         raise
     finally:
         checkpoints.wait()
+        reporter.close()
     if feed.has_failed:
         return _unreadable(world.events.noted("unreadable"), state)
     if not is_finished:

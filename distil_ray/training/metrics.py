@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from distil_ray.data.schedule import Position
@@ -32,7 +32,8 @@ class MetricsWriter:
 
     def __init__(self, folder: RunFolder, resume_step: int) -> None:
         self._folder = folder
-        self._local = Path(folder.path if folder.is_local else mkdtemp(prefix="distil_ray_metrics_"))
+        self._copies = None if folder.is_local else TemporaryDirectory(prefix="distil_ray_metrics_")
+        self._local = Path(folder.path if self._copies is None else self._copies.name)
         self._restore(resume_step)
         self._metrics = (self._local / METRICS_FILE).open("a")
         self._digests = (self._local / DIGESTS_FILE).open("a")
@@ -78,6 +79,13 @@ class MetricsWriter:
         for name in (METRICS_FILE, DIGESTS_FILE):
             self._folder.write_bytes(name, (self._local / name).read_bytes())
         self._folder.upload(self._local / TENSORBOARD_FOLDER, TENSORBOARD_FOLDER)
+
+    def close(self) -> None:
+        """Write no more. What was not synced to storage elsewhere is dropped."""
+        for one in (self._board, self._metrics, self._digests):
+            one.close()
+        if self._copies is not None:
+            self._copies.cleanup()
 
 
 def read_records(folder: RunFolder) -> list[Record]:
@@ -169,6 +177,11 @@ class Reporter:
         """Bring what is written to the run's folder."""
         if self._is_active:
             self._writer.sync()
+
+    def close(self) -> None:
+        """Write no more."""
+        if self._is_active:
+            self._writer.close()
 
     def _eta_seconds(self, progress: float) -> float | None:
         done = progress - self._progress_at_start

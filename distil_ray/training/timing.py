@@ -14,7 +14,7 @@ from distil_ray.data.schedule import START
 from distil_ray.models.precision import Precision
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.feed import Block, StepRows
-from distil_ray.training.heldout import figure_sums, models_with_heads
+from distil_ray.training.heldout import batch_sums
 from distil_ray.training.identity import Pins
 from distil_ray.training.learner import Learner
 
@@ -87,11 +87,7 @@ def _time(learner: Learner, rows: Arrays) -> Timing:
 
 @torch.no_grad()
 def _evaluate(learner: Learner, rows: Arrays) -> None:
-    models, batch = models_with_heads(learner), to_device(rows, 0, len(rows["row"]), learner.device)
-    with learner.autocast():
-        if models:
-            figure_sums(models, batch)
-        learner.intermediate_sums(batch.input_ids)
+    batch_sums(learner, to_device(rows, 0, len(rows["row"]), learner.device))
 
 
 def _median_seconds(call: Callable[[], None], min_seconds: float) -> float:

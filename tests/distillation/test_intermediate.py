@@ -131,7 +131,7 @@ def test_what_is_taken_is_not_kept_and_only_taken_when_asked_for() -> None:
     assert distiller.intermediate is not None
     assert all(not one._states and not one._vectors for one in distiller.intermediate._taps)
     with_both = distiller_of(*pair("bert"))(*batch(), ONE)[1]
-    evaluated = distiller.intermediate_sums(batch()[0])
+    evaluated = distiller.compare(batch()[0]).sums
     assert {term: float(value) for term, value in evaluated.items()} == pytest.approx(
         {term: float(value) for term, value in with_both.items()}
     )

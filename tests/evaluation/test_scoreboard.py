@@ -108,6 +108,9 @@ def test_one_seed_has_no_spread():
     board = Scoreboard([result("teacher", 1, {"rte": 60.0}, 1.0, seeds=1)], {}, "")
     assert score_table(board)[1] == ["teacher", "60.0", "100.0%", "60.0"]
     assert "one seed" in report_on(board).to_markdown()
+    facts = TaskFacts("similarity", ("spearman",), 0, 0, 1500, 0, 2e-5, 32, 128, 0.0)
+    untuned = replace(board, facts={"rte": facts})
+    assert "seed" not in report_on(untuned).to_markdown()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from embedding_folders import write_modules
 from glue_rows import write_glue, write_split
 from scipy import stats
 from small_models import small_model
+from tokenizers.normalizers import NFC
 from training_parts import save_model, small_tokenizer
 
 from distil_ray import evaluate
@@ -69,6 +70,16 @@ def test_the_prompt_of_a_folder_is_put_before_every_text(folder):
     np.testing.assert_allclose(vectors(folder), theirs(folder), atol=1e-5)
     (folder / "config_sentence_transformers.json").unlink()
     assert np.abs(vectors(folder) - theirs(folder)).max() < 1e-5
+
+
+def test_texts_that_are_lowercased_before_the_tokenizer_are_refused(folder):
+    (write_modules(folder) / "sentence_bert_config.json").write_text('{"max_seq_length": 6, "do_lower_case": true}')
+    assert np.abs(vectors(folder) - theirs(folder)).max() < 1e-5  # its tokenizer lowercases
+    tokenizer = small_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = NFC()
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match="texts lowercased before its tokenizer"):
+        vectors(folder)
 
 
 def test_any_model_makes_vectors_as_long_as_its_positions(folder):

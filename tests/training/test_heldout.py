@@ -1,5 +1,7 @@
 """Held-out figures against a plain evaluation of the models' own logits."""
 
+from collections import Counter
+
 import pytest
 import torch
 from processes import run_workers
@@ -78,7 +80,7 @@ def test_losses_inside_the_models_are_those_of_one_pass_over_all_rows():
     learner = Learner(config, teacher, student, CPU, "fp32")
     figures = heldout(rows).evaluate(learner)
     learner.student.eval()
-    sums = learner.intermediate_sums(torch.from_numpy(rows["input_ids"].astype("int64")))
+    sums = learner.compare(torch.from_numpy(rows["input_ids"].astype("int64"))).sums
     per_token = {term: float(value) / rows["input_ids"].size for term, value in sums.items()}
     assert figures["eval/relation_loss"] == pytest.approx(per_token["relations"], rel=1e-5)
     assert figures["eval/hidden_loss"] == pytest.approx(per_token["hidden"], rel=1e-5)
@@ -87,6 +89,16 @@ def test_losses_inside_the_models_are_those_of_one_pass_over_all_rows():
     assert plain.keys() == figures.keys() - {"eval/relation_loss", "eval/hidden_loss"}
     weighted = small_config(distill={"alpha_hidden": 1.0})
     assert "eval/hidden_loss" in heldout(rows).evaluate(learner_of(weighted))
+
+
+@pytest.mark.parametrize("weights", [{}, {"alpha_hidden": 1.0}])
+def test_each_model_encodes_a_batch_once(weights):
+    learner = learner_of(small_config(distill=weights))
+    counts = Counter()
+    for model in (learner.teacher, learner.student):
+        model.base_model.register_forward_hook(lambda module, *_: counts.update([id(module)]))
+    heldout(rows_with_hits(), batch_size=100).evaluate(learner)
+    assert list(counts.values()) == [1, 1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tempfile
 
 import pytest
 import torch
@@ -173,6 +174,16 @@ def test_local_records_can_be_read_as_soon_as_they_are_written(tmp_path):
     writer.write({"step": 1})
     assert read_records(folder) == [{"step": 1}]
     assert digest_lines(folder)[1:] == ["1,00000000000000ff,0,7"]
+
+
+def test_copies_for_storage_elsewhere_are_removed(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    writer = write(folder, -1, [0, 10])
+    assert len(list((tmp_path / "scratch").iterdir())) == (0 if folder.is_local else 1)
+    writer.close()
+    assert not list((tmp_path / "scratch").iterdir())
+    assert steps_in(folder) == [0, 10]
 
 
 def test_numbers_that_json_does_not_know_are_refused(tmp_path):
