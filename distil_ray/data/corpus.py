@@ -104,9 +104,12 @@ def list_corpus(
             continue
         files += found
         skipped += left_out
-    num_matches = Counter(file.path for file in files)
-    duplicates = [path for path, count in num_matches.items() if count > 1]
-    errors += [f"{path}: matched by two sources; name it once" for path in duplicates]
+    num_matches = Counter((file.path, "" if file.format == "text" else file.column) for file in files)
+    duplicates = [match for match, count in num_matches.items() if count > 1]
+    errors += [
+        f"{path}: {f'its column {column!r} is ' * bool(column)}matched by two sources; name it once"
+        for path, column in duplicates
+    ]
 
     probed: list[Probed] = []
     for file, outcome in zip(files, _probe_all(files, patience), strict=True):

@@ -19,7 +19,7 @@ import pytest
 
 from distil_ray.config import Source
 from distil_ray.data import documents
-from distil_ray.data.corpus import explain_difference, list_corpus, read_unit
+from distil_ray.data.corpus import explain_difference, list_corpus, read_texts, read_unit
 from distil_ray.data.files import BadFileError, ReachableFile
 from distil_ray.errors import InputError
 
@@ -364,7 +364,16 @@ def test_unsupported_suffixes_are_named_five_at_most(tmp_path):
 def test_a_file_matched_twice(tmp_path):
     write(tmp_path / "a.txt", "one")
     with pytest.raises(InputError, match=r"a\.txt: matched by two sources"):
-        list_corpus([Source(path=str(tmp_path)), Source(path=str(tmp_path / "*.txt"))])
+        list_corpus([Source(path=str(tmp_path)), Source(path=str(tmp_path / "*.txt"), column="other")])
+
+
+def test_two_columns_of_a_file_are_two_sources(tmp_path):
+    write(tmp_path / "pairs.jsonl", '{"question": "why", "answer": "because"}\n{"question": "who", "answer": "I"}\n')
+    question, answer = (Source(path=str(tmp_path / "pairs.jsonl"), column=name) for name in ("question", "answer"))
+    corpus = list_corpus([question, answer])
+    assert list(read_texts(corpus, range(corpus.num_units))) == ["why", "who", "because", "I"]
+    with pytest.raises(InputError, match=r"pairs.jsonl: its column 'answer' is matched by two sources"):
+        list_corpus([question, answer, answer])
 
 
 def bad_files():
