@@ -362,7 +362,7 @@ def model_from_config(
     seed: int,
     revision: str | None = None,
     *,
-    has_head: bool = True,
+    with_head: bool = True,
 ) -> PreTrainedModel:
     """Return an untrained model, a pure function of the arguments; the global random state is left alone.
 
@@ -372,17 +372,17 @@ def model_from_config(
         vocab_size, pad_token_id: the tokenizer's; they replace those of ``config``.
         seed: of the random weights.
         revision: of a ``config`` on the Hub.
-        has_head: whether it has an MLM head, and is not a bare encoder.
+        with_head: whether it has an MLM head, and is not a bare encoder.
 
     Raises:
         InputError: unknown family or field, a value that does not fit, or an unreadable file.
     """
-    make = initialize if has_head else initialize_encoder
+    make = initialize if with_head else initialize_encoder
     from_tokenizer = {"vocab_size": vocab_size, "pad_token_id": pad_token_id}
     if isinstance(config, str):
         needs = None if Path(config).expanduser().is_file() else CONFIG_FILE
         with loading("a model configuration", config, revision, needs=needs) as location:
-            model_config = _read_config(location, config, needs_head=has_head, **from_tokenizer)
+            model_config = _read_config(location, config, needs_head=with_head, **from_tokenizer)
         return make(model_config, seed)
 
     fields = {**config, **from_tokenizer}
@@ -398,7 +398,7 @@ def model_from_config(
             raise InputError(f"unknown field {name!r} in a {model_type} configuration; {hint}")
     try:
         model_config = config_class(**fields)
-        check_config(model_config, "the configuration", needs_head=has_head)
+        check_config(model_config, "the configuration", needs_head=with_head)
         return make(model_config, seed)
     except InputError:
         raise

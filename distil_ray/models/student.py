@@ -128,7 +128,7 @@ def build_student(
             "for one that is trained from the start, or to none, for an encoder without"
         )
     teacher, dimensions = narrow(teacher, sizes, keeps_weights=init == "teacher")
-    student = _build(teacher, layers, architecture, init, seed, has_head=head is None)
+    student = _build(teacher, layers, architecture, init, seed, with_head=head is None)
     student = grow_head(student, seed) if head == "new" else student
     if dimensions is not None:
         student.register_buffer("kept_dimensions", dimensions, persistent=False)
@@ -142,7 +142,7 @@ def _build(
     init: Init,
     seed: int,
     *,
-    has_head: bool,
+    with_head: bool,
 ) -> PreTrainedModel:
     """Return a student as wide as the teacher, with a head like the teacher's or none."""
     kept = select_layers(teacher.config.num_hidden_layers, layers)
@@ -155,13 +155,13 @@ def _build(
         architecture = "distilbert" if teacher.config.model_type == "bert" else "same"
     converts = architecture == "distilbert" and teacher.config.model_type != "distilbert"
     config = _distilbert_config(teacher, len(kept)) if converts else _same_config(teacher, kept)
-    student = initialize(config, seed) if has_head else initialize_encoder(config, seed)
+    student = initialize(config, seed) if with_head else initialize_encoder(config, seed)
     if init == "teacher":
         weights, own_head = _weights_of(teacher)
         weights = _keep_layers(weights, family_of(teacher.config).layers, kept)
         if converts:
             weights, own_head = _to_distilbert(weights), _renamed(own_head)
-        _load(student, weights, own_head if has_head else {})
+        _load(student, weights, own_head if with_head else {})
     return student
 
 

@@ -127,7 +127,7 @@ def _make_student(
         assert isinstance(pad_token_id, int)
         revision = pins["configuration"].commit if "configuration" in pins else None
         return model_from_config(
-            student.config, vocab_size, pad_token_id, config.run.seed, revision, has_head=student.head is None
+            student.config, vocab_size, pad_token_id, config.run.seed, revision, with_head=student.head is None
         )
     assert teacher is not None
     return build_student(
