@@ -28,7 +28,8 @@ from distil_ray.models.embedding import embedding_of
 from distil_ray.models.loading import load_tokenizer_of
 from distil_ray.models.precision import Precision, autocast, fastest_precision
 from distil_ray.runs.cluster import assigned_device
-from distil_ray.runs.console import Console, format_seconds
+from distil_ray.runs.console import Console
+from distil_ray.runs.figures import format_seconds
 from distil_ray.training.optimizer import Optimizer, learning_rate_factor
 
 _MAX_GRAD_NORM = 1.0

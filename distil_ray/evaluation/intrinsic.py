@@ -35,7 +35,7 @@ from distil_ray.models.loading import (
     max_tokens,
 )
 from distil_ray.runs.cluster import assigned_device, has_autoscaler
-from distil_ray.runs.console import format_seconds
+from distil_ray.runs.figures import format_seconds
 from distil_ray.training.heldout import NUM_FIGURES, figure_sums
 
 SECONDS_BETWEEN_LINES = 30.0

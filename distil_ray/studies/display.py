@@ -10,8 +10,9 @@ from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
 
-from distil_ray.runs.console import Console, format_seconds
+from distil_ray.runs.console import Console
 from distil_ray.runs.events import EventQueue
+from distil_ray.runs.figures import format_seconds
 from distil_ray.studies.settings import SearchPlan, brief, short
 from distil_ray.studies.trials import Score, Trial, Trials, best
 

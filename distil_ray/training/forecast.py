@@ -16,7 +16,7 @@ from distil_ray.errors import InputError, RunError
 from distil_ray.models.flops import peak_flops
 from distil_ray.models.precision import Precision
 from distil_ray.runs.cluster import gpu_types, usable_cpus, worker_resources
-from distil_ray.runs.console import format_seconds
+from distil_ray.runs.figures import format_seconds
 from distil_ray.runs.prices import Hire, PricedCluster, nodes_for, read_prices
 from distil_ray.runs.side_by_side import call_side_by_side
 from distil_ray.training.estimate import (

@@ -1,4 +1,4 @@
-"""What is shown of a run: plain lines, and a bar where there is a terminal."""
+"""What is shown of a run: plain lines, and live figures where there is a terminal."""
 
 import fcntl
 import os
@@ -12,56 +12,9 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 
-import pytest
+from records import EVALUATION, TRAINING, TRAINING_TEXT
 
-from distil_ray.runs.console import Console, format_record, format_seconds
-
-TRAINING = {
-    "step": 1200,
-    "run/progress": 0.3,
-    "train/loss": 1.25,
-    "train/loss_ce": 1.5,
-    "train/loss_mlm": 2.0,
-    "perf/tokens_per_second": 12345.6,
-    "eta_seconds": 3725.0,
-}
-EVALUATION = {
-    "eval/mlm_loss": 2.5,
-    "eval/mlm_accuracy": 0.5125,
-    "eval/kl_to_teacher": 0.75,
-    "eval/teacher_agreement": 0.625,
-}
-TRAINING_TEXT = "step  1,200   30.0%  loss 1.2500 (ce 1.5000  mlm 2.0000)  12,346 tokens/s  1:02:05 left"
-
-
-@pytest.mark.parametrize(
-    ("record", "text"),
-    [
-        (TRAINING, TRAINING_TEXT),
-        (
-            TRAINING | {"train/loss": None, "train/loss_ce": None, "eta_seconds": None},
-            "step  1,200   30.0%  loss not finite (ce not finite  mlm 2.0000)  12,346 tokens/s",
-        ),
-        (
-            {"step": 0, "run/progress": 0.0, "eta_seconds": None} | EVALUATION,
-            "step      0    0.0%  held out: mlm_loss 2.5000, accuracy 51.2%, kl_to_teacher 0.7500, agreement 62.5%",
-        ),
-        (
-            {"step": 7, "run/progress": 1.0, "eta_seconds": 0.0, "eval/mlm_loss": 2.5, "eval/mlm_accuracy": 0.5},
-            "step      7  100.0%  held out: mlm_loss 2.5000, accuracy 50.0%",
-        ),
-        ({"step": 5, "run/progress": 0.5, "eval/mlm_loss": None}, "step      5   50.0%"),
-    ],
-)
-def test_a_record_as_a_line(record, text):
-    assert format_record(record) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3600, "1:00:00"), (90061, "25:01:01")]
-)
-def test_seconds_as_a_clock(seconds, text):
-    assert format_seconds(seconds) == text
+from distil_ray.runs.console import Console
 
 
 def test_without_a_terminal_there_are_plain_lines(capfd):
@@ -130,20 +83,26 @@ def terminal(monkeypatch):
     os.close(ours)
 
 
-def test_on_a_terminal_there_is_a_bar(monkeypatch):
+def test_on_a_terminal_there_are_live_figures(monkeypatch):
     events = queue.Queue()
     with terminal(monkeypatch) as chunks, Console().following(events):
         events.put(("line", "hello"))
         events.put(("record", TRAINING))
-        time.sleep(0.2)  # the bar is drawn ten times a second
+        time.sleep(0.6)  # they are drawn four times a second
         events.put(("record", TRAINING | {"step": 2000, "run/progress": 0.5} | EVALUATION))
+        events.put(("record", TRAINING | {"step": 2400, "run/progress": 0.6} | EVALUATION | {"eval/mlm_loss": 2.25}))
     lines = [line.rstrip() for line in _ESCAPE.sub("", b"".join(chunks).decode()).replace("\r", "\n").split("\n")]
     bars = [line for line in lines if "━" in line]
     assert bars[0].startswith("  0.0% ━")
-    brief = "━ step 1,200  1:02:05 left  loss 1.2500  12,346 tokens/s"
-    assert any(bar.startswith(" 30.0% ━") and bar.endswith(brief) for bar in bars)
-    assert bars[-1].startswith(" 50.0% ━")
+    assert any(
+        bar.startswith(" 30.0% ━") and bar.endswith("━ step 1,200  1:02:05 left  12,346 tokens/s") for bar in bars
+    )
+    assert bars[-1].startswith(" 60.0% ━")
     assert "hello" in lines
+    assert "  loss 1.2500 (ce 1.5000  mlm 2.0000)" in lines
+    last = lines[lines.index(bars[-1]) :]
+    assert "  held out: mlm_loss       2.2500  █▁" in last
+    assert "  held out: agreement       62.5%  ▁▁" in last
     # Progress is the bar's matter; an evaluation stays on the screen.
     assert not [line for line in lines if line.startswith("step  1,200")]
     assert [line for line in lines if line.startswith("step  2,000") and "mlm_loss 2.5000" in line]
