@@ -8,15 +8,25 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 Curve = Sequence[tuple[float, float]]
 
 # Told apart by people who see few colors, too (Okabe and Ito 2008).
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# The last stands for the color of the page's text, which matplotlib cannot name: dark or light, as the reader has it.
+_INK = "#010203"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", _INK)
 _SIZE_INCHES = (6.4, 3.6)
+_LEGEND_CHARACTERS = 40
 # Text stays text, and the same data gives the same bytes.
-_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "distil_ray", "font.family": "sans-serif"}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "distil_ray",
+    "font.family": "sans-serif",
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _INK
+    ),
+}
 
 
 def line_chart(
@@ -33,12 +43,12 @@ def line_chart(
     """
     with _chart() as (axes, svg):
         for curve in others:
-            axes.plot(*_columns(curve), color="0.75", linewidth=1, zorder=1)
+            axes.plot(*_columns(curve), color=_INK, alpha=0.25, linewidth=1, zorder=1)
         for index, (name, curve) in enumerate(curves.items()):
             marker = "o" if len(curve) < 40 else None
             axes.plot(*_columns(curve), label=name, color=COLORS[index % len(COLORS)], marker=marker, markersize=3)
         for name, level in levels.items():
-            axes.axhline(level, label=name, color="0.4", linestyle="--", linewidth=1)
+            axes.axhline(level, label=name, color=_INK, alpha=0.6, linestyle="--", linewidth=1)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -54,8 +64,9 @@ def scatter_chart(groups: Mapping[str, Curve], *, x_label: str, y_label: str, is
             axes.scatter(*_columns(points), label=name, color=color, facecolor=color if index == 0 else "none", s=26)
         if is_logarithmic:
             axes.set_xscale("log")
-            for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-                formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         _tidy(axes)
@@ -71,17 +82,17 @@ def ternary_chart(
     """
     height = 3**0.5 / 2
     with _chart() as (axes, svg):
-        axes.plot([0, 1, 0.5, 0], [0, 0, height, 0], color="0.3", linewidth=1, zorder=1)
+        axes.plot([0, 1, 0.5, 0], [0, 0, height, 0], color=_INK, linewidth=1, zorder=1)
         for share in (0.25, 0.5, 0.75):  # lines of equal weight
             for ends in (
                 ((share, 0), ((1 + share) / 2, (1 - share) * height)),
                 ((1 - share, 0), ((1 - share) / 2, (1 - share) * height)),
                 ((share / 2, share * height), (1 - share / 2, share * height)),
             ):
-                axes.plot(*_columns(ends), color="0.85", linewidth=0.8, zorder=0)
+                axes.plot(*_columns(ends), color=_INK, alpha=0.15, linewidth=0.8, zorder=0)
         xs = [second + third / 2 for _, second, third, _ in points]
         ys = [third * height for _, _, third, _ in points]
-        dots = axes.scatter(xs, ys, c=[value for *_, value in points], cmap="viridis", edgecolor="0.2", s=44, zorder=2)
+        dots = axes.scatter(xs, ys, c=[value for *_, value in points], cmap="viridis", edgecolor=_INK, s=44, zorder=2)
         axes.figure.colorbar(dots, label=label, shrink=0.8)
         for x, y, name, side in (
             (0, 0, corners[0], "top"),
@@ -105,8 +116,8 @@ def _chart() -> Iterator[tuple[Axes, io.StringIO]]:
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
         yield figure.add_subplot(), svg
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg.write(text.getvalue()[text.getvalue().index("<svg") :])
+        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    svg.write(text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor"))
 
 
 def _columns(points: Curve) -> tuple[Sequence[float], Sequence[float]]:
@@ -115,7 +126,14 @@ def _columns(points: Curve) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _tidy(axes: Axes) -> None:
-    axes.grid(alpha=0.25)
+    axes.grid(alpha=0.15)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize="small")
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(handles, map(_shortened, names), frameon=False, fontsize="small")
+
+
+def _shortened(name: str) -> str:
+    """A name that leaves room for the curves: what differs between names is at either end."""
+    half = _LEGEND_CHARACTERS // 2
+    return name if len(name) <= _LEGEND_CHARACTERS else f"{name[:half]}…{name[-half:]}"

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from browser import assert_readable
 
 from distil_ray.evaluation.deployment import Deployed, Figures
 from distil_ray.evaluation.intrinsic import Intrinsic
@@ -74,6 +75,11 @@ def test_markdown_json_and_page_agree(board):
     models = json.loads(report_on(board).to_json())["models"]
     assert models[1]["retained_percent"] == pytest.approx(95.0)
     assert models[1]["tasks"]["cola"] == {"median": 45.0, "low": 44.0, "high": 47.0, "num_seeds": 3}
+
+
+@pytest.mark.slow
+def test_the_page_is_readable_in_a_browser(board, tmp_path):
+    assert_readable(report_on(board).to_html(), tmp_path, num_charts=2)
 
 
 def test_held_out_text(board):

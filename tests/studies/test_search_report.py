@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from browser import assert_readable
 from html_checker import Checker
 from test_trials import leave_behind
 
@@ -142,6 +143,12 @@ def test_the_page_is_well_formed_and_loads_nothing(searched):
     best = json.loads(report.to_json())["trials"][1]
     assert best["values"]["distill.temperature"] == 4.0
     assert best["scores"][-1]["value"] == 3.75
+
+
+@pytest.mark.slow
+def test_the_page_is_readable_in_a_browser(searched, tmp_path):
+    page = report_on(*searched).to_html()
+    assert_readable(page, tmp_path, num_charts=page.count("<svg"))
 
 
 def test_a_search_is_read_back_from_where_it_lies(searched, tmp_path):
