@@ -245,8 +245,9 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
     num_models, num_tasks = len({job.row for job in jobs}), len({job.task for job in jobs})
     seeds = {job.seed for job in jobs if results.tasks[job.task].is_tuned}  # where nothing is tuned, nothing is drawn
     what = "fine-tunings" if all(results.tasks[job.task].is_tuned for job in jobs) else "evaluations"
-    each = f", {len(seeds)} seeds" if seeds else ""
-    console.line(f"{len(jobs)} {what}: {num_models} models, {num_tasks} tasks{each}")
+    counts = {"models": num_models, "tasks": num_tasks} | ({"seeds": len(seeds)} if seeds else {})
+    counted = (f"{count} {name[:-1] if count == 1 else name}" for name, count in counts.items())
+    console.line(f"{len(jobs)} {what}: {', '.join(counted)}")
     done = set(results.done(jobs))
     open_jobs = [job for job in jobs if job not in done]
     if done:

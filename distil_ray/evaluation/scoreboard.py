@@ -60,6 +60,11 @@ class Scoreboard:
         """What the others are compared with."""
         return self.results[0]
 
+    @property
+    def is_tuned(self) -> bool:
+        """Whether models were fine-tuned for any of the tasks, so that there are seeds and training rows."""
+        return not self.facts or any(one.num_epochs for one in self.facts.values())
+
     def of(self, names: Collection[str]) -> "Scoreboard":
         return replace(self, results=[result for result in self.results if result.name in names])
 
@@ -111,7 +116,7 @@ def score_table(board: Scoreboard) -> list[list[str]]:
     for result in board.results:
         row = [result.name, number(result.score, ".1f"), _percent(retained_percent(board, result))]
         table.append([*row, *(_summary(result.tasks.get(task)) for task in tasks)])
-    if board.facts:
+    if board.facts and board.is_tuned:
         constant = [board.facts[task].constant_score for task in tasks]
         score = macro(constant)
         scores = [f"{value:.1f}" for value in (score, *constant)]
@@ -187,7 +192,7 @@ def _sections(board: Scoreboard) -> Iterator[ReportSection]:
         charts: list[Block] = [Charts(_charts(board))] if board.teacher.speeds else []
         yield ReportSection("Scores", [Table(score_table(board)), _note(board), *charts])
         if board.facts:
-            yield ReportSection("Tasks", [Table(facts_table(board.facts)), FACTS_NOTE])
+            yield ReportSection("Tasks", [Table(facts_table(board.facts)), facts_note(board.facts)])
     if board.teacher.text is not None:
         yield ReportSection("Held-out text", [Table(text_table(board)), _text_note(board.teacher.text)])
     yield ReportSection("Cost", [Table(cost_table(board)), _cost_note(board)])
@@ -259,11 +264,9 @@ def _text_note(found: Intrinsic) -> str:
 
 def _note(board: Scoreboard) -> str:
     count = max(summary.num_seeds for summary in board.teacher.tasks.values())
-    seeds = f", median of {count} seeds (lowest–highest)" if count > 1 else ", one seed"
-    if board.facts and not any(one.num_epochs for one in board.facts.values()):
-        seeds = ""  # nothing is fine-tuned
+    seeds = f", median of {count} seeds (lowest–highest)" if count > 1 else ", one seed" * board.is_tuned
     parts = [f"Scores in percent on the validation rows{seeds}; retained: share of the teacher's score."]
-    if board.facts:
+    if board.facts and board.is_tuned:
         parts.append(
             f"{CONSTANT.capitalize()}: the most common class or the mean of the training rows, no answer, or no entity."
         )
@@ -278,10 +281,14 @@ def _note(board: Scoreboard) -> str:
     return " ".join(parts)
 
 
-FACTS_NOTE = (
-    "The score of a task is the mean of its metrics. Fine-tuning: AdamW, linear warm-up and decay of the learning "
-    "rate; the same for every model. Without training rows: correlations of the cosine of two texts' vectors."
-)
+def facts_note(facts: Mapping[str, TaskFacts]) -> str:
+    """How the scores of these tasks come about."""
+    parts = ["The score of a task is the mean of its metrics."]
+    if any(one.num_epochs for one in facts.values()):
+        parts.append("Fine-tuning: AdamW, linear warm-up and decay of the learning rate; the same for every model.")
+    if not all(one.num_epochs for one in facts.values()):
+        parts.append("Without training rows: correlations of the cosine of two texts' vectors.")
+    return " ".join(parts)
 
 
 def _cost_note(board: Scoreboard) -> str:

@@ -9,7 +9,7 @@ from distil_ray.evaluation.finetuning import fine_tune
 from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, summarize
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.results import FinetuneJob, Results
-from distil_ray.evaluation.scoreboard import CONSTANT, FACTS_NOTE, facts_table
+from distil_ray.evaluation.scoreboard import CONSTANT, facts_note, facts_table
 from distil_ray.models.origin import resolve
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import NOTHING, Charts, Report, ReportSection, Table, made_by
@@ -245,7 +245,11 @@ def report_on(comparison: Comparison) -> Report:
         sections=[
             ReportSection("Variants", [Table(table(comparison)), same_batches(comparison)]),
             *([ReportSection("Tasks", [Table(tasks)])] if tasks else []),
-            *([ReportSection("What the scores are of", [Table(facts_table(facts)), FACTS_NOTE])] if facts else []),
+            *(
+                [ReportSection("What the scores are of", [Table(facts_table(facts)), facts_note(facts)])]
+                if facts
+                else []
+            ),
             ReportSection("Curves", [Charts([(f"Held-out MLM loss, seed {first_seed}", chart)])]),
         ],
         footer=made_by(),

@@ -56,7 +56,7 @@ def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, t
     assert evaluate.main(arguments(folders, tmp_path, tasks=("sst2", "stsb"))) == 0
 
     out = capsys.readouterr().out
-    assert "2 fine-tunings: 2 models, 1 tasks, 1 seeds" in first
+    assert "2 fine-tunings: 2 models, 1 task, 1 seed" in first
     assert "2 of 8 fine-tunings are already done" in out
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     report = json.loads((tmp_path / "report.json").read_text())
