@@ -96,7 +96,7 @@ def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A WordPiece tokenizer of 300 pieces, made by the vocabulary command."""
-    from distil_ray.vocabulary import main
+    from distil_ray.commands.vocabulary import main
 
     folder = tmp_path_factory.mktemp("tokenizer") / "wordpiece"
     assert main(["--source", str(corpus), "--size", "300", "--output", str(folder)]) == 0

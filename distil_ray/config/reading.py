@@ -187,7 +187,7 @@ def _complaint(detail: ErrorDetails, given: Mapping[str, Any], root: type[Sectio
 def _unknown_key(prefix: str, name: str, section: type[Section], root: type[Section]) -> Problem:
     """Suggest the valid key of the most similar spelling: of the same section if there is one, otherwise of any."""
     if section is Config and name == "search":
-        return Problem(("search",), "search: belongs to python -m distil_ray.tune; expected no such section here")
+        return Problem(("search",), "search: belongs to distil-ray tune; expected no such section here")
     key = f"{prefix}.{name}" if prefix else name
     siblings = {sibling: f"{prefix}.{sibling}" if prefix else sibling for sibling in section.model_fields}
     others = {other.rpartition(".")[2]: other for other, _ in fields(root)}

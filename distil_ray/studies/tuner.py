@@ -65,7 +65,7 @@ def search(plan: SearchPlan, *, retry_failed: bool = False) -> None:
     """
     folder = RunFolder.at(plan.folder)
     check_learned_settings(plan.identity(), folder)
-    with holding(folder, "distil_ray.tune", Console().line) as claim:
+    with holding(folder, "distil-ray tune", Console().line) as claim:
         _search(plan, claim, retry_failed=retry_failed)
 
 
@@ -88,7 +88,7 @@ def _search(plan: SearchPlan, claim: Claim, *, retry_failed: bool) -> None:
     display.line(f"\n{report.to_text()}\n")
     display.line(f"report: {plan.folder}/{NAME}{', '.join(files)}")
     display.line(f"best configuration: {plan.folder}/{BEST_FILE}")
-    display.line(f"to train it again: python -m distil_ray.train --config {plan.folder}/{BEST_FILE}")
+    display.line(f"to train it again: distil-ray train --config {plan.folder}/{BEST_FILE}")
 
 
 def dry_run(plan: SearchPlan) -> None:

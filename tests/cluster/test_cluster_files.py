@@ -208,4 +208,4 @@ def test_what_nodes_install_is_the_package_with_its_exact_versions(tmp_path):
     assert files[0] == "constraints.txt"
     with zipfile.ZipFile(tmp_path / "copy" / "dist" / files[1]) as wheel:
         names = wheel.namelist()
-    assert {"distil_ray/train.py", "distil_ray/drain.py", "distil_ray/reporting/report.html.j2"} <= set(names)
+    assert {"distil_ray/train.py", "distil_ray/commands/drain.py", "distil_ray/reporting/report.html.j2"} <= set(names)

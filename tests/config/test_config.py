@@ -232,7 +232,7 @@ def test_config_is_frozen_and_travels():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-@pytest.mark.parametrize("module", ["distil_ray.train", "distil_ray.vocabulary"])
+@pytest.mark.parametrize("module", ["distil_ray", "distil_ray.commands.train", "distil_ray.commands.vocabulary"])
 def test_help_and_mistakes_wait_for_neither_torch_nor_ray(module):
     code = f"import sys, {module}; print({{'torch', 'ray', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

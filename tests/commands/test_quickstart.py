@@ -14,7 +14,7 @@ from runs import records, wait_for
 
 from distil_ray.models.loading import load_masked_lm, load_tokenizer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUNS = ("quickstart", "quickstart-mlm-only", "quickstart-from-scratch")
 SHORTER = (
     "optim.num_steps=12 optim.global_batch_size=8 runtime.micro_batch_size=4 eval.num_rows=16 eval.every_steps=6 "
