@@ -54,15 +54,15 @@ def parser_of(command: str, description: str, keys: str) -> argparse.ArgumentPar
         action="append",
         default=[],
         metavar="FILE",
-        help="YAML file or its URL; later files override earlier ones",
+        help="YAML file or its URL, or the name of a recipe; later ones override earlier ones",
     )
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        metavar="section.key=value",
-        help="single settings in YAML syntax; they override files",
-    )
+    add_settings(parser, "single settings in YAML syntax; they override files")
     return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, about: str) -> None:
+    """Let the command take single settings of the configuration; ``about`` is the help text."""
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help=about)
 
 
 def add_previews(parser: argparse.ArgumentParser, dry_run: str) -> None:

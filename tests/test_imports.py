@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "distil_ray"
 
 # Each layer imports its own and those below. The last is also that of the modules that are named nowhere here.
 LAYERS = (
-    "errors outages",
+    "errors outages shipped",
     "reporting",
     "data",
     "models",
@@ -35,7 +35,7 @@ HOME_OF = {
     "ray.tune": {"studies.objective", "studies.tuner"},
 }
 # These import nothing of Ray at all, but for data.pipeline.
-PLAIN = ("errors", "outages", "config", "reporting", "data", "models", "distillation")
+PLAIN = ("errors", "outages", "shipped", "config", "reporting", "data", "models", "distillation")
 # Of the training, these alone know Ray: the loop and what it uses run without.
 TRAINING_WITH_RAY = {"training.checkup", "training.launcher", "training.ray_train"}
 # What Ray marks as private, by an underscore; each needs a test that fails when Ray changes it.
@@ -45,7 +45,7 @@ WITH_PRIVATE_RAY = {"data.pipeline", "runs.ray_internals"}
 def layer_of(module: str) -> int:
     folder = module.partition(".")[0]
     if folder in ("config", "__version__"):
-        return LAYERS.index("errors outages")
+        return 0
     return next((rank for rank, names in enumerate(LAYERS) if folder in names.split()), LAYERS.index("commands"))
 
 

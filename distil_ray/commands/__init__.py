@@ -1,6 +1,7 @@
 """The commands, a module each with `make_parser` and `main`, and what `distil-ray --help` says of them."""
 
 COMMANDS = {
+    "quickstart": "distil a small model and compare it, in minutes and without a download",
     "train": "distil a student, from raw text to a Hugging Face folder",
     "tune": "search for temperature, loss weights and other settings",
     "evaluate": "compare students with their teacher: size, speed, scores",

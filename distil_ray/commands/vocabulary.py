@@ -47,7 +47,7 @@ def _vocabulary(argv: list[str] | None) -> None:
     loss = lost_marks(counts) if strips_accents else ""
     if loss:
         print(f"note: {loss}; --no-strip-accents keeps them")
-    print(f"next: distil-ray train --config configs/pretrain-tiny.yaml student.tokenizer={args.output}")
+    print(f"next: distil-ray train --config pretrain-tiny student.tokenizer={args.output}")
 
 
 def _check_output(folder: str) -> None:
