@@ -1,6 +1,8 @@
 """`distil-ray`, also as `python -m distil_ray`: finds the command that is named, and loads no other."""
 
+# PYTHON_ARGCOMPLETE_OK
 import argparse
+import os
 import sys
 from importlib import import_module
 
@@ -12,6 +14,10 @@ from distil_ray.errors import InputError, did_you_mean
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0 done, 1 it failed, 2 a user's mistake, 128 + n ended by signal n."""
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could follow
+        from distil_ray.commands.completion import complete
+
+        complete()
     arguments = sys.argv[1:] if argv is None else argv
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
