@@ -1,16 +1,8 @@
 """`distil-ray evaluate --teacher T --student S [S…]`: how much smaller, how much faster, how good."""
 
 import argparse
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distil_ray.cli import add_tasks, main_of, program_of
-from distil_ray.errors import InputError
-
-if TYPE_CHECKING:
-    from distil_ray.evaluation.protocol import Protocol
-    from distil_ray.evaluation.tasks import Task
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,57 +12,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(argv: list[str] | None) -> None:
     arguments = make_parser().parse_args(argv)
-    # Imported late, here and below, so that --help and mistakes answer at once.
-    from distil_ray.evaluation.naming import name_models
+    # Imported late, so that --help answers at once.
+    from distil_ray.evaluation.conduct import conduct
     from distil_ray.evaluation.protocol import load_protocol
 
-    protocol = load_protocol(arguments.protocol, arguments.set)
-    given = name_models(arguments.teacher, arguments.student)
-    if arguments.seeds < 1:
-        raise InputError(f"--seeds: given {arguments.seeds}, expected at least 1")
-    from distil_ray.config import output_path, parse_sources
-    from distil_ray.evaluation.evaluate import Request, evaluate
-    from distil_ray.evaluation.models import Model
-    from distil_ray.evaluation.scoreboard import add_to_card, check_card, report_on
-    from distil_ray.models.origin import resolve
-    from distil_ray.reporting.report import NAME, publish
-    from distil_ray.runs.console import Console
-    from distil_ray.runs.lease import holding
-    from distil_ray.runs.storage import RunFolder
-
-    output = Path(output_path(arguments.output, "--output"))
-    tasks, text = _tasks(arguments, protocol), parse_sources(arguments.text) if arguments.text else ()
-    # Resolved once, here: workers have other working folders, and a branch on the Hub may move meanwhile.
-    models = [Model(name, resolve(path, None)) for name, path in given.items()]
-    with_card = models[1:] if arguments.card else []
-    for model in with_card:
-        check_card(model.name, model.path)
-    request = Request(
-        models,
-        tasks,
-        arguments.seeds,
-        output,
+    conduct(
+        arguments.teacher,
+        arguments.student,
+        load_protocol(arguments.protocol, arguments.set),
+        output=arguments.output,
+        tasks=arguments.tasks,
+        glue=arguments.glue,
+        num_seeds=arguments.seeds,
         with_second_step=arguments.second_step,
-        text=text,
+        text=arguments.text,
         device_task=arguments.on_device,
+        with_card=arguments.card,
     )
-    console = Console()
-    held = holding(RunFolder.at(str(output)), "distil-ray evaluate", console.line)
-    with ExitStack() as stack:
-        board = evaluate(request, protocol, console, hold=lambda: stack.enter_context(held))
-        publish(report_on(board), output / NAME)
-        for model in with_card:
-            add_to_card(model.path, board)
-
-
-def _tasks(arguments: argparse.Namespace, protocol: "Protocol") -> "list[Task]":
-    """The tasks that are named. Without names: GLUE's and the protocol's, or none if --text is given."""
-    from distil_ray.evaluation.tasks import chosen_tasks
-
-    names = [*arguments.tasks, *filter(None, [arguments.on_device])]
-    if arguments.text and not names:
-        return []
-    return chosen_tasks(names, arguments.glue, protocol.tasks)
 
 
 def make_parser() -> argparse.ArgumentParser:

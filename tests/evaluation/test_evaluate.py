@@ -17,7 +17,7 @@ from training_parts import save_model
 
 from distil_ray.commands import evaluate
 from distil_ray.errors import InputError
-from distil_ray.evaluation.naming import name_models
+from distil_ray.evaluation.conduct import name_models
 from distil_ray.models.loading import load_tokenizer
 
 QUICK = [
