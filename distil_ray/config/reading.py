@@ -95,8 +95,10 @@ def parse_sources(given: Sequence[str | Mapping[str, Any]]) -> tuple[Source, ...
     values = []
     for text in given:
         try:
-            is_yaml = isinstance(text, str) and text.lstrip().startswith("{")
-            values.append(yaml.load(text, _Loader) if is_yaml else _plain(text))
+            if isinstance(text, str) and text.lstrip().startswith("{"):
+                values.append(yaml.load(text, _Loader))
+            else:
+                values.append(_plain(text))
         except yaml.YAMLError as error:
             raise InputError(f"{text}{_yaml_fault(error)}") from None
     try:
