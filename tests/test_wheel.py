@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,48 +35,42 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def call(installed, tmp_path):
-    """Call the installed command in an empty folder."""
+def called(installed, tmp_path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the installed command in an empty folder, on a Ray of its own, whose processes find no repository either."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = str(installed)
 
-    def called(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(installed / "bin" / "distil-ray"), *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(installed), **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def run(*arguments: str, program: str = "bin/distil-ray") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *([str(installed / program)] if program else []), *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    return called
+    return run
 
 
-def test_command_and_recipes(call, installed):
-    assert call("--version").stdout == f"distil-ray {__version__}\n"
-    assert call("--help").stdout.startswith("usage: distil-ray ")
-    printed = call("train", "--config", "quickstart", "--print-config")
+def test_command_and_recipes(called, installed):
+    assert called("--version").stdout == f"distil-ray {__version__}\n"
+    assert called("--help").stdout.startswith("usage: distil-ray ")
+    printed = called("train", "--config", "quickstart", "--print-config")
     assert printed.returncode == 0, printed.stderr
     assert f"path: {installed}/distil_ray/quickstart/teacher\n" in printed.stdout
     for recipe in (ROOT / "configs").glob("*.yaml"):
         assert (installed / "distil_ray" / "configs" / recipe.name).read_bytes() == recipe.read_bytes()
 
 
-def test_nothing_is_taken_from_the_repository(call, installed):
-    script = "import distil_ray, distil_ray.api, distil_ray.reporting as r; print(distil_ray.__file__, r.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True
-    )
-    assert all(path.startswith(f"{installed}/") for path in done.stdout.split()), done.stderr
+def test_nothing_is_taken_from_the_repository(called, installed):
+    script = "import distil_ray, distil_ray.reporting as r; print(distil_ray.__file__, r.__file__)"
+    found = called("-c", script, program="").stdout.split()
+    assert found == [f"{installed}/distil_ray/__init__.py", f"{installed}/distil_ray/reporting/__init__.py"]
 
 
-def test_the_quickstart(call, installed, ray_cluster, tmp_path):
-    made = call("quickstart", *SHORTER, RAY_ADDRESS=ray_cluster)
+def test_the_quickstart(called, tmp_path):
+    made = called("quickstart", *SHORTER)
 
     assert made.returncode == 0, made.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     assert (tmp_path / "runs" / "quickstart" / "export" / "model.safetensors").exists()
     assert (tmp_path / "runs" / "quickstart" / "report.html").exists()
     assert str(ROOT) not in (tmp_path / "runs" / "quickstart" / "config.yaml").read_text()
-    again = call("quickstart", *SHORTER, RAY_ADDRESS=ray_cluster)
+    again = called("quickstart", *SHORTER)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("is finished: the student is in") == 3
