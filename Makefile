@@ -16,7 +16,6 @@ INSTALLED := .venv/.installed
 # Of the quickstart: where its runs go, and more settings for them, such as SETTINGS=run.seed=1.
 RUNS ?= runs
 SETTINGS ?=
-TRAIN := $(BIN)/python -m distil_ray.train --config configs/quickstart.yaml run.storage_path=$(RUNS)
 
 # Of the chaos test: how often something is killed, and how long each outage lasts.
 KILLS ?= 4
@@ -35,13 +34,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The student three times, on the same batches: distilled, without the teacher's losses, and from random weights, too.
-# What is finished is not repeated, what was interrupted is resumed.
 quickstart: setup
-	$(TRAIN) $(SETTINGS)
-	$(TRAIN) run.name=quickstart-mlm-only distill.alpha_ce=0 distill.alpha_cos=0 $(SETTINGS)
-	$(TRAIN) run.name=quickstart-from-scratch distill.alpha_ce=0 distill.alpha_cos=0 student.init=random $(SETTINGS)
-	$(BIN)/python -m distil_ray.report $(RUNS)/quickstart $(RUNS)/quickstart-mlm-only $(RUNS)/quickstart-from-scratch
+	$(BIN)/python -m distil_ray quickstart run.storage_path=$(RUNS) $(SETTINGS)
 
 # In two processes, one of which has all tests that share a Ray.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope

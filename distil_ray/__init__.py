@@ -2,6 +2,11 @@
 
 import os
 
+from distil_ray.api import Trained, Tuned, evaluate, train, tune
+from distil_ray.errors import InputError, RunError, Stopped
+
+__all__ = ["InputError", "RunError", "Stopped", "Trained", "Tuned", "__version__", "evaluate", "train", "tune"]
+
 __version__ = "0.1.0"
 
 # Read when Ray is imported. On a node of few cores Ray counts our tasks that take no slot as too many processes.

@@ -8,15 +8,43 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, TextIO
 
 from distil_ray.errors import InputError, RunError, Stopped
 
 
-def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser:
+def program_of(command: str) -> str:
+    """What was typed to call a command: ``distil-ray train``, or ``python -m distil_ray.train``, as on clusters."""
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    typed = {f"distil_ray.{command}": f"distil_ray.{command}", "distil_ray.__main__": f"distil_ray {command}"}
+    module = typed.get(main.name) if main is not None else None
+    return f"python -m {module}" if module else f"distil-ray {command}"
+
+
+def run_as_module(name: str, command: str) -> None:
+    """What a module does that stands for a command, called ``name`` here: end with its status, as `python -m` runs it.
+
+    It is no part of the API. Imported, it would take the place of what has its name in the package: `distil_ray.train`
+    is a function. An import that fails does not, and the multiprocessing of a command may import its main module.
+
+    Raises:
+        ImportError: it is imported under its own name.
+    """
+    if name == "__main__":
+        sys.exit(import_module(f"distil_ray.commands.{command}").main())
+    if name != "__mp_main__":
+        raise ImportError(
+            f"{name} is a command, to be run: `distil-ray {command}` or `python -m {name}`; from Python, `import "
+            "distil_ray` and call its functions",
+            name=name,
+        )
+
+
+def parser_of(command: str, description: str, keys: str) -> argparse.ArgumentParser:
     """The parser of a command that takes a configuration; ``keys`` describes its keys."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m {prog}",
+        prog=program_of(command),
         description=description,
         epilog=f"configuration keys:\n\n{keys}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -26,15 +54,15 @@ def parser_of(prog: str, description: str, keys: str) -> argparse.ArgumentParser
         action="append",
         default=[],
         metavar="FILE",
-        help="YAML file or its URL; later files override earlier ones",
+        help="YAML file or its URL, or the name of a recipe; later ones override earlier ones",
     )
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        metavar="section.key=value",
-        help="single settings in YAML syntax; they override files",
-    )
+    add_settings(parser, "single settings in YAML syntax; they override files")
     return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, about: str) -> None:
+    """Let the command take single settings of the configuration; ``about`` is the help text."""
+    parser.add_argument("settings", nargs="*", metavar="section.key=value", help=about)
 
 
 def add_previews(parser: argparse.ArgumentParser, dry_run: str) -> None:
@@ -90,7 +118,7 @@ def main_of(
 
 def _complain(prog: str, message: object, status: int) -> int:
     sys.stdout.flush()
-    print(f"{prog}: error: {message}", file=sys.stderr, flush=True)
+    print(f"{prog.removeprefix('python -m ')}: error: {message}", file=sys.stderr, flush=True)
     return status
 
 

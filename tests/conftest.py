@@ -22,9 +22,9 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process
 # Ray, so that both have as much to do; and those with clusters of their own, which take a node for lost sooner than a
 # busy machine can bear.
 SHARING_RAY = {
-    *("test_ablation", "test_cluster", "test_deployment", "test_doctor", "test_drain", "test_dry_run", "test_events"),
-    *("test_jobs", "test_lost_parts", "test_node_loss", "test_nodes", "test_placement", "test_ray_internals"),
-    *("test_side_by_side", "test_train"),
+    *("test_ablation", "test_api", "test_cluster", "test_deployment", "test_doctor", "test_drain", "test_dry_run"),
+    *("test_events", "test_jobs", "test_lost_parts", "test_node_loss", "test_nodes", "test_placement"),
+    *("test_ray_internals", "test_side_by_side", "test_train"),
 }
 
 
@@ -96,7 +96,7 @@ def corpus(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A WordPiece tokenizer of 300 pieces, made by the vocabulary command."""
-    from distil_ray.vocabulary import main
+    from distil_ray.commands.vocabulary import main
 
     folder = tmp_path_factory.mktemp("tokenizer") / "wordpiece"
     assert main(["--source", str(corpus), "--size", "300", "--output", str(folder)]) == 0

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distil_ray import train
 from distil_ray.cli import main_of
+from distil_ray.commands import COMMANDS, train
 from distil_ray.config import Config, Source, load_config
 from distil_ray.errors import InputError, RunError, Stopped
 
@@ -109,7 +109,7 @@ def test_each_command_promises_what_it_keeps(monkeypatch, capsys):
     for name in ("parse_args", "parse_intermixed_args"):
         monkeypatch.setattr(argparse.ArgumentParser, name, interrupt)
     for command, promise in promises.items():
-        assert importlib.import_module(f"distil_ray.{command}").main([]) == 130
+        assert importlib.import_module(f"distil_ray.commands.{command}").main([]) == 130
         assert promise in capsys.readouterr().err
 
 
@@ -165,7 +165,7 @@ def test_a_bad_configuration_ends_a_process_with_2_and_without_a_traceback():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "/no/such.yaml"], "distil_ray.train: error: the configuration has 1 problem:\n  /no/such.yaml: "),
+        (["--config", "/no/such.yaml"], "distil-ray train: error: the configuration has 1 problem:\n  /no/such.yaml: "),
         (["run.name"], "expected section.key=value"),
         ([], "run.name: missing"),
     ],
@@ -222,7 +222,7 @@ def test_help_lists_every_key(capsys):
         train.main(["--help"])
     assert caught.value.code == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("usage: python -m distil_ray.train ")
+    assert shown.startswith("usage: distil-ray train ")
     listed = set(re.findall(r"^  (\w+\.[\w.\[\]]+)  \(", shown, flags=re.MULTILINE))
     sections = load_config([], SETTINGS).model_dump()
     keys = {f"{section}.{key}" for section in Config.model_fields for key in sections[section]}
@@ -249,12 +249,12 @@ def test_options_may_stand_between_settings(capsys, tmp_path):
     assert yaml.safe_load(capsys.readouterr().out)["run"]["seed"] == 7
 
 
-@pytest.mark.parametrize("name", ["ablate", "doctor", "drain", "evaluate", "report", "train", "tune", "vocabulary"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_answers_without_torch_and_ray(name):
     script = (
         "import importlib, sys\n"
         "try:\n"
-        f"    importlib.import_module('distil_ray.{name}').main(['--help'])\n"
+        f"    importlib.import_module('distil_ray.commands.{name}').main(['--help'])\n"
         "except SystemExit as end:\n"
         "    assert end.code == 0\n"
         "loaded = {'torch', 'ray'} & sys.modules.keys()\n"
@@ -262,13 +262,13 @@ def test_help_answers_without_torch_and_ray(name):
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert f"distil_ray.{name}" in run.stdout
+    assert f"usage: distil-ray {name} " in run.stdout
 
 
 def test_printing_and_mistakes_answer_without_torch_and_ray():
     script = (
         "import sys\n"
-        "from distil_ray import train\n"
+        "from distil_ray.commands import train\n"
         f"assert train.main({[*SETTINGS, '--print-config']!r}) == 0\n"
         "assert train.main(['run.nam=x']) == 2\n"
         "loaded = {'torch', 'ray', 'transformers', 'datasets'} & sys.modules.keys()\n"

@@ -11,6 +11,7 @@ from distil_ray.config.description import describe_keys
 from distil_ray.config.identity import difference, learned
 from distil_ray.config.reading import (
     ConfigError,
+    Given,
     dump_yaml,
     load_config,
     load_settings,
@@ -27,6 +28,7 @@ from distil_ray.config.sections import Config, Section, Source, output_path, sho
 __all__ = [
     "Config",
     "ConfigError",
+    "Given",
     "Section",
     "Source",
     "describe_keys",

@@ -2,9 +2,11 @@
 
 import copy
 import difflib
+import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -12,7 +14,8 @@ from pydantic_core import ErrorDetails
 
 from distil_ray.config.description import fields, is_mapping, section_of, type_text
 from distil_ray.config.sections import Config, Problem, Section, Source, Sources, listed, problem, shown
-from distil_ray.errors import InputError
+from distil_ray.errors import InputError, did_you_mean
+from distil_ray.shipped import recipe_names, recipe_of
 
 _STAND_INS: dict[str, dict[str, Any]] = {  # for what must be given
     "run": {"name": "x", "storage_path": "/"},
@@ -35,12 +38,16 @@ SECTIONS = tuple(Config.model_fields)
 _LISTS_OF_SOURCES = ("data.sources", "data.eval_sources")
 
 
-def load_config(files: Sequence[str], overrides: Sequence[str]) -> Config:
+Given: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | Config
+
+
+def load_config(files: Sequence[Given], overrides: Sequence[str] = ()) -> Config:
     """Read a configuration from YAML files and dotted settings.
 
     Args:
-        files: paths or URLs of YAML files. Mappings of later files are merged into those of earlier ones, key by key;
-            anything else that a later file gives replaces what was there.
+        files: paths or URLs of YAML files, or names of recipes that come with the package. Mappings of later files are
+            merged into those of earlier ones, key by key; anything else that a later file gives replaces what was
+            there. From Python also such mappings, at whose top a key may be dotted, and configurations.
         overrides: settings such as ``optim.learning_rate=1e-4``. Each counts like one more file with that one
             line; a value that is not YAML, such as ``*.parquet``, is taken as text.
 
@@ -50,7 +57,7 @@ def load_config(files: Sequence[str], overrides: Sequence[str]) -> Config:
     return parse_config(load_settings(files, overrides))
 
 
-def load_settings(files: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+def load_settings(files: Sequence[Given], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read and merge what `load_config` checks.
 
     Raises:
@@ -58,10 +65,10 @@ def load_settings(files: Sequence[str], overrides: Sequence[str]) -> dict[str, A
     """
     settings: dict[str, Any] = {}
     problems: list[str] = []
-    readers = [(_read_file, file) for file in files] + [(_read_override, override) for override in overrides]
-    for read, given in readers:
+    readers: list[Callable[[], dict[str, Any]]] = [partial(_read, file) for file in files]
+    for read in readers + [partial(_read_override, override) for override in overrides]:
         try:
-            _merge(settings, read(given))
+            _merge(settings, read())
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -78,8 +85,9 @@ def with_settings(settings: Mapping[str, Any], dotted: Mapping[str, Any]) -> dic
     return merged
 
 
-def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
-    """Read sources as a command line gives them: paths, or YAML mappings like ``{docstrings: installed}``.
+def parse_sources(given: Sequence[str | Mapping[str, Any]]) -> tuple[Source, ...]:
+    """Read sources as a command line gives them: paths, or YAML mappings like ``{docstrings: installed}``. From Python
+    also such mappings.
 
     Raises:
         InputError: with one line per problem.
@@ -87,14 +95,17 @@ def parse_sources(given: Sequence[str]) -> tuple[Source, ...]:
     values = []
     for text in given:
         try:
-            values.append(yaml.load(text, _Loader) if text.lstrip().startswith("{") else text)
+            if isinstance(text, str) and text.lstrip().startswith("{"):
+                values.append(yaml.load(text, _Loader))
+            else:
+                values.append(_plain(text))
         except yaml.YAMLError as error:
             raise InputError(f"{text}{_yaml_fault(error)}") from None
     try:
         return parse_section(_SourceList, {"sources": values}).sources
     except ConfigError as error:
         message = str(error).replace("the configuration has", "the sources have")
-        raise InputError(re.sub(r"\bsources\[(\d+)\]", lambda found: given[int(found[1])], message)) from None
+        raise InputError(re.sub(r"\bsources\[(\d+)\]", lambda found: str(given[int(found[1])]), message)) from None
 
 
 class _SourceList(Section):
@@ -187,7 +198,7 @@ def _complaint(detail: ErrorDetails, given: Mapping[str, Any], root: type[Sectio
 def _unknown_key(prefix: str, name: str, section: type[Section], root: type[Section]) -> Problem:
     """Suggest the valid key of the most similar spelling: of the same section if there is one, otherwise of any."""
     if section is Config and name == "search":
-        return Problem(("search",), "search: belongs to python -m distil_ray.tune; expected no such section here")
+        return Problem(("search",), "search: belongs to distil-ray tune; expected no such section here")
     key = f"{prefix}.{name}" if prefix else name
     siblings = {sibling: f"{prefix}.{sibling}" if prefix else sibling for sibling in section.model_fields}
     others = {other.rpartition(".")[2]: other for other, _ in fields(root)}
@@ -256,13 +267,37 @@ for _yaml_class in (_Loader, _Dumper):
     _yaml_class.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list("-+.0123456789"))
 
 
+def _read(given: Given) -> dict[str, Any]:
+    if isinstance(given, Config):
+        return to_settings(given)
+    if isinstance(given, Mapping):
+        return with_settings({}, {str(key): _plain(value) for key, value in given.items()})
+    return _read_file(os.fspath(given))
+
+
+def _plain(value: Any) -> Any:
+    """What YAML would give for a value from Python."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def _read_file(file: str) -> dict[str, Any]:
     import fsspec  # late: takes 50 ms, and --help does without it
 
+    recipe = recipe_of(file)
     try:
-        with fsspec.open(file, "rt", encoding="utf-8") as content:
+        with fsspec.open(recipe or file, "rt", encoding="utf-8") as content:
             text = content.read()
     except OSError as error:
+        if recipe is not None:
+            names = recipe_names()
+            raise InputError(
+                f"{file}: no such file, and no such recipe{did_you_mean(file, names)}; expected a YAML file, or one of "
+                f"{', '.join(names)}"
+            ) from None
         raise InputError(f"{file}: cannot be read ({error.strerror or error}), expected a YAML file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file}: not UTF-8 text (byte {error.start}), expected a YAML file") from None

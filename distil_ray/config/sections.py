@@ -19,6 +19,7 @@ from pydantic import (
 
 from distil_ray.errors import InputError
 from distil_ray.outages import WHILE_TRAINING_SECONDS
+from distil_ray.shipped import shipped_path
 
 
 def shown(value: Any) -> str:
@@ -66,8 +67,8 @@ def output_path(path: str, option: str = "") -> str:
 
 
 def _absolute_if_there(path: str) -> str:
-    """Make the path of an existing local file or folder absolute; leave a Hub id as it is."""
-    return _absolute(path) if os.path.exists(os.path.expanduser(path)) else path
+    """Make the path of an existing file or folder absolute, also of one in the package; leave a Hub id as it is."""
+    return _absolute(path) if os.path.exists(os.path.expanduser(path)) else shipped_path(path) or path
 
 
 def listed(sources: Any) -> Any:

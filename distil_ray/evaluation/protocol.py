@@ -1,12 +1,12 @@
 """The protocol of a comparison: how models are evaluated, the same way for all of them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
-from distil_ray.config import Section, load_settings, parse_section, shown
+from distil_ray.config import Given, Section, load_settings, parse_section, shown
 from distil_ray.config.sections import Count, LocalPathOrHubId, Positive, Probability, Text, Weight
 from distil_ray.data.masking import num_masked_positions
 
@@ -181,7 +181,7 @@ class Protocol(Section):
         return self.finetuning_of.get(task, self.finetuning)
 
 
-def load_protocol(files: list[str], overrides: list[str]) -> Protocol:
+def load_protocol(files: Sequence[Given], overrides: Sequence[str] = ()) -> Protocol:
     """Read a protocol from YAML files and dotted settings, like `load_config`.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START, Patience
+from distil_ray.shipped import shipped_path
 
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
@@ -66,6 +67,8 @@ def local_path(path: str, purpose: str = "") -> str | None:
     location = os.path.expanduser(path)
     if os.path.exists(location):
         return location
+    if (shipped := shipped_path(path)) is not None:
+        return shipped
     if "://" in path or path.startswith(("/", "./", "../", "~")) or path.count("/") > 1:
         raise InputError(f"{purpose}{path} does not exist; expected a local folder or a Hub id")
     return None

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict
 from distil_ray.config import (
     Config,
     ConfigError,
+    Given,
     Section,
     dump_yaml,
     learned,
@@ -223,7 +224,7 @@ def _value_at(settings: Any, key: str) -> Any:
     return settings
 
 
-def load_search(files: Sequence[str], overrides: Sequence[str]) -> SearchPlan:
+def load_search(files: Sequence[Given], overrides: Sequence[str] = ()) -> SearchPlan:
     """Read the configuration of a search from YAML files and dotted settings, as `load_config` reads a run's.
 
     Raises:

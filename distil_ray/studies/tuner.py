@@ -56,8 +56,8 @@ _PROGRESS = "run/progress"
 _NUM_SHOWN = 6  # trials in a dry run
 
 
-def search(plan: SearchPlan, *, retry_failed: bool = False) -> None:
-    """Run the search, or resume it.
+def search(plan: SearchPlan, *, retry_failed: bool = False) -> Trial:
+    """Run the search, or resume it, and return the best trial.
 
     Raises:
         InputError: bad configuration or input, found before the start where that is possible.
@@ -65,11 +65,11 @@ def search(plan: SearchPlan, *, retry_failed: bool = False) -> None:
     """
     folder = RunFolder.at(plan.folder)
     check_learned_settings(plan.identity(), folder)
-    with holding(folder, "distil_ray.tune", Console().line) as claim:
-        _search(plan, claim, retry_failed=retry_failed)
+    with holding(folder, "distil-ray tune", Console().line) as claim:
+        return _search(plan, claim, retry_failed=retry_failed)
 
 
-def _search(plan: SearchPlan, claim: Claim, *, retry_failed: bool) -> None:
+def _search(plan: SearchPlan, claim: Claim, *, retry_failed: bool) -> Trial:
     trials, display, known = _open(plan)
     if retry_failed:
         for trial in trials:
@@ -78,7 +78,7 @@ def _search(plan: SearchPlan, claim: Claim, *, retry_failed: bool) -> None:
     if len(trials) < plan.num_trials or any(trial.status == "open" for trial in trials):
         _fit(plan, trials, display, known, claim)
     write_results(plan, trials)
-    if best(trials, plan.direction) is None:
+    if (top := best(trials, plan.direction)) is None:
         messages = [f"\n  {trial.name}: {trial.message}" for trial in trials if trial.message]
         raise RunError(f"none of the {len(trials)} trials finished:{''.join(messages)}")
     report = report_on(plan, trials)
@@ -88,7 +88,8 @@ def _search(plan: SearchPlan, claim: Claim, *, retry_failed: bool) -> None:
     display.line(f"\n{report.to_text()}\n")
     display.line(f"report: {plan.folder}/{NAME}{', '.join(files)}")
     display.line(f"best configuration: {plan.folder}/{BEST_FILE}")
-    display.line(f"to train it again: python -m distil_ray.train --config {plan.folder}/{BEST_FILE}")
+    display.line(f"to train it again: distil-ray train --config {plan.folder}/{BEST_FILE}")
+    return top
 
 
 def dry_run(plan: SearchPlan) -> None:

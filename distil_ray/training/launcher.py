@@ -50,7 +50,7 @@ def launch(
     check_learned_settings(learned(config), folder)
     if _is_finished(config, folder, console):
         return
-    own = holding(folder, "distil_ray.train", console.line) if claim is None else nullcontext(claim)
+    own = holding(folder, "distil-ray train", console.line) if claim is None else nullcontext(claim)
     with own as held:
         if not _is_finished(config, folder, console):  # in the meantime
             _launch(config, console, callbacks, basis, held)

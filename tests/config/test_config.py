@@ -30,6 +30,7 @@ from distil_ray.config import (
 )
 from distil_ray.config.sections import LOSS_WEIGHTS
 from distil_ray.errors import InputError
+from distil_ray.models.origin import resolve
 from distil_ray.runs.storage import RunFolder
 from distil_ray.studies.settings import load_search
 
@@ -232,11 +233,73 @@ def test_config_is_frozen_and_travels():
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-@pytest.mark.parametrize("module", ["distil_ray.train", "distil_ray.vocabulary"])
+@pytest.mark.parametrize("module", ["distil_ray", "distil_ray.commands.train", "distil_ray.commands.vocabulary"])
 def test_help_and_mistakes_wait_for_neither_torch_nor_ray(module):
     code = f"import sys, {module}; print({{'torch', 'ray', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# ------------------------------------------------------------------------- what comes with the package, and Python
+
+
+def test_a_recipe_is_known_by_its_name_and_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = load_config(["quickstart"], ["optim.num_steps=7"])
+    assert named == load_config([str(CONFIGS / "quickstart.yaml")], ["optim.num_steps=7"])
+    (tmp_path / "quickstart").write_text("run: {name: own}\n")
+    assert load_config(["quickstart"], MINIMAL[1:]).run.name == "own"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "quikstart",
+            "quikstart: no such file, and no such recipe (did you mean 'quickstart'?); expected a YAML",
+        ),
+        ("x.yaml", "x.yaml: cannot be read (No such file or directory)"),
+        ("./quickstart", "./quickstart: cannot be read (No such file or directory)"),
+    ],
+)
+def test_an_unknown_recipe(given, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        load_config([given], [])
+    if "recipe" in message:
+        assert str(caught.value).endswith(", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml"))))
+
+
+def test_the_packages_own_teacher_is_found_from_anywhere_unless_there_is_one_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = "distil_ray/quickstart/teacher"
+    assert load(f"teacher.path={named}").teacher.path == str(CONFIGS.parent / named)
+    assert resolve(named, None).path == str(CONFIGS.parent / named)
+    assert load("teacher.path=distil_ray/quickstart").teacher.path == "distil_ray/quickstart"  # an id on the Hub
+    (tmp_path / named).mkdir(parents=True)
+    assert load(f"teacher.path={named}").teacher.path == resolve(named, None).path == str(tmp_path / named)
+
+
+def test_from_python_mappings_paths_and_configurations_are_merged(tmp_path):
+    (tmp_path / "own.yaml").write_text("run: {name: own, seed: 5}\n")
+    betas = (0.5, 0.6)
+    config = load_config(
+        [
+            load(),
+            tmp_path / "own.yaml",
+            {"optim.num_steps": 7, "optim": {"betas": betas}, "student.path": tmp_path, "runtime.num_workers": 4},
+            {"runtime": {"num_workers": 2}, "eval": None},
+        ]
+    )
+    assert (config.run.name, config.run.seed, config.teacher.path) == ("own", 5, "org/teacher")
+    assert (config.optim.num_steps, config.optim.betas, config.runtime.num_workers) == (7, betas, 2)
+    assert config.student.path == str(tmp_path)
+
+
+def test_keys_of_a_mapping_below_its_top_are_not_taken_apart():
+    space = {"distill.temperature": {"loguniform": [1, 8]}}
+    plan = load_search([load("eval.every_steps=1"), {"search": {"space": space, "scheduler": "none"}}])
+    assert plan.search.space == space
 
 
 # -------------------------------------------------------------------------------- files that cannot be read

@@ -15,9 +15,9 @@ from runs import wait_for
 from small_models import small_model
 from training_parts import save_model
 
-from distil_ray import evaluate
+from distil_ray.commands import evaluate
 from distil_ray.errors import InputError
-from distil_ray.evaluate import name_models
+from distil_ray.evaluation.conduct import name_models
 from distil_ray.models.loading import load_tokenizer
 
 QUICK = [

@@ -15,7 +15,7 @@ from small_models import small_model
 from tokenizers.normalizers import NFC
 from training_parts import save_model, small_tokenizer
 
-from distil_ray import evaluate
+from distil_ray.commands import evaluate
 from distil_ray.errors import InputError
 from distil_ray.evaluation.finetuning import finetuner_of
 from distil_ray.evaluation.kinds import adapter_of, facts_of

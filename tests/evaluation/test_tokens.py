@@ -14,7 +14,7 @@ from small_models import small_model
 from tokenizer_zoo import ZOO
 from training_parts import save_model
 
-from distil_ray import evaluate
+from distil_ray.commands import evaluate
 from distil_ray.errors import InputError
 from distil_ray.evaluation.finetuning import Finetuner, SoftTargets
 from distil_ray.evaluation.kinds import Tokens, entity_scores, facts_of

@@ -9,7 +9,7 @@ import sys
 import pytest
 from html_checker import Checker
 
-from distil_ray import ablate, report
+from distil_ray.commands import ablate, report
 from distil_ray.errors import RunError
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import Cell, Charts, Code, Gap, Report, ReportSection, Table, make_folder, publish

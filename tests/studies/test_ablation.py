@@ -9,7 +9,7 @@ import yaml
 from glue_rows import write_glue
 from runs import changed
 
-from distil_ray import ablate
+from distil_ray.commands import ablate
 from distil_ray.errors import InputError
 from distil_ray.evaluation.kinds import TaskFacts
 from distil_ray.studies.ablation import (

@@ -317,7 +317,7 @@ def test_a_search_without_a_space():
 
 
 def test_training_with_the_configuration_of_a_search_is_refused():
-    with pytest.raises(InputError, match=r"search: belongs to python -m distil_ray.tune"):
+    with pytest.raises(InputError, match=r"search: belongs to distil-ray tune"):
         parse_config(settings())
 
 

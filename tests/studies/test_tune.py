@@ -18,7 +18,7 @@ from conftest import tiny_settings
 from runs import changed, digests, has_got_to, records, train_workers, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distil_ray import report, train, tune
+from distil_ray.commands import report, train, tune
 from distil_ray.config import load_config
 from distil_ray.errors import RunError
 from distil_ray.studies import tuner

@@ -8,7 +8,7 @@ from small_models import small_encoder
 from teacher_runs import check_that_a_kill_changes_nothing, fields_for, settings_with
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from distil_ray import report
+from distil_ray.commands import report
 from distil_ray.config import parse_config
 from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.identity import unpinned

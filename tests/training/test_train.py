@@ -129,7 +129,7 @@ def test_a_second_driver_of_the_same_run_is_refused(settings, ray_cluster, tmp_p
     second = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
     assert first.poll() is None
     assert second.returncode == 2
-    assert f"{folder} is in use by `distil_ray.train` (process {first.pid} on " in second.stderr
+    assert f"{folder} is in use by `distil-ray train` (process {first.pid} on " in second.stderr
     assert "Traceback" not in second.stderr
 
     _, errors = first.communicate()

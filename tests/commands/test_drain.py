@@ -11,7 +11,7 @@ import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from distil_ray import drain
+from distil_ray.commands import drain
 
 
 def notice() -> dict[str, str]:
@@ -84,7 +84,7 @@ def test_the_node_of_this_machine_is_found_and_no_other(ray_cluster):
 
     script = f"""
 import ray.util, socket
-from distil_ray import drain
+from distil_ray.commands import drain
 print(drain.own_node_id({ray_cluster!r}))
 ray.util.get_node_ip_address = lambda: "192.0.2.77"
 socket.gethostname = lambda: "elsewhere"

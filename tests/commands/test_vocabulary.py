@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from distil_ray import vocabulary
+from distil_ray.commands.vocabulary import main
 from distil_ray.config import Source
+from distil_ray.data import vocabulary
 from distil_ray.data.corpus import list_corpus
+from distil_ray.data.vocabulary import SPECIAL_TOKENS, train_vocabulary
 from distil_ray.errors import InputError
-from distil_ray.vocabulary import SPECIAL_TOKENS, main, train_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_mistakes_exit_with_2_and_no_traceback(text_folder, tmp_path, capsys, ar
     args = [arg.format(text=text_folder, blank=blank) for arg in args]
     assert run("--output", tmp_path / "t", *args) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("distil_ray.vocabulary: error: ")
+    assert captured.err.startswith("distil-ray vocabulary: error: ")
     assert message in captured.err
     assert captured.out == ""
 
@@ -145,7 +146,7 @@ def test_a_unit_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_the_command_line_exits_with_mains_status(tmp_path):
-    command = [sys.executable, "-m", vocabulary.__name__, "--source", tmp_path / "none", "--output", tmp_path / "t"]
+    command = [sys.executable, "-m", "distil_ray.vocabulary", "--source", tmp_path / "none", "--output", tmp_path / "t"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("distil_ray.vocabulary: error: no such file or folder")
@@ -225,7 +226,7 @@ def test_accents_apart_from_case(tmp_path, capsys):
 def test_an_interrupt_shows_no_traceback(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(json.dumps({"text": f"word{i} other{i % 977}"}) for i in range(300_000)))
-    command = [sys.executable, "-m", vocabulary.__name__, "--source", file, "--output", tmp_path / "t"]
+    command = [sys.executable, "-m", "distil_ray.vocabulary", "--source", file, "--output", tmp_path / "t"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     reading = Path(f"/proc/{process.pid}/fd")
     deadline = time.monotonic() + 60

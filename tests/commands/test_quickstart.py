@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 from runs import records, wait_for
 
+from distil_ray.commands import quickstart
 from distil_ray.models.loading import load_masked_lm, load_tokenizer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RUNS = ("quickstart", "quickstart-mlm-only", "quickstart-from-scratch")
 SHORTER = (
     "optim.num_steps=12 optim.global_batch_size=8 runtime.micro_batch_size=4 eval.num_rows=16 eval.every_steps=6 "
@@ -25,7 +26,7 @@ SHORTER = (
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """What `make` needs of the project, and the environment that the tests run in."""
-    for name in ("Makefile", "configs", "distil_ray", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "distil_ray", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     return tmp_path
@@ -74,6 +75,20 @@ def test_interrupted_and_typed_again(clone, ray_cluster):
     for name in RUNS:
         assert f"<td>{name}<br>" in page
     assert "student.init" in page
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.num_step=2", "did you mean optim.num_steps?"),
+        ("run.storage_path=s3://bucket/runs", "run.storage_path: given s3://bucket/runs, expected a local folder"),
+    ],
+)
+def test_mistakes_end_with_2_before_anything_is_trained(setting, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert quickstart.main([setting]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_teacher_that_comes_with_the_package():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distil_ray.report import main
+from distil_ray.commands.report import main
 from distil_ray.training.history import read_history
 
 
@@ -125,5 +125,5 @@ def test_mistakes_end_with_2(distilled, tmp_path, capsys, arguments, message):
     assert main([argument.format(tmp=tmp_path, run=distilled[1]) for argument in arguments]) == 2
 
     error = capsys.readouterr().err
-    assert error.startswith("distil_ray.report: error: ")
+    assert error.startswith("distil-ray report: error: ")
     assert message in error

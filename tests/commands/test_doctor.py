@@ -8,7 +8,7 @@ import pytest
 import yaml
 from runs import changed
 
-from distil_ray import doctor
+from distil_ray.commands import doctor
 from distil_ray.config import parse_config
 from distil_ray.errors import RunError
 from distil_ray.runs.storage import RunFolder

@@ -1,0 +1,70 @@
+"""What a shell may complete: commands, options, files, recipes and the configuration's keys. Loads no other command.
+
+Switched on in bash and zsh by `eval "$(register-python-argcomplete distil-ray)"`.
+"""
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable, Iterable
+from importlib import import_module
+
+import argcomplete
+from argcomplete.completers import FilesCompleter
+
+from distil_ray.commands import COMMANDS
+
+_NUM_PLACES = 16  # in a line where settings may stand, with options between them
+
+
+def complete() -> None:
+    """Answer the shell's question, which is in the environment, and end the process."""
+    argcomplete.autocomplete(_parser(_command_in(os.environ.get("COMP_LINE", ""))), always_complete_options=False)
+
+
+def _command_in(line: str) -> str | None:
+    """The command that a line names, after the program."""
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quote is open; the command has none
+        words = line.split()
+    return next((word for word in words[1:] if word in COMMANDS), None)
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """A parser of all commands' names, and of the arguments of one."""
+    parser = argparse.ArgumentParser(prog="distil-ray")
+    parser.add_argument("--version", action="store_true")
+    parsers = parser.add_subparsers()
+    for name, about in COMMANDS.items():
+        if name == command:
+            own = import_module(f"distil_ray.commands.{name}").make_parser()
+            _set_completers(own)
+            parsers.add_parser(name, help=about, parents=[own], add_help=False)
+        else:
+            parsers.add_parser(name, help=about)
+    return parser
+
+
+def _set_completers(parser: argparse.ArgumentParser) -> None:
+    completers: dict[str, Callable[..., Iterable[str]]] = {"settings": _settings, "config": _configurations}
+    if any(action.dest == "settings" for action in parser._actions):
+        # Without options between them argparse takes all settings at once, and none that come after one.
+        for _ in range(_NUM_PLACES):
+            parser.add_argument("settings", nargs="+")
+    for action in parser._actions:
+        if action.dest in completers:
+            action.completer = completers[action.dest]  # type: ignore[attr-defined]
+
+
+def _settings(**_: object) -> list[str]:
+    """`section.key=` of each key of a run."""
+    from distil_ray.config.description import fields
+
+    return [f"{key}=" for key, _ in fields() if "[" not in key]
+
+
+def _configurations(prefix: str, **others: object) -> list[str]:
+    from distil_ray.shipped import recipe_names
+
+    return [*FilesCompleter(("yaml", "yml"))(prefix, **others), *recipe_names()]
