@@ -101,6 +101,7 @@ def test_each_command_promises_what_it_keeps(monkeypatch, capsys):
         "report": "starts from the beginning",
         "doctor": "starts from the beginning",
         "drain": "no longer watched",
+        "push": "sends what is missing",
     }
 
     def interrupt(self, *_):
@@ -249,7 +250,9 @@ def test_options_may_stand_between_settings(capsys, tmp_path):
     assert yaml.safe_load(capsys.readouterr().out)["run"]["seed"] == 7
 
 
-@pytest.mark.parametrize("name", ["ablate", "doctor", "drain", "evaluate", "report", "train", "tune", "vocabulary"])
+@pytest.mark.parametrize(
+    "name", ["ablate", "doctor", "drain", "evaluate", "push", "report", "train", "tune", "vocabulary"]
+)
 def test_help_answers_without_torch_and_ray(name):
     script = (
         "import importlib, sys\n"

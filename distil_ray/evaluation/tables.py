@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from distil_ray.data.hub import advice_on
 from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START
 
@@ -155,5 +156,6 @@ def _read_hub(source: TableSource, split: str) -> pa.Table:
         what = f"its {source.name}" if source.name else "it"
         raise InputError(
             f"{source.option}: {source.hub} is not a folder, and {what} cannot be loaded from the Hub: "
-            f"{reason_of(error)}; expected a folder laid out like the data set, or a network connection"
+            f"{reason_of(error)}; expected a folder laid out like the data set, or a network connection."
+            f"{advice_on(error)}"
         ) from error
