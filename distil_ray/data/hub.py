@@ -6,6 +6,7 @@ from there, which is not limited.
 """
 
 import json
+import logging
 import re
 import socket
 import time
@@ -98,8 +99,14 @@ def look_up(place: HubPath, inners: list[str], patience: Patience) -> dict[str, 
     return found
 
 
+def hush() -> None:
+    """Leave it to `Patience` to tell of outages: the library would print two lines for each of its own attempts."""
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+
+
 def fetch(place: HubPath, patience: Patience) -> None:
     """Download a small file into the cache of huggingface_hub, if there is such a file."""
+    hush()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -122,6 +129,7 @@ def _file_of(entry: Any) -> HubEntry | None:
 
 def _ask(place: HubPath, patience: Patience, method: str, **arguments: Any) -> Any:
     """Call a method of `HfApi` for a repository, with patience."""
+    hush()
     from huggingface_hub import HfApi
 
     def attempt() -> Any:
@@ -140,6 +148,7 @@ class HubFile:
     def __init__(self, place: HubPath, size: int, version: str) -> None:
         from huggingface_hub import hf_hub_url
 
+        hush()
         self.size, self.version, self._commit = size, version, place.revision
         self._url = hf_hub_url(place.repo_id, place.inner, repo_type=place.kind, revision=place.revision)
 

@@ -1,5 +1,6 @@
 """Models and tokenizers from the Hub: fetched whole, waited for, at one commit; and said why if they cannot be had."""
 
+import re
 import time
 from pathlib import Path
 
@@ -176,10 +177,12 @@ def test_each_file_is_fetched_once(published):
     hub, _ = published
     models.load_masked_lm(NAME)
     models.load_tokenizer(NAME)
+    read = [line for line in hub.log if re.match("GET /(large|small)/", line)]
+    assert len(read) == len(set(read))
     hub.reset()
     models.load_masked_lm(NAME)
     models.load_tokenizer(NAME)
-    assert hub.requests["content"] == 0  # they are in the cache, and the Hub says that they are the same
+    assert hub.sent_bytes["content"] == 0  # they are in the cache, and the Hub says that they are the same
 
 
 def test_no_hub_at_all(local_hub, monkeypatch):
