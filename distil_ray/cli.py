@@ -85,6 +85,17 @@ def add_tasks(parser: argparse.ArgumentParser, *, tasks: str, protocol: str) -> 
     )
 
 
+def add_license(parser: argparse.ArgumentParser) -> None:
+    """Let the command take what a repository on the Hugging Face Hub is made with."""
+    parser.add_argument("--private", action="store_true", help="make the repository private, if there is none yet")
+    parser.add_argument(
+        "--license",
+        metavar="ID",
+        help="the student's license as the Hub spells it, such as apache-2.0, or NAME=URL for one that it lacks "
+        "(default: the license of the teacher, if its card says so)",
+    )
+
+
 def main_of(
     prog: str,
     command: Callable[[list[str] | None], None],

@@ -101,6 +101,7 @@ def test_each_command_promises_what_it_keeps(monkeypatch, capsys):
         "report": "starts from the beginning",
         "doctor": "starts from the beginning",
         "drain": "no longer watched",
+        "push": "sends what is missing",
     }
 
     def interrupt(self, *_):

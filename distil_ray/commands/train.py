@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from distil_ray.cli import add_previews, main_of, parser_of, program_of
+from distil_ray.cli import add_license, add_previews, main_of, parser_of, program_of
 from distil_ray.config import describe_keys, load_config, to_yaml
 from distil_ray.errors import InputError
 
@@ -38,6 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="with --dry-run: a cluster's YAML with prices, such as cluster/aws.yaml; says what the run costs there",
     )
+    parser.add_argument(
+        "--push", metavar="OWNER/NAME", help="push the student to this repository on the Hugging Face Hub at the end"
+    )
+    add_license(parser)
     return parser
 
 
@@ -46,6 +50,10 @@ def _train(argv: list[str] | None) -> None:
     for option in ("mfu", "cluster"):
         if getattr(arguments, option) is not None and not arguments.dry_run:
             raise InputError(f"--{option}: is for the estimate of a dry run; expected --dry-run beside it")
+    if arguments.push and arguments.dry_run:
+        raise InputError("--push: a dry run makes no student to push; expected only one of --push and --dry-run")
+    if not arguments.push and (arguments.private or arguments.license):
+        raise InputError("--private, --license: are for the repository to push to; expected --push OWNER/NAME beside")
     config = load_config(arguments.config, arguments.settings)
     if arguments.print_config:
         sys.stdout.write(to_yaml(config))
@@ -60,4 +68,12 @@ def _train(argv: list[str] | None) -> None:
         return
     from distil_ray.training.launcher import launch
 
+    if not arguments.push:
+        launch(config, Console())
+        return
+    from distil_ray.training.publishing import Publication, check_before_training, push_trained
+
+    publication = Publication.of(arguments.push, license_=arguments.license, is_private=arguments.private)
+    check_before_training(publication, config)
     launch(config, Console())
+    push_trained(config, publication, Console())

@@ -6,6 +6,7 @@ from there, which is not limited.
 """
 
 import json
+import logging
 import re
 import socket
 import time
@@ -20,6 +21,7 @@ _ADDRESS = re.compile(
     r"hf://(?:(datasets|spaces|models)/)?(?!buckets/)([^/@]+/[^/@]+)(?:@(refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(.*))?"
 )
 _COMMIT = re.compile("[0-9a-f]{40}")
+_PAGE = re.compile(r"(https?://[^/]+/(?:datasets/)?[^/]+/[^/]+)/resolve/")
 _PATHS_PER_CALL = 500
 _TIMEOUT_SECONDS = 30.0
 _LOCATION_SECONDS = 300.0  # signed addresses are good for an hour
@@ -97,8 +99,14 @@ def look_up(place: HubPath, inners: list[str], patience: Patience) -> dict[str, 
     return found
 
 
+def hush() -> None:
+    """Leave it to `Patience` to tell of outages: the library would print two lines for each of its own attempts."""
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+
+
 def fetch(place: HubPath, patience: Patience) -> None:
     """Download a small file into the cache of huggingface_hub, if there is such a file."""
+    hush()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -121,6 +129,7 @@ def _file_of(entry: Any) -> HubEntry | None:
 
 def _ask(place: HubPath, patience: Patience, method: str, **arguments: Any) -> Any:
     """Call a method of `HfApi` for a repository, with patience."""
+    hush()
     from huggingface_hub import HfApi
 
     def attempt() -> Any:
@@ -139,6 +148,7 @@ class HubFile:
     def __init__(self, place: HubPath, size: int, version: str) -> None:
         from huggingface_hub import hf_hub_url
 
+        hush()
         self.size, self.version, self._commit = size, version, place.revision
         self._url = hf_hub_url(place.repo_id, place.inner, repo_type=place.kind, revision=place.revision)
 
@@ -201,15 +211,24 @@ class HubFile:
 def advice_on(error: BaseException) -> str:
     """What to do about a Hub that denies access, to be added to what it says; often empty."""
     from huggingface_hub import get_token
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status not in (401, 403, 404):
+    if isinstance(error, OfflineModeIsEnabled):
+        return (
+            " Text is read from the Hub itself, not from its cache: give the folder of a copy, or unset HF_HUB_OFFLINE"
+        )
+    response = getattr(error, "response", None)
+    if getattr(response, "status_code", None) not in (401, 403, 404):
         cause = error.__cause__ or error.__context__
         return advice_on(cause) if cause is not None else ""
+    page = _PAGE.match(str(response.url)) if isinstance(error, GatedRepoError) and response is not None else None
+    gated = f" It is gated: ask for access at {page[1]}." if page else ""
     host = socket.gethostname()
     if get_token() is None:
         return (
-            f" This node ({host}) has no Hugging Face token. If the repository is private or gated, hand HF_TOKEN on "
-            'to all nodes: ray job submit --runtime-env-json \'{"env_vars": {"HF_TOKEN": "hf_..."}}\''
+            f"{gated} This node ({host}) has no Hugging Face token. If the repository is private or gated, hand "
+            'HF_TOKEN on to all nodes: ray job submit --runtime-env-json \'{"env_vars": {"HF_TOKEN": "hf_..."}}\''
         )
-    return f" The Hugging Face token of this node ({host}) gives no access, or there is no such repository or file"
+    return (
+        f"{gated} The Hugging Face token of this node ({host}) gives no access, or there is no such repository or file"
+    )

@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from distil_ray.data.hub import HubPath, advice_on, fetch
 from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START
 
@@ -144,16 +145,24 @@ _READERS: dict[str, Callable[[str], pa.Table]] = {
 
 def _read_hub(source: TableSource, split: str) -> pa.Table:
     from datasets import load_dataset
+    from huggingface_hub import constants
+
+    def attempt() -> pa.Table:
+        return load_dataset(source.hub, source.name, split=split).data.table
 
     try:
-        return AT_START.wait_out(
-            f"the Hub ({source.hub})", lambda: load_dataset(source.hub, source.name, split=split).data.table
-        )
+        if constants.HF_HUB_OFFLINE:  # the cache has it, or waiting does not help
+            return attempt()
+        # `datasets` would not say why it gets nothing.
+        fetch(HubPath("dataset", str(source.hub), None, "README.md"), AT_START)
+        return AT_START.wait_out(f"the Hub ({source.hub})", attempt)
     except OutageError as error:
         raise OutageError(f"{source.option}: {error}; type the command again later") from error
     except Exception as error:  # of many types; with each there is nothing to read
+        offline = " HF_HUB_OFFLINE is set: the cache alone was looked into"
+        advice = offline if constants.HF_HUB_OFFLINE else advice_on(error)
         what = f"its {source.name}" if source.name else "it"
         raise InputError(
             f"{source.option}: {source.hub} is not a folder, and {what} cannot be loaded from the Hub: "
-            f"{reason_of(error)}; expected a folder laid out like the data set, or a network connection"
+            f"{reason_of(error)}; expected a folder laid out like the data set, or a network connection.{advice}"
         ) from error

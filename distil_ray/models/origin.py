@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from distil_ray.data.hub import advice_on
 from distil_ray.errors import InputError, OutageError, reason_of
 from distil_ray.outages import AT_START, Patience
 from distil_ray.shipped import shipped_path
@@ -103,10 +104,14 @@ def _is_commit(revision: str | None) -> bool:
 
 def _ask_hub(origin: Origin, patience: Patience, attempt: Callable[[], Result]) -> Result:
     """Return what ``attempt`` does, waiting for the Hub; or say that the Hub does not give the model."""
+    from huggingface_hub.errors import GatedRepoError
+
     try:
         return patience.wait_out(f"the Hub ({origin.path})", attempt)
     except OutageError:
         raise
+    except GatedRepoError as error:
+        raise InputError(f"the Hugging Face Hub gives {origin.path!r} only to some:{advice_on(error)}") from error
     except Exception as error:  # of many types, and all say that there is no such model
         at = f" at revision {origin.revision!r}" if origin.revision else ""
         raise InputError(
@@ -186,6 +191,29 @@ def _fetch(origin: Origin, name: str, patience: Patience) -> Path | None:
             return None
 
     return _ask_hub(origin, patience, attempt)
+
+
+def card_metadata(origin: Origin, patience: Patience = AT_START) -> dict[str, Any]:
+    """The metadata in a model's card, which is fetched; empty if it has no card.
+
+    Raises:
+        InputError: the Hub does not give the model.
+        OutageError: the Hub does not answer.
+    """
+    local = Path(os.path.expanduser(origin.path), CARD_FILE)
+    file = local if origin.is_local else _fetch(origin, CARD_FILE, patience)
+    return {} if file is None else read_card(file)
+
+
+def read_card(file: Path) -> dict[str, Any]:
+    """The metadata in a card; empty if there is no such file, or if it is not in the form of the Hub's."""
+    import yaml
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(file) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
 
 
 # ------------------------------------------------------------------------------------------------- content

@@ -8,13 +8,15 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from local_hub import TOKEN, LocalHub
+from local_hub import OTHER_TOKEN, TOKEN, LocalHub
 
 from distil_ray.config import Source
 from distil_ray.data import files, hub
@@ -284,6 +286,43 @@ def test_denied_access_fails_at_once_and_says_that_there_is_no_token(
         list_corpus([source])
 
 
+@pytest.mark.parametrize("source", SOURCES)
+def test_gated_text_says_where_to_ask_for_access(
+    local_hub: LocalHub, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"README.md": "---\nlicense: mit\n---\n", "data/a.parquet": parquet_bytes(["one"])}
+    local_hub.push("owner/texts", files, gated=True)
+    asks = f"It is gated: ask for access at {local_hub.url}/datasets/owner/texts. "
+    with pytest.raises(InputError, match=f"{asks}This node .* has no Hugging Face token"):
+        read(list_corpus([source]))
+    monkeypatch.setenv("HF_TOKEN", OTHER_TOKEN)
+    with pytest.raises(InputError, match=f"{asks}The Hugging Face token of this node .* gives no access"):
+        read(list_corpus([source]))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert read(list_corpus([source])) == ["one"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_hub_at_all(local_hub: LocalHub, source: Source) -> None:
+    local_hub.close()
+    with pytest.raises(OutageError, match=r"owner/texts.* did not answer for .* s: .*refused"):
+        list_corpus([source], patience=Patience(0.5))
+
+
+@pytest.mark.parametrize("failure", [{"status": 429, "headers": {"Retry-After": "1"}}, {"sleep": 1.0}], ids=str)
+def test_a_hub_that_asks_for_patience_gets_it(local_hub: LocalHub, failure: dict[str, Any]) -> None:
+    local_hub.push("owner/texts", {"a.parquet": parquet_bytes(["one"])})
+    corpus = list_corpus([Source(path="hf://datasets/owner/texts")])
+    forget()
+    local_hub.reset()
+    local_hub.fail("GET /large/", **failure, times=1)
+    began = time.monotonic()
+    assert read(corpus) == ["one"]
+    assert time.monotonic() - began >= 1
+    assert local_hub.requests["failed"] == 1
+    assert local_hub.requests["content"] <= 3  # footer, text, and the one that failed
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -343,6 +382,14 @@ def test_a_wrong_name_or_split_gets_a_short_list(local_hub: LocalHub) -> None:
     assert len(str(caught.value)) < 500
 
 
+def test_a_name_that_is_missing_gets_the_list(local_hub: LocalHub) -> None:
+    card = "---\nconfigs:\n- {config_name: en, data_files: en/*}\n- {config_name: de, data_files: de/*}\n---"
+    local_hub.push("owner/texts", {"README.md": card, "en/a.txt": "one", "de/a.txt": "eins"})
+    with pytest.raises(InputError, match="several configurations and none is named; its configurations: en, de"):
+        list_corpus([Source(hub="owner/texts")])
+    assert read(list_corpus([Source(hub="owner/texts", name="de")])) == ["eins"]
+
+
 @pytest.mark.parametrize("failure", ["503", "refused"])
 def test_a_data_set_prepared_earlier_is_no_list_of_files(local_hub: LocalHub, failure: str, tmp_path: Path) -> None:
     from datasets import load_dataset
@@ -363,4 +410,6 @@ def test_a_data_set_prepared_earlier_is_no_list_of_files_offline(local_hub: Loca
     script = f"{imports}list_corpus([Source(hub='owner/texts')])"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
-    assert re.search(r"InputError: Hub data set 'owner/texts'.*cannot be reached: OfflineModeIsEnabled", run.stderr)
+    assert re.search(
+        r"InputError: Hub data set 'owner/texts'.*cannot be reached: OfflineModeIsEnabled.*a copy", run.stderr
+    )

@@ -2,18 +2,24 @@
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from glue_rows import write_glue, write_split
+from local_hub import TOKEN
 
 from distil_ray.errors import InputError, OutageError
 from distil_ray.evaluation.protocol import Finetuning, OwnTask, Protocol, load_protocol
 from distil_ray.evaluation.tables import TableSource, read_table
 from distil_ray.evaluation.tasks import TASKS, Answers, Rows, chosen_tasks, own_task, read_tasks
 from distil_ray.outages import Patience
+
+pytest_plugins = ("local_hub",)
 
 REVIEWS = {"text": ["good film", "bad film", "so so"], "label": [1, 0, 1]}
 
@@ -245,23 +251,11 @@ def test_rows_that_are_not_there(tmp_path):
         read_table(TableSource(), str(tmp_path / "rows.txt"))
 
 
-def test_the_hub_is_waited_for_and_what_it_does_not_have_is_named(monkeypatch):
-    answers = [ConnectionError("no route"), TimeoutError("too slow"), ValueError("no such data set")]
-
-    def load_dataset(*_, **__):
-        raise answers.pop(0)
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)  # it would try for long
+def test_what_the_hub_does_not_have_is_named(local_hub):
     with pytest.raises(
         InputError,
-        match="--glue: org/nothing is not a folder, and its rte cannot be loaded from the Hub: no such data set",
+        match=r"--glue: org/nothing is not a folder, and its rte cannot be loaded from the Hub: .*network connection",
     ):
-        read_table(TableSource("org/nothing", "rte", "--glue"), "train")
-    assert not answers
-
-    answers += [ConnectionError("no route")] * 9
-    monkeypatch.setattr("distil_ray.evaluation.tables.AT_START", Patience(seconds=0.0))
-    with pytest.raises(OutageError, match=r"--glue: the Hub \(org/nothing\) did not answer .* no route; type the comm"):
         read_table(TableSource("org/nothing", "rte", "--glue"), "train")
 
 
@@ -380,3 +374,75 @@ def test_the_protocol_that_comes_with_the_project():
     kinds = {"imdb": "classification", "squad": "span", "squad_v2": "span", "wikiann_en": "tokens"}
     assert {name: spec.kind for name, spec in protocol.tasks.items()} == kinds | {"stsb-test": "similarity"}
     assert protocol.finetuning_on("rte") == Finetuning()
+
+
+# GLUE by name
+
+GLUE = "nyu-mll/glue"
+READ = f"""
+from distil_ray.errors import InputError
+from distil_ray.evaluation.protocol import Protocol
+from distil_ray.evaluation.tasks import chosen_tasks, read_tasks
+try:  # not an outage
+    print(len(read_tasks(chosen_tasks(["sst2"], {GLUE!r}, {{}}), Protocol())[1]["sst2"]["validation"].texts))
+except InputError as error:
+    print(error)
+"""
+
+
+def push_glue(hub, folder, **options):
+    write_glue(folder)
+    lines = ["---", "configs:"]
+    for task in ("sst2", "stsb"):
+        splits = ", ".join(f"{{split: {split}, path: {task}/{split}-*}}" for split in ("train", "validation"))
+        lines.append(f"- {{config_name: {task}, data_files: [{splits}]}}")
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.parquet")}
+    hub.push(GLUE, {"README.md": "\n".join([*lines, "---", ""]), **files}, **options)
+
+
+def test_glue_by_name_is_that_of_a_folder_and_is_fetched_once(local_hub, tmp_path):
+    push_glue(local_hub, tmp_path)
+    for name in ("sst2", "stsb", "sst2"):
+        assert rows_of(GLUE, name)[1]["validation"].texts == rows_of(tmp_path, name)[1]["validation"].texts
+    fetched = [line for line in local_hub.log if "/large/" in line]
+    assert len(fetched) == len(set(fetched)) == 4
+
+
+def test_glue_offline_is_that_of_the_cache_or_is_said_to_be_missing(local_hub, tmp_path):
+    push_glue(local_hub, tmp_path / "glue")
+    rows_of(GLUE, "sst2")
+    local_hub.reset()
+    for home, found in ((os.environ["HF_HOME"], "96"), (str(tmp_path / "empty"), "HF_HUB_OFFLINE")):
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": home}
+        run = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True, env=environment)
+        assert found in run.stdout
+    assert not local_hub.log
+
+
+@pytest.mark.parametrize("failure", [{"status": 429}, {"refuse": True}, {"cut_after": 50}, {"sleep": 1.0}], ids=str)
+def test_glue_by_name_is_waited_for(local_hub, tmp_path, failure):
+    push_glue(local_hub, tmp_path)
+    local_hub.fail("GET /large/", **failure, times=1)
+    assert len(rows_of(GLUE, "sst2")[1]["train"].texts) == 96
+    assert local_hub.requests["failed"] == 1
+
+
+def test_gated_rows(local_hub, tmp_path, monkeypatch):
+    push_glue(local_hub, tmp_path, gated=True)
+    message = (
+        f"--glue: {GLUE} is not a folder, and its sst2 cannot be loaded .*ask for access at {local_hub.url}/datasets"
+    )
+    with pytest.raises(InputError, match=message):
+        rows_of(GLUE, "sst2")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(InputError, match=r"The Hugging Face token of this node .* gives no access"):
+        rows_of(GLUE, "sst2")
+
+
+def test_no_hub_at_all_is_one_message(local_hub, monkeypatch, capsys):
+    monkeypatch.setattr("distil_ray.evaluation.tables.AT_START", Patience(seconds=0.5))
+    local_hub.close()
+    message = r"--glue: the Hugging Face Hub \(nyu-mll/glue\) did not answer for .*; type the command again later"
+    with pytest.raises(OutageError, match=message):
+        rows_of(GLUE, "sst2")
+    assert capsys.readouterr() == ("", "")

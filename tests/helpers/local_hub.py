@@ -3,7 +3,7 @@
     def test_something(local_hub):
         commit = local_hub.push("owner/texts", {"data/a.parquet": content})  # a data set; kind="models" for a model
         local_hub.fail("GET .*/resolve/", status=503, seconds=3)  # for three seconds from now on
-        ...  # hf://datasets/owner/texts, HfApi(), from_pretrained
+        ...  # hf://datasets/owner/texts, HfApi(), from_pretrained, create_commit
         assert local_hub.requests["api"] == 0  # counted by kind, see `Faults` and `LocalHub`
 
 This process, and those it starts, take it for the Hub: HF_ENDPOINT and what libraries have read from it at import are
@@ -11,6 +11,7 @@ set for the time of a test, Xet and offline mode are off, and the caches are emp
 the suffixes that the Hub keeps in large-file storage are redirected to another host, as by the Hub.
 """
 
+import base64
 import contextlib
 import functools
 import hashlib
@@ -27,10 +28,14 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
+import yaml
 from faults import Faults
 
-TOKEN = "hf_good"
-"""The one token that this Hub knows; private repositories are there for no other."""
+TOKEN, READ_TOKEN, OTHER_TOKEN = "hf_good", "hf_read", "hf_other"
+"""The tokens that this Hub knows: of the user ``owner``, of the same for reading alone, and of the user ``other``."""
+_USERS = {TOKEN: ("owner", "write"), READ_TOKEN: ("owner", "read"), OTHER_TOKEN: ("other", "write")}
+_LICENSES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "other", "unknown")
+_RELATIONS = ("adapter", "finetune", "merge", "quantized")
 
 Content = bytes | str | Path
 _LARGE = re.compile(r"\.(parquet|arrow|bin|gz|zst|safetensors|h5|onnx)$")
@@ -41,7 +46,16 @@ _ENTRIES_PER_PAGE = 1000
 class _Repo:
     refs: dict[str, str] = field(default_factory=dict)
     commits: dict[str, dict[str, Content]] = field(default_factory=dict)
+    log: dict[str, tuple[str, str, str | None]] = field(default_factory=dict)  # by commit: title, message, parent
     is_private: bool = False
+    is_gated: bool = False
+
+    def commit(self, names: list[str], files: dict[str, Content], title: str, message: str, revision: str) -> str:
+        commit = hashlib.sha1("\n".join([*names, str(time.monotonic_ns()), *sorted(files)]).encode()).hexdigest()
+        self.commits[commit] = files
+        self.log[commit] = (title, message, self.refs.get(revision))
+        self.refs[revision] = commit
+        return commit
 
 
 class LocalHub(Faults):
@@ -57,6 +71,7 @@ class LocalHub(Faults):
     def __init__(self) -> None:
         super().__init__()
         self._repos: dict[tuple[str, str], _Repo] = {}
+        self._large: dict[str, bytes] = {}  # what has been uploaded for a commit to come, by SHA-256
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -74,15 +89,24 @@ class LocalHub(Faults):
         kind: str = "datasets",
         revision: str = "main",
         private: bool = False,
+        gated: bool = False,
     ) -> str:
-        """Make a commit of exactly these files (bytes, text or paths), let ``revision`` point to it, and return it."""
-        names = [repo_id, kind, str(time.monotonic_ns()), *sorted(files)]
-        commit = hashlib.sha1("\n".join(names).encode()).hexdigest()
+        """Make a commit of exactly these files (bytes, text or paths), let ``revision`` point to it, and return it.
+
+        What is ``private`` is there for its owner alone; of what is ``gated``, others see everything but the files.
+        """
         repo = self._repos.setdefault((kind, repo_id), _Repo())
-        repo.commits[commit] = dict(files)
-        repo.refs[revision] = commit
-        repo.is_private = private
-        return commit
+        repo.is_private, repo.is_gated = private, gated
+        return repo.commit([repo_id, kind], dict(files), "Update by hand", "", revision)
+
+    def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """The files of a model, by path."""
+        repo = self._repos["models", repo_id]
+        return {path: _bytes(content, 0, None) for path, content in repo.commits[repo.refs[revision]].items()}
+
+    def titles(self, repo_id: str, revision: str = "main") -> list[str]:
+        """The titles of a model's commits, newest first."""
+        return [one["title"] for one in _log(self._repos["models", repo_id], revision)]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -97,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.posted = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.posted = self._body()
         self.cut_after: int | None = None
         address = urlsplit(self.path)
         self.query = parse_qs(address.query)
@@ -111,11 +135,23 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the client went away
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def _kinds(self, path: str) -> tuple[str, ...]:
         if path.startswith(("/large/", "/small/")):
             return ("content",)
+        if self.command == "PUT":
+            return ("upload",)
         if "/resolve/" in path:
             return ("resolve",)
         if not path.startswith(("/api/models/", "/api/datasets/")):
@@ -176,11 +212,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: str) -> None:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token and token != TOKEN:
+        if token and token not in _USERS:
             return self._error(401, "", "Invalid credentials in Authorization header")
+        self.user, self.role = _USERS.get(token, (None, None))
+        if path.startswith("/upload/"):
+            self.hub._large[path.removeprefix("/upload/")] = self.posted
+            return self._answer(200)
+        answers = {"whoami-v2": self._whoami, "repos/create": self._create, "validate-yaml": self._validate}
+        if answer := answers.get(path.removeprefix("/api/")):
+            return answer()
+        if match := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", path):
+            return self._batch() if self._may_write(match[1]) else None
         if match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?", path):
             kind, name, what, revision, inner = match.groups()
-            repo, commit = self._find(kind, name, unquote(revision or "main"))
+            is_of_repo = revision is None or what in ("auth-check", "branch")
+            repo, commit = self._find(kind, name, "main" if is_of_repo else unquote(revision))
             return self._api(kind, name, repo, commit, what, unquote(inner or "")) if repo else None
         if match := re.fullmatch(r"/(large|small)/(models|datasets)/([^/]+/[^/]+)/([^/]+)/(.+)", path):
             size, kind, name, commit, inner = match.groups()
@@ -188,15 +234,17 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             kind = "datasets" if match[1] else "models"
             repo, commit = self._find(kind, match[2], unquote(match[3]))
+            if repo and repo.is_gated and self.user != match[2].partition("/")[0]:
+                message = f"Access to model {match[2]} is restricted. You must have access to it and be authenticated"
+                return self._error(403 if self.user else 401, "GatedRepo", message)
             return self._resolve(kind, match[2], repo.commits[commit], commit, unquote(match[4])) if repo else None
         self._answer(404, {"error": "Sorry, we can't find the page you are looking for."})
 
     def _find(self, kind: str, name: str, revision: str) -> tuple[_Repo | None, str]:
         """The repository and the commit, or None when an error has been answered."""
         repo = self.hub._repos.get((kind, name))
-        is_known = "Authorization" in self.headers
-        if repo is None or (repo.is_private and not is_known):
-            self._error(404 if is_known else 401, "RepoNotFound", "Repository not found")
+        if repo is None or (repo.is_private and self.user != name.partition("/")[0]):
+            self._error(404 if self.user else 401, "RepoNotFound", "Repository not found")
             return None, ""
         commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
@@ -206,6 +254,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _api(self, kind: str, name: str, repo: _Repo, commit: str, what: str | None, inner: str) -> None:
         files = repo.commits[commit]
+        if what in ("auth-check", "preupload", "commit", "branch"):
+            only_asks = what == "auth-check" and not self.path.endswith("/write")
+            return self._change(name, repo, files, what) if only_asks or self._may_write(name) else None
+        if what == "commits":
+            revision = unquote(urlsplit(self.path).path.rpartition("/")[2])
+            return self._answer(200, _log(repo, revision))
         if what in (None, "revision"):
             siblings = [{"rfilename": one, **_entry(files, one)} for one in sorted(files)]
             info = {
@@ -213,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "id": name,
                 "sha": commit,
                 "private": repo.is_private,
-                "gated": False,
+                "gated": "auto" if repo.is_gated else False,
                 "disabled": False,
             }
             info |= {"tags": [], "downloads": 1, "likes": 0, "siblings": siblings}
@@ -229,6 +283,73 @@ class _Handler(BaseHTTPRequestHandler):
             branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": c} for n, c in repo.refs.items()]
             return self._answer(200, {"branches": branches, "tags": [], "converts": []})
         self._answer(404, {"error": f"no {what}"})
+
+    # --- Pushing
+
+    def _whoami(self) -> None:
+        if not self.user:
+            return self._error(401, "", "Invalid username or password.")
+        auth = {"accessToken": {"displayName": "a token", "role": self.role}}
+        self._answer(200, {"type": "user", "name": self.user, "orgs": [], "auth": auth})
+
+    def _may_write(self, name: str) -> bool:
+        """Whether the token may write to the repository; or else the error has been answered."""
+        if self.user == name.partition("/")[0] and self.role == "write":
+            return True
+        self._error(403 if self.user else 401, "", "You don't have the rights to do that")
+        return False
+
+    def _create(self) -> None:
+        wanted = json.loads(self.posted)
+        name = f"{wanted['organization'] or self.user}/{wanted['name']}"
+        if not self._may_write(name):
+            return None
+        if ("models", name) in self.hub._repos:
+            return self._answer(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
+        repo = self.hub._repos["models", name] = _Repo(is_private=wanted.get("visibility") == "private")
+        repo.commit([name], {".gitattributes": "*.safetensors filter=lfs"}, "initial commit", "", "main")
+        self._answer(200, {"url": f"{self.hub.url}/{name}", "name": name, "id": "0"})
+
+    def _validate(self) -> None:
+        errors = _card_errors(json.loads(self.posted)["content"])
+        self._answer(400 if errors else 200, {"errors": [{"message": one} for one in errors], "warnings": []})
+
+    def _batch(self) -> None:
+        objects = json.loads(self.posted)["objects"]
+        for one in objects:
+            if one["oid"] not in self.hub._large:
+                one["actions"] = {"upload": {"href": f"{self.hub.url}/upload/{one['oid']}", "header": {}}}
+        self._answer(200, {"transfer": "basic", "objects": objects})
+
+    def _change(self, name: str, repo: _Repo, files: dict[str, Content], what: str) -> None:
+        revision = unquote(urlsplit(self.path).path.rpartition("/")[2])
+        if what == "auth-check":
+            return self._answer(200)
+        if what == "branch":
+            repo.refs[revision] = repo.refs["main"]
+            return self._answer(200)
+        if what == "preupload":
+            return self._answer(200, {"files": [_mode(files, one["path"]) for one in json.loads(self.posted)["files"]]})
+        head, *operations = map(json.loads, self.posted.splitlines())
+        if head["value"].get("parentCommit", repo.refs[revision]) != repo.refs[revision]:
+            return self._error(412, "", "A commit has happened since. Please refresh and try again.")
+        changed = dict(files)
+        for operation in operations:
+            self._apply(changed, operation["key"], operation["value"])
+        commit = repo.commit([name], changed, head["value"]["summary"], head["value"]["description"], revision)
+        self._answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit})
+
+    def _apply(self, files: dict[str, Content], key: str, value: dict[str, Any]) -> None:
+        if key == "file":
+            files[value["path"]] = base64.b64decode(value["content"])
+        elif key == "lfsFile":
+            content = self.hub._large[value["oid"]]
+            assert hashlib.sha256(content).hexdigest() == value["oid"]
+            files[value["path"]] = content
+        else:
+            del files[value["path"]]
+
+    # --- Listing
 
     def _tree(self, files: dict[str, Content], inner: str) -> None:
         top = f"{inner}/" if inner else ""
@@ -269,6 +390,51 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(416, b"", {"Content-Range": f"bytes */{size}"})
         self._head(status, stop - start, headers)
         self._send(_bytes(content, start, stop))
+
+
+def _card_errors(card: str) -> list[str]:
+    """What the Hub would refuse of a card's metadata, as far as this project's cards have it."""
+    try:
+        metadata = yaml.safe_load(card.partition("---\n")[2].partition("\n---")[0])
+    except yaml.YAMLError as error:
+        return [f"the metadata is not YAML: {error}"]
+    if not isinstance(metadata, dict):
+        return ["the metadata is no mapping"]
+    errors = [] if metadata.get("license", "mit") in _LICENSES else ['"license" must be one of the known identifiers']
+    if metadata.get("license") == "other" and not metadata.get("license_name"):
+        errors.append('"license_name" is required with "license: other"')
+    if metadata.get("base_model_relation", "merge") not in _RELATIONS:
+        errors.append(f'"base_model_relation" must be one of {_RELATIONS}')
+    ids = [*filter(None, [metadata.get("base_model")]), *metadata.get("datasets", ())]
+    errors += [f"{one!r} is no id" for one in ids if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", one)]
+    for model in metadata.get("model-index", ()):
+        for result in model["results"]:
+            parts = [result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"], model["name"]]
+            if not all(parts) or not all({"type", "value"} <= metric.keys() for metric in result["metrics"]):
+                errors.append('"model-index" needs task.type, dataset.type, dataset.name, metrics.type and value')
+    return errors
+
+
+def _mode(files: Mapping[str, Content], path: str) -> dict[str, Any]:
+    """How a file is to be uploaded, and what is there."""
+    is_large = _LARGE.search(path) is not None
+    known = None
+    if path in files:
+        content = _bytes(files[path], 0, None)
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content)
+        known = hashlib.sha256(content).hexdigest() if is_large else blob.hexdigest()
+    return {"path": path, "uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False, "oid": known}
+
+
+def _log(repo: _Repo, revision: str) -> list[dict[str, Any]]:
+    """The commits up to a revision, newest first, as the API has them."""
+    found, commit = [], repo.refs.get(revision, revision)
+    while commit is not None:
+        title, message, parent = repo.log[commit]
+        date = "2024-01-01T00:00:00.000Z"
+        found.append({"id": commit, "title": title, "message": message, "authors": [{"user": "owner"}], "date": date})
+        commit = parent
+    return found
 
 
 def _folders(files: Mapping[str, Content]) -> set[str]:

@@ -1,20 +1,22 @@
 """Models and tokenizers from the Hub: fetched whole, waited for, at one commit; and said why if they cannot be had."""
 
+import re
+import time
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
+from local_hub import OTHER_TOKEN, TOKEN
 from small_models import random_ids, small_model
 from training_parts import save_model
 
 from distil_ray.errors import InputError, OutageError
 from distil_ray.models import loading as models
 from distil_ray.models.files import loading
-from distil_ray.models.origin import CARD_FILE, TOKENIZER_FILES
+from distil_ray.models.origin import CARD_FILE, TOKENIZER_FILES, resolve
 from distil_ray.outages import Patience
 
-pytest.importorskip("local_hub", reason="tests/local_hub.py, a Hub of the tests' own, is not there")
 pytest_plugins = ("local_hub",)
 
 NAME = "owner/small"
@@ -133,6 +135,60 @@ def test_what_cannot_be_had_is_said_at_once(published, folder, name, revision, m
         with pytest.raises(InputError, match=message) as caught:
             load(name, revision)
         assert not str(caught.value).endswith(":")
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (None, "has no Hugging Face token. .*HF_TOKEN"),
+        (OTHER_TOKEN, "token of this node .* gives no access"),
+    ],
+)
+def test_a_gated_model_says_where_to_ask_for_access(published, folder, token, message, monkeypatch):
+    hub, _ = published
+    hub.push(NAME, {file.name: file for file in folder.iterdir()}, kind="models", gated=True)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    for load in (models.load_masked_lm, models.load_tokenizer):
+        with pytest.raises(InputError, match=f"It is gated: ask for access at {hub.url}/{NAME}. .*{message}"):
+            load(NAME)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert torch.equal(logits(models.load_masked_lm(NAME)), logits(models.load_masked_lm(str(folder))))
+
+
+def test_a_hub_asks_for_patience_and_gets_it(published, folder):
+    hub, _ = published
+    hub.fail("GET /large/", status=429, headers={"Retry-After": "1"}, times=1)
+    began = time.monotonic()
+    models.load_masked_lm(NAME)
+    assert time.monotonic() - began >= 1
+    assert len([line for line in hub.log if "/large/" in line]) == 2
+
+
+@pytest.mark.parametrize("failure", [{"sleep": 1.0}, {"cut_after": 100}], ids=str)
+def test_slow_and_broken_bodies(published, folder, failure):
+    hub, _ = published
+    hub.fail("GET /(large|small)/", **failure, times=1)
+    assert torch.equal(logits(models.load_masked_lm(NAME)), logits(models.load_masked_lm(str(folder))))
+    assert hub.requests["failed"] == 1
+
+
+def test_each_file_is_fetched_once(published):
+    hub, _ = published
+    models.load_masked_lm(NAME)
+    models.load_tokenizer(NAME)
+    read = [line for line in hub.log if re.match("GET /(large|small)/", line)]
+    assert len(read) == len(set(read))
+    hub.reset()
+    models.load_masked_lm(NAME)
+    models.load_tokenizer(NAME)
+    assert hub.sent_bytes["content"] == 0  # they are in the cache, and the Hub says that they are the same
+
+
+def test_no_hub_at_all(local_hub, monkeypatch):
+    local_hub.close()
+    with pytest.raises(OutageError, match=rf"the Hub \({NAME}\) did not answer for .* s: .*refused"):
+        resolve(NAME, None, Patience(0.5))
 
 
 def test_a_repository_without_weights_or_tokenizer(published, folder):

@@ -172,11 +172,14 @@ def test_the_card_names_every_kind_of_source_and_no_folder_of_this_machine(tmp_p
     ) in card
     assert "distilled from `big/export`" in card
     assert str(tmp_path) not in card
-    assert header_of(card) == {
+    header = header_of(card)
+    assert header.pop("model-index")[0]["results"][0]["dataset"] == {"name": "held-out text", "type": "text"}
+    assert header == {
         "library_name": "transformers",
         "pipeline_tag": "fill-mask",
-        "tags": ["distil_ray"],
+        "tags": ["distil_ray", "distillation"],
         "datasets": ["org/texts", "org/more"],
+        "metrics": ["accuracy"],
         "language": ["de", "en"],
         "license": "mit",
     }
@@ -208,6 +211,7 @@ def test_the_card_of_a_run_without_teacher_and_evaluation():
     card = model_card(small_model("bert"), config, {"step": 1, "tokens": 2})
     assert "trained by masked language modelling with distil_ray" in card
     assert "No text was held out." in card
+    assert header_of(card) == {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["distil_ray"]}
 
 
 # The tokenizer
