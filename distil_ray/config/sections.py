@@ -286,7 +286,13 @@ _SELECTORS = {
 DOCSTRING_SPLITS = ("train", "heldout")
 
 
-Sources = Annotated[tuple[Source, ...], Field(min_length=1), Strict(False), BeforeValidator(listed)]
+_ListOfSources = Annotated[list[Text | Source], Field(min_length=1)]
+Sources = Annotated[
+    tuple[Source, ...],
+    Field(min_length=1),
+    Strict(False),
+    BeforeValidator(listed, json_schema_input_type=Text | Source | _ListOfSources),
+]
 
 
 class Data(Section):
