@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from queue import Full, Queue
 from typing import Any, Literal, Protocol
 
 from distil_ray.config import Config, to_settings
-from distil_ray.errors import InputError, Stopped, reason_of
+from distil_ray.errors import InputError, OutageError, Stopped, reason_of
 from distil_ray.runs.console import Inbox
 from distil_ray.runs.storage import FINISHED_FILE, METRICS_FILE, TRACKERS_FOLDER, RunFolder
 
@@ -254,9 +254,8 @@ def _without_users(value: Any) -> Any:
 class Followers:
     """The trackers of a run, each in a thread of its own."""
 
-    def __init__(self, folder: RunFolder, run: TrackedRun, names: Sequence[str], say: Callable[[str], None]) -> None:
-        self._say = say
-        self._all = [_Follower(name, TRACKERS[name](), folder, run, say) for name in names]
+    def __init__(self, followers: Sequence["_Follower"]) -> None:
+        self._all = followers
 
     def watching(self, events: Inbox) -> Inbox:
         """The same events, of which the trackers get the records."""
@@ -273,8 +272,7 @@ class Followers:
             follower.begin_end(state)
         deadline = time.monotonic() + _END_SECONDS
         for follower in self._all:
-            if not follower.has_ended_by(deadline):
-                self._say(f"tracker {follower.name}: has not ended within {_END_SECONDS:.0f} s and is left behind")
+            follower.wait_until(deadline)
 
 
 class _Watched:
@@ -294,9 +292,9 @@ class _Follower:
     def __init__(
         self, name: str, tracker: Tracker, folder: RunFolder, run: TrackedRun, say: Callable[[str], None]
     ) -> None:
-        self.name = name
+        self._name = name
         self._tracker, self._folder, self._run, self._say = tracker, folder, run, say
-        self._note_file = f"{TRACKERS_FOLDER}/{name}.json"
+        self._note_file = _note_file(name)
         self._id: str | None = None  # of the run there
         self._step = -1  # the last one that the tracker has
         self._has_failed, self._retry_at = False, 0.0
@@ -314,9 +312,10 @@ class _Follower:
         with suppress(Full):  # it is awake, then
             self._records.put_nowait(None)
 
-    def has_ended_by(self, deadline: float) -> bool:
+    def wait_until(self, deadline: float) -> None:
         self._thread.join(max(deadline - time.monotonic(), 0.0))
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            self._say(f"tracker {self._name}: has not ended within {_END_SECONDS:.0f} s and is left behind")
 
     def _work(self) -> None:
         self._attempt(self._catch_up)
@@ -334,7 +333,7 @@ class _Follower:
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             if not self._has_failed:
                 rest = "the run goes on" if self._state is None else f"it has the steps up to {self._step:,}"
-                self._say(f"tracker {self.name}: {reason_of(error)}; {rest}")
+                self._say(f"tracker {self._name}: {reason_of(error)}; {rest}")
             self._has_failed = True
 
     def _follow(self, record: Record) -> None:
@@ -345,11 +344,12 @@ class _Follower:
 
     def _catch_up(self) -> None:
         if self._id is None:
-            is_known = self._folder.exists(self._note_file)
-            known = self._folder.read_json(self._note_file, "id", "step") if is_known else {"id": None, "step": -1}
+            known: dict[str, Any] = {"id": None, "step": -1}
+            if self._folder.exists(self._note_file):
+                known = self._folder.read_json(self._note_file, "id", "step")
             self._id, held = self._tracker.begin(self._run, known["id"])
             self._step = known["step"] if held is None else held
-            self._say(f"tracker {self.name}: {self._tracker.place}")
+            self._say(f"tracker {self._name}: {self._tracker.place}")
             self._note()
         records, _ = self._folder.read_json_lines(METRICS_FILE)
         for at in range(0, len(records), _RECORDS_AT_ONCE):
@@ -362,14 +362,37 @@ class _Follower:
             self._step = new[-1]["step"]
             self._note()
 
-    def _note(self) -> None:
-        self._folder.write_json(self._note_file, {"id": self._id, "step": self._step})
+    def _note(self, ended: State | None = None) -> None:
+        self._folder.write_json(self._note_file, {"id": self._id, "step": self._step, "ended": ended})
 
     def _end(self) -> None:
         self._catch_up()
         assert self._state is not None
         final = self._folder.read_json(FINISHED_FILE) if self._state == "finished" else {}
         self._tracker.end(self._state, final)
+        self._note(ended=self._state)
+
+
+def _note_file(name: str) -> str:
+    return f"{TRACKERS_FOLDER}/{name}.json"
+
+
+def _is_open(folder: RunFolder, name: str) -> bool:
+    """Whether a tracker has the run, and does not know yet that it has ended."""
+    try:
+        return folder.read_json(_note_file(name), "ended")["ended"] is None
+    except FileNotFoundError:
+        return False
+    except (InputError, OutageError):  # the follower will say so
+        return True
+
+
+def _follow(
+    config: Config, folder: RunFolder, names: Sequence[str], say: Callable[[str], None], group: str | None
+) -> list[_Follower]:
+    settings = _without_users(to_settings(config))
+    run = TrackedRun(config.run.name, group, settings, folder.path if folder.is_local else None)
+    return [_Follower(name, TRACKERS[name](), folder, run, say) for name in names]
 
 
 @contextmanager
@@ -382,9 +405,7 @@ def tracking(
         say: prints a line; called in threads.
         group: the search or the ablation that the run belongs to.
     """
-    settings = _without_users(to_settings(config))
-    run = TrackedRun(config.run.name, group, settings, folder.path if folder.is_local else None)
-    followers = Followers(folder, run, _chosen(config), say)
+    followers = Followers(_follow(config, folder, _chosen(config), say, group))
     state: State = "failed"
     try:
         yield followers
@@ -394,3 +415,15 @@ def tracking(
         raise
     finally:
         followers.end(state)
+
+
+def conclude(runs: Iterable[tuple[Config, RunFolder]], say: Callable[[str], None], group: str) -> None:
+    """Have trackers catch up with runs that were stopped by force, driver and all, and end them there.
+
+    Runs that a tracker does not know, or that have ended there, are passed over.
+    """
+    followers = []
+    for config, folder in runs:
+        names = [name for name in _chosen(config) if _is_open(folder, name)]
+        followers += _follow(config, folder, names, lambda line, name=config.run.name: say(f"{name}  {line}"), group)
+    Followers(followers).end("stopped")

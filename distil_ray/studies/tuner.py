@@ -30,7 +30,7 @@ from distil_ray.runs.console import Console
 from distil_ray.runs.events import EventQueue
 from distil_ray.runs.lease import Claim, holding
 from distil_ray.runs.storage import RunFolder
-from distil_ray.runs.trackers import check_trackers
+from distil_ray.runs.trackers import check_trackers, conclude
 from distil_ray.studies.asha import Asha
 from distil_ray.studies.display import SearchDisplay, TrialConsole
 from distil_ray.studies.objective import ReportObjective
@@ -170,6 +170,9 @@ def _fit(plan: SearchPlan, trials: Trials, display: SearchDisplay, known: Identi
     finally:
         events.close()
     folder.remove(_TUNE_FOLDER)
+    stopped = [trial for trial in trials if trial.status == "stopped"]  # with their processes
+    runs = [(plan.trial_config(trial.name, trial.settings), trials.run_folder(trial.name)) for trial in stopped]
+    conclude(runs, display.line, config.run.name)
 
 
 def _own_cpu_slots(plan: SearchPlan) -> float:
@@ -205,7 +208,7 @@ def _run_trial(spec: Mapping[str, Any], *, plan: SearchPlan, basis: Identity, ev
         console.show("line", f"is tried again: {folder.read_json(_RETRIED_FILE)['message']}")
     try:
         config = plan.trial_config(name, json.loads(spec["settings"]))
-        launch(config, console, [ReportObjective(plan.search.metric)], basis, claim, plan.config.run.name)
+        launch(config, console, [ReportObjective(plan.search.metric)], basis, claim, group=plan.config.run.name)
     except (InputError, DivergedError) as error:  # it would fail again
         folder.write_json(FAILED_FILE, {"message": str(error)})
     except Exception as error:

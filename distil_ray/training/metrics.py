@@ -61,7 +61,9 @@ class MetricsWriter:
         self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
         self._metrics.flush()
         self._digests.flush()
-        for name, value in record.items() if self._board is not None else ():
+        if self._board is None:
+            return
+        for name, value in record.items():
             if "/" in name and isinstance(value, int | float):
                 self._board.add_scalar(name, value, record["step"])
 

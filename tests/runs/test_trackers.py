@@ -19,7 +19,7 @@ from distil_ray.config import learned, parse_config, to_yaml
 from distil_ray.errors import InputError, RunError, Stopped
 from distil_ray.runs import trackers
 from distil_ray.runs.storage import RunFolder
-from distil_ray.runs.trackers import check_trackers, tracking
+from distil_ray.runs.trackers import check_trackers, conclude, tracking
 
 
 def config_of(tmp_path, *names, **data):
@@ -133,7 +133,7 @@ def test_figures_arrive_while_the_run_goes_on(memory, tmp_path):
         run.finish()
     assert memory.states == [("finished", {"step": 20, "train/loss": LOSSES[20], "train/grad_norm": None})]
     assert run.lines == ["tracker mlflow: here"]
-    assert run.folder.read_json("trackers/mlflow.json") == {"id": "id0", "step": 20}
+    assert run.folder.read_json("trackers/mlflow.json") == {"id": "id0", "step": 20, "ended": "finished"}
 
 
 def test_records_come_out_of_the_events_that_the_console_prints(memory, tmp_path):
@@ -248,6 +248,19 @@ def test_a_damaged_note_is_a_failure_of_the_tracker_alone(memory, tmp_path):
         run.finish()
     assert all("trackers/mlflow.json is damaged" in line for line in run.lines)
     assert memory.runs == {}
+
+
+def test_a_run_that_was_killed_with_its_driver_is_concluded_once(memory, tmp_path):
+    run = Run(tmp_path, "mlflow")
+    run.folder.write_json("trackers/mlflow.json", {"id": "id0", "step": 10, "ended": None})
+    run.write(0, 10, 20)
+    unknown = Run(tmp_path / "other", "mlflow")
+    unknown.write(0)
+    for _ in range(2):
+        conclude([(one.config, one.folder) for one in (run, unknown)], run.lines.append, "study")
+    assert memory.runs == {"id0": [20]}
+    assert memory.states == [("stopped", {})]
+    assert run.lines == ["small  tracker mlflow: here"]
 
 
 def test_without_trackers_nothing_is_started(tmp_path):
@@ -428,13 +441,14 @@ def test_mlflow_takes_changed_settings_on_resume_and_its_own_names(tmp_path, mon
 
 @pytest.mark.usefixtures("patient")
 def test_trackio_has_each_figure_once_under_one_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    monkeypatch.setenv("TRACKIO_PROJECT", "mine")
     pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
-    monkeypatch.setenv("TRACKIO_PROJECT", f"project-{tmp_path.name}")  # its folder is that of the first import
     name = interrupted_and_resumed(tmp_path, "trackio")
     assert name.startswith("small-")
-    project = f"project-{tmp_path.name}"
+    project = "mine"
     assert SQLiteStorage.get_runs(project) == [name]
     logs = SQLiteStorage.get_logs(project, name)
     assert {log["step"]: log["train/loss"] for log in logs} == LOSSES

@@ -259,7 +259,8 @@ def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings,
     spec = suggestions.suggest("id")
     launched, sent = [], []
 
-    def launch(config, console, callbacks, basis, claim):
+    def launch(config, console, callbacks, basis, claim, group):
+        assert group == plan.config.run.name
         launched.append(config.run.name)
         raise RunError(f"worker lost, time {len(launched)}")
 
