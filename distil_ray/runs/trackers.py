@@ -27,6 +27,7 @@ State = Literal["finished", "failed", "stopped"]
 
 _DEFAULT_PROJECT = "distil_ray"
 _END_SECONDS = 30.0  # for what is left at the end: uploads take seconds, and GPUs that wait cost money
+_BEGIN_SECONDS = 20.0  # for W&B's server to answer: its library waits that long even at the end of the process
 _RETRY_SECONDS = 60.0  # between two attempts at a tracker that fails, each of which may take long
 _MAX_WAITING = 1000  # records for a tracker that hangs; the others are in metrics.jsonl
 _RECORDS_AT_ONCE = 50
@@ -86,7 +87,9 @@ class Wandb:
         settings = wandb.Settings(
             console="off",  # the driver's own output stays as it is
             silent=True,
-            finish_timeout=_END_SECONDS,  # also at the end of the process, which waits for uploads
+            init_timeout=_BEGIN_SECONDS,
+            finish_timeout=_END_SECONDS - 5.0,  # also at the end of the process; then its files can still be synced
+            finish_timeout_raises=True,
         )
         run_id = known_id or os.urandom(4).hex()
         self._run = wandb.init(
@@ -316,6 +319,7 @@ class _Follower:
         self._thread.join(max(deadline - time.monotonic(), 0.0))
         if self._thread.is_alive():
             self._say(f"tracker {self._name}: has not ended within {_END_SECONDS:.0f} s and is left behind")
+            self._say = lambda line: None  # what the end of the process makes of its thread is no news
 
     def _work(self) -> None:
         self._attempt(self._catch_up)
@@ -373,6 +377,10 @@ class _Follower:
         self._note(ended=self._state)
 
 
+def _say_of(say: Callable[[str], None], name: str, line: str) -> None:
+    say(f"{name}  {line}")
+
+
 def _note_file(name: str) -> str:
     return f"{TRACKERS_FOLDER}/{name}.json"
 
@@ -425,5 +433,5 @@ def conclude(runs: Iterable[tuple[Config, RunFolder]], say: Callable[[str], None
     followers = []
     for config, folder in runs:
         names = [name for name in _chosen(config) if _is_open(folder, name)]
-        followers += _follow(config, folder, names, lambda line, name=config.run.name: say(f"{name}  {line}"), group)
+        followers += _follow(config, folder, names, partial(_say_of, say, config.run.name), group)
     Followers(followers).end("stopped")
