@@ -10,6 +10,7 @@ COMMANDS = {
     "push": "publish a run's student on the Hugging Face Hub",
     "doctor": "check a cluster with a run's configuration, before money is spent",
     "vocabulary": "make a WordPiece vocabulary from text",
+    "schema": "print the JSON Schema of configuration files, for editors",
     "drain": "on a node: tell Ray when its end is announced",
 }
 """A line each, by name, in the order of the list; the command `name` is in the module of that name."""

@@ -52,9 +52,11 @@ def _ablate(argv: list[str] | None) -> None:
     from distil_ray.runs.console import Console
     from distil_ray.runs.lease import holding
     from distil_ray.runs.storage import RunFolder
+    from distil_ray.runs.trackers import check_trackers
     from distil_ray.studies.ablation import Comparison, check_heldout, check_tasks, report_on, run_all, with_scores
     from distil_ray.training.assembly import build_tokenizer
 
+    check_trackers(plan.config)
     chosen: list[Task] = []
     if arguments.tasks:
         chosen = chosen_tasks(arguments.tasks, arguments.glue, protocol.tasks)

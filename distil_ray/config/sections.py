@@ -80,6 +80,12 @@ def listed(sources: Any) -> Any:
     return [{"path": source} if isinstance(source, str) else source for source in sources]
 
 
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"given {shown(list(names))}, expected each once")
+    return names
+
+
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -287,7 +293,13 @@ _SELECTORS = {
 DOCSTRING_SPLITS = ("train", "heldout")
 
 
-Sources = Annotated[tuple[Source, ...], Field(min_length=1), Strict(False), BeforeValidator(listed)]
+_ListOfSources = Annotated[list[Text | Source], Field(min_length=1)]
+Sources = Annotated[
+    tuple[Source, ...],
+    Field(min_length=1),
+    Strict(False),
+    BeforeValidator(listed, json_schema_input_type=Text | Source | _ListOfSources),
+]
 
 
 class Data(Section):
@@ -457,10 +469,14 @@ class Eval(Section):
 
 
 class Metrics(Section):
-    """Training metrics, in `metrics.jsonl` and TensorBoard."""
+    """Training metrics, in `metrics.jsonl` and where else they are shown."""
 
     every_steps: Count = 10
     """Steps between two lines of metrics."""
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], Strict(False), AfterValidator(_distinct)
+    ] = ("tensorboard",)
+    """Where metrics are shown, beside `metrics.jsonl`; all but tensorboard need the extra of that name."""
 
 
 class Checkpoint(Section):

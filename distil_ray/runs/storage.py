@@ -35,6 +35,7 @@ METRICS_FILE = "metrics.jsonl"  # a record per line
 DIGESTS_FILE = "digests.csv"  # what each step was trained on
 RESTARTS_FILE = "restarts.jsonl"  # when the run was resumed, from where
 TENSORBOARD_FOLDER = "tensorboard"
+TRACKERS_FOLDER = "trackers"  # per tracker, the id of the run there and the last step it has
 NONFINITE_FILE = "nonfinite.json"  # the rows on which a run diverged
 COMPILED_FILE = "compiled.bin"  # what torch.compile has made
 FINISHED_FILE = "finished.json"  # the last figures; written last

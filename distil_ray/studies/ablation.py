@@ -56,7 +56,7 @@ def run_all(plan: AblationPlan, console: Console) -> list[Outcome]:
     for number, ((variant, seed), config) in enumerate(plan.runs.items(), start=1):
         console.line(f"\n{variant}, seed {seed}: run {number} of {len(plan.runs)}")
         try:
-            launch(config, console)
+            launch(config, console, group=plan.config.run.name)
         except RunError as error:
             failures.append(f"{variant}, seed {seed}: {error}")
     if failures:

@@ -30,6 +30,7 @@ from distil_ray.runs.console import Console
 from distil_ray.runs.events import EventQueue
 from distil_ray.runs.lease import Claim, holding
 from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.trackers import check_trackers, conclude
 from distil_ray.studies.asha import Asha
 from distil_ray.studies.display import SearchDisplay, TrialConsole
 from distil_ray.studies.objective import ReportObjective
@@ -63,6 +64,7 @@ def search(plan: SearchPlan, *, retry_failed: bool = False) -> Trial:
         InputError: bad configuration or input, found before the start where that is possible.
         RunError: no trial finished.
     """
+    check_trackers(plan.config)
     folder = RunFolder.at(plan.folder)
     check_learned_settings(plan.identity(), folder)
     with holding(folder, "distil-ray tune", Console().line) as claim:
@@ -98,6 +100,7 @@ def dry_run(plan: SearchPlan) -> None:
     Raises:
         InputError: anything that a search would refuse.
     """
+    check_trackers(plan.config)
     trials, display, known = _open(plan)
     examine(plan.config, trials.folder, display, known)
     display.line(connect(_own_cpu_slots(plan), dashboard=True))
@@ -168,6 +171,9 @@ def _fit(plan: SearchPlan, trials: Trials, display: SearchDisplay, known: Identi
     finally:
         events.close()
     folder.remove(_TUNE_FOLDER)
+    stopped = [trial for trial in trials if trial.status == "stopped"]  # with their processes
+    runs = [(plan.trial_config(trial.name, trial.settings), trials.run_folder(trial.name)) for trial in stopped]
+    conclude(runs, display.line, config.run.name)
 
 
 def _own_cpu_slots(plan: SearchPlan) -> float:
@@ -203,7 +209,7 @@ def _run_trial(spec: Mapping[str, Any], *, plan: SearchPlan, basis: Identity, ev
         console.show("line", f"is tried again: {folder.read_json(_RETRIED_FILE)['message']}")
     try:
         config = plan.trial_config(name, json.loads(spec["settings"]))
-        launch(config, console, [ReportObjective(plan.search.metric)], basis, claim)
+        launch(config, console, [ReportObjective(plan.search.metric)], basis, claim, group=plan.config.run.name)
     except (InputError, DivergedError) as error:  # it would fail again
         folder.write_json(FAILED_FILE, {"message": str(error)})
     except Exception as error:
@@ -249,7 +255,8 @@ class _Suggestions(Searcher):
             run.write_json(FAILED_FILE, run.read_json(_RETRIED_FILE) if run.exists(_RETRIED_FILE) else lost)
         run.remove(_RETRIED_FILE)
         trial = self._trials.settle(name)
-        write_hparams(self._plan, trial, run)
+        if "tensorboard" in self._plan.config.metrics.trackers:
+            write_hparams(self._plan, trial, run)
         self._display.settled(trial)
         write_results(self._plan, self._trials)
 

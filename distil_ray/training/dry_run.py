@@ -19,6 +19,7 @@ from distil_ray.models.precision import DTYPES, Precision, fastest_precision
 from distil_ray.runs.cluster import check_fits, connect, describe_resources, slots_needed, usable_cpus
 from distil_ray.runs.console import Console
 from distil_ray.runs.storage import RunFolder
+from distil_ray.runs.trackers import check_trackers
 from distil_ray.training.assembly import build_models
 from distil_ray.training.estimate import Length, run_length
 from distil_ray.training.examination import examine, prepare_data
@@ -37,6 +38,7 @@ def dry_run(config: Config, console: Console, *, mfu: float | None = None, clust
     Raises:
         InputError: anything that a run would refuse but for a cluster that is too small, and text that gives no row.
     """
+    check_trackers(config)
     assumed = assumptions(config, mfu, cluster)
     console.line(to_yaml(config).rstrip() + "\n")
     folder = RunFolder(config.run.storage_path, config.run.name)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray.train
@@ -17,6 +18,7 @@ from distil_ray.runs.lease import Claim, LeaseLostError, holding
 from distil_ray.runs.placement import ray_address_for_train, turn_with_room
 from distil_ray.runs.stopping import Stopping
 from distil_ray.runs.storage import CONFIG_FILE, EXPORT_FOLDER, FINISHED_FILE, RunFolder
+from distil_ray.runs.trackers import check_trackers, tracking
 from distil_ray.training.checkpoint import latest_checkpoint
 from distil_ray.training.identity import Identity
 from distil_ray.training.job import Job, Outcome
@@ -34,18 +36,21 @@ def launch(
     callbacks: Sequence[UserCallback] = (),
     basis: Identity | None = None,
     claim: Claim | None = None,
+    group: str | None = None,
 ) -> None:
     """Do the whole run, or the rest of it. Ray Train's controller calls ``callbacks``.
 
     Args:
         basis: what models and text are, found out for another run with the same ones.
         claim: to a folder that contains the run's, as a search's contains its trials'; None claims the run's own.
+        group: the search or the ablation that the run belongs to, for trackers.
 
     Raises:
         InputError: bad configuration or input, found before the start where that is possible; the folder is in use.
         RunError: the run started and failed; a `DivergedError` if it would do so again.
         Stopped: a signal has ended it, after a checkpoint if a step had been done.
     """
+    check_trackers(config)
     folder = RunFolder(config.run.storage_path, config.run.name)
     check_learned_settings(learned(config), folder)
     if _is_finished(config, folder, console):
@@ -53,7 +58,7 @@ def launch(
     own = holding(folder, "distil-ray train", console.line) if claim is None else nullcontext(claim)
     with own as held:
         if not _is_finished(config, folder, console):  # in the meantime
-            _launch(config, console, callbacks, basis, held)
+            _launch(config, console, callbacks, basis, held, group)
 
 
 def _is_finished(config: Config, folder: RunFolder, console: Console) -> bool:
@@ -64,7 +69,12 @@ def _is_finished(config: Config, folder: RunFolder, console: Console) -> bool:
 
 
 def _launch(
-    config: Config, console: Console, callbacks: Sequence[UserCallback], basis: Identity | None, claim: Claim
+    config: Config,
+    console: Console,
+    callbacks: Sequence[UserCallback],
+    basis: Identity | None,
+    claim: Claim,
+    group: str | None,
 ) -> None:
     folder = claim.guard(RunFolder(config.run.storage_path, config.run.name))
     known = check_learned_settings(learned(config), folder)
@@ -79,15 +89,17 @@ def _launch(
     console.line(f"run {config.run.name} in {folder.path}")
     events = EventQueue()
     stopping = Stopping(events)
-    try:
-        with console.following(events), reporting_nodes(events.post_text), stopping.handled():
-            outcome = _train(config, examined, folder, events, callbacks, claim)
-    except KeyboardInterrupt:
-        message = f"stopped at once; {_how_to_resume(folder)}"
-        raise Stopped(stopping.signal_number, message) from None
-    finally:
-        events.close()
-    _raise_unless_finished(outcome, folder, stopping)
+    with tracking(config, folder, partial(console.show, "line"), group) as trackers:
+        watched = trackers.watching(events)
+        try:
+            with console.following(watched), reporting_nodes(events.post_text), stopping.handled():
+                outcome = _train(config, examined, folder, events, callbacks, claim)
+        except KeyboardInterrupt:
+            message = f"stopped at once; {_how_to_resume(folder)}"
+            raise Stopped(stopping.signal_number, message) from None
+        finally:
+            events.close()
+        _raise_unless_finished(outcome, folder, stopping)
     counts = counts_of(folder.read_json(FINISHED_FILE))
     for warning in text_warnings(counts, max_lost_fraction=config.data.warn_skipped_fraction):
         console.line(f"warning: {warning}")

@@ -62,7 +62,8 @@ def train(job: Job, world: World) -> Outcome:
         every_minutes=config.checkpoint.every_minutes,
         is_active=world.is_main,
     )
-    reporter = Reporter(folder, world.events, is_active=world.is_main)
+    has_board = "tensorboard" in config.metrics.trackers
+    reporter = Reporter(folder, world.events, is_active=world.is_main, has_board=has_board)
     reporter.begin(state, found.name, found.complaints, is_continuation=state.step == job.continues_at)
     if world.is_main:
         for line in embedding.omitted:

@@ -30,7 +30,8 @@ Record = dict[str, Any]
 class MetricsWriter:
     """Writes the run's records, on rank 0. What a crash leaves after a checkpoint is dropped on resume."""
 
-    def __init__(self, folder: RunFolder, resume_step: int) -> None:
+    def __init__(self, folder: RunFolder, resume_step: int, *, has_board: bool = True) -> None:
+        """``has_board``: whether TensorBoard's files are written, too."""
         self._folder = folder
         self._copies = None if folder.is_local else TemporaryDirectory(prefix="distil_ray_metrics_")
         self._local = Path(folder.path if self._copies is None else self._copies.name)
@@ -40,9 +41,11 @@ class MetricsWriter:
         if self._digests.tell() == 0:
             self._digests.write(_DIGESTS_HEADER)
         flush_to_disk(self._local)
-        from torch.utils.tensorboard import SummaryWriter  # by the one process that writes
+        self._board = None
+        if has_board:
+            from torch.utils.tensorboard import SummaryWriter  # by the one process that writes
 
-        self._board = SummaryWriter(str(self._local / TENSORBOARD_FOLDER), purge_step=resume_step + 1)
+            self._board = SummaryWriter(str(self._local / TENSORBOARD_FOLDER), purge_step=resume_step + 1)
 
     def _restore(self, resume_step: int) -> None:
         """Keep the records up to ``resume_step``; later ones will be made again. Damaged lines are dropped."""
@@ -58,6 +61,8 @@ class MetricsWriter:
         self._metrics.write(json.dumps(record, allow_nan=False) + "\n")
         self._metrics.flush()
         self._digests.flush()
+        if self._board is None:
+            return
         for name, value in record.items():
             if "/" in name and isinstance(value, int | float):
                 self._board.add_scalar(name, value, record["step"])
@@ -68,7 +73,8 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Bring everything to the run's folder, and to its disk: a checkpoint that relies on it may follow."""
-        self._board.flush()
+        if self._board is not None:
+            self._board.flush()
         for file in (self._metrics, self._digests):
             file.flush()
             os.fsync(file.fileno())
@@ -78,12 +84,14 @@ class MetricsWriter:
             return
         for name in (METRICS_FILE, DIGESTS_FILE):
             self._folder.write_bytes(name, (self._local / name).read_bytes())
-        self._folder.upload(self._local / TENSORBOARD_FOLDER, TENSORBOARD_FOLDER)
+        if self._board is not None:
+            self._folder.upload(self._local / TENSORBOARD_FOLDER, TENSORBOARD_FOLDER)
 
     def close(self) -> None:
         """Write no more. What was not synced to storage elsewhere is dropped."""
         for one in (self._board, self._metrics, self._digests):
-            one.close()
+            if one is not None:
+                one.close()
         if self._copies is not None:
             self._copies.cleanup()
 
@@ -124,10 +132,11 @@ def _digests_step(line: bytes) -> int:
 class Reporter:
     """Writes the records of a run and passes them to the driver; does nothing on the other workers."""
 
-    def __init__(self, folder: RunFolder, events: Events, *, is_active: bool) -> None:
+    def __init__(self, folder: RunFolder, events: Events, *, is_active: bool, has_board: bool = True) -> None:
         self._folder = folder
         self._events = events
         self._is_active = is_active
+        self._has_board = has_board
 
     def begin(
         self, state: TrainState, resumed_from: str | None, complaints: list[str], *, is_continuation: bool
@@ -151,7 +160,10 @@ class Reporter:
         if not is_continuation:
             self._events.post_text(f"precision: {state.precision}")
         self._num_restarts = len(restarts)
-        self._writer = MetricsWriter(self._folder, -1 if resumed_from is None else state.step)
+        resume_step = -1 if resumed_from is None else state.step
+        steps = (record["step"] for record in records if "step" in record)
+        self._previous_step = max((step for step in steps if step <= resume_step), default=-1)
+        self._writer = MetricsWriter(self._folder, resume_step, has_board=self._has_board)
 
     def record(self, state: TrainState, values: Mapping[str, Any]) -> None:
         """Write one record at the state's step. A number that is not finite becomes null, never another number."""
@@ -166,7 +178,9 @@ class Reporter:
             "run/restarts": self._num_restarts,
         }
         self._writer.write(record)
-        self._events.post_record({**record, "eta_seconds": self._eta_seconds(state.progress)})
+        more = {"eta_seconds": self._eta_seconds(state.progress), "previous_step": self._previous_step}
+        self._events.post_record(record | more)
+        self._previous_step = state.step
 
     def digest(self, step: int, digest: int, position: Position) -> None:
         """Note the digest of a step's global batch, and up to which row it was taken."""

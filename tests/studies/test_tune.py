@@ -1,6 +1,7 @@
 """`python -m distil_ray.tune` for real: killed, typed again, trials stopped, retried and failed."""
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -229,14 +230,17 @@ def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
     assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
 
 
-def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, ray_cluster, tmp_path):
-    """The search's own Ray is not the only one on the machine, and has room for one trial."""
+def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, ray_cluster, tmp_path, monkeypatch):
+    """The search's own Ray is not the only one on the machine, and has room for one trial. Trackers hear of all."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    has_mlflow = importlib.util.find_spec("mlflow") is not None
     settings = changed(
         search_settings,
         run__storage_path=str(tmp_path / "runs"),
         optim__num_steps=40,
         eval__every_steps=10,
         search__space={"optim.learning_rate": {"grid": [1e-6, 1e-7]}},
+        metrics__trackers=["tensorboard", "mlflow"] if has_mlflow else ["tensorboard"],
     )
     search = started(settings, tmp_path, None)
     try:
@@ -248,6 +252,20 @@ def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, r
     assert "1 at a time" in output
     assert any(line.startswith("stopped early at step 10:") for line in told(output, "trial-001")), output
     assert any(line.startswith("stopped early at step") for line in told(output, "trial-002")), output
+    if has_mlflow:
+        assert_tracked(tmp_path / "runs" / settings["run"]["name"] / "trials", output)
+
+
+def assert_tracked(folder, output):
+    from mlflow import MlflowClient
+
+    for trial, status in {"trial-000": "FINISHED", "trial-001": "KILLED", "trial-002": "KILLED"}.items():
+        run_id = json.loads((folder / trial / "trackers" / "mlflow.json").read_text())["id"]
+        tracked = MlflowClient().get_run(run_id)
+        assert (tracked.info.run_name, tracked.info.status) == (trial, status), output
+        assert tracked.data.tags["distil_ray.group"] == folder.parent.name
+        steps = [metric.step for metric in MlflowClient().get_metric_history(run_id, "run/progress")]
+        assert steps == [record["step"] for record in records(folder / trial)]
 
 
 def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings, tmp_path, monkeypatch):
@@ -259,7 +277,8 @@ def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings,
     spec = suggestions.suggest("id")
     launched, sent = [], []
 
-    def launch(config, console, callbacks, basis, claim):
+    def launch(config, console, callbacks, basis, claim, group):
+        assert group == plan.config.run.name
         launched.append(config.run.name)
         raise RunError(f"worker lost, time {len(launched)}")
 

@@ -166,6 +166,15 @@ def test_damaged_lines_are_passed_over_and_dropped(folder):
     assert [line.partition(",")[0] for line in digest_lines(folder)] == ["step", "0", "20", "30", "40"]
 
 
+def test_tensorboard_can_be_left_out(folder):
+    writer = MetricsWriter(folder, -1, has_board=False)
+    writer.write({"step": 1, "train/loss": 2.0})
+    writer.sync()
+    writer.close()
+    assert steps_in(folder) == [1]
+    assert not folder.exists("tensorboard")
+
+
 def test_local_records_can_be_read_as_soon_as_they_are_written(tmp_path):
     folder = RunFolder(str(tmp_path), "a")
     folder.check_writable()

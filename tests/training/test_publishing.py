@@ -19,11 +19,11 @@ from training_parts import save_model, small_config, small_tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from distil_ray import __version__
+from distil_ray.commands.push import main
 from distil_ray.config import Config, to_yaml
 from distil_ray.models.embedding import sentence_transformers_files
 from distil_ray.models.origin import Origin, card_metadata
 from distil_ray.outages import Patience
-from distil_ray.commands.push import main
 from distil_ray.runs.storage import CONFIG_FILE, FINISHED_FILE, RunFolder
 from distil_ray.training.export import export_student
 from distil_ray.training.identity import Identity, pin_models

@@ -73,7 +73,20 @@ def test_records_are_written_and_passed_on(folder):
     assert heard.lines == ["precision: fp32"]
     assert heard.records[0]["eta_seconds"] is None
     assert heard.records[1]["eta_seconds"] > 0
+    assert [record["previous_step"] for record in heard.records] == [-1, 0]
     assert folder.read_bytes("digests.csv").decode().splitlines()[1:] == ["12,00000000000000ff,1,2"]
+
+
+@pytest.mark.parametrize(("resumed_from", "previous_step"), [("checkpoint_000000015", 10), (None, -1)])
+def test_a_record_names_the_one_before_it_that_a_restart_has_kept(folder, resumed_from, previous_step):
+    reporter, _ = begin(folder, state_of(0))
+    for step in (0, 10, 20):
+        reporter.record(state_of(step), {"train/loss": 1.0})
+    reporter.sync()
+    state = state_of(0 if resumed_from is None else 15)
+    reporter, heard = begin(folder, state, resumed_from)
+    reporter.record(state_of(20), {"train/loss": 1.0})
+    assert heard.records[0]["previous_step"] == previous_step
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
