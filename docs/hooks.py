@@ -56,6 +56,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     return linked(markdown, uri, config["repo_url"])
 
 
+def on_post_page(output: str, page: Any, config: Any) -> None:
+    """Keep the promise that a page can be read without a network.
+
+    Raises:
+        RuntimeError: the page fetches something from elsewhere.
+    """
+    fetched = re.findall(r'<(?:script|img|link)\s[^>]*(?:src|href)="((?:https?:)?//[^"]+)"', output)
+    if fetched:
+        raise RuntimeError(f"{page.file.src_uri}: fetches {', '.join(fetched)}; expected files of the site alone")
+
+
 def linked(markdown: str, page: str, repo_url: str | None = None) -> str:
     """Return a page's text with its relative links as the site has them.
 
