@@ -24,7 +24,12 @@ PAGES = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
 }
-KEYS = {"run": Config, "search": SearchConfig, "ablation": AblationConfig, "protocol": Protocol}
+KEYS: dict[str, type[Section]] = {
+    "run": Config,
+    "search": SearchConfig,
+    "ablation": AblationConfig,
+    "protocol": Protocol,
+}
 
 # Code, in which brackets are no links, or a link to a file: its text, its target and an anchor there.
 _CODE_OR_LINK = re.compile(

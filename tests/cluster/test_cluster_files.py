@@ -172,7 +172,8 @@ SKY_FIELDS = {
 }
 ANYSCALE_FIELDS = {
     "": "name image_uri containerfile compute_config working_dir excludes requirements env_vars py_modules "
-    "py_executable cloud project registry_login_secret connections priority entrypoint max_retries job_queue_config timeout_s tags",
+    "py_executable cloud project registry_login_secret connections priority entrypoint max_retries job_queue_config "
+    "timeout_s tags",
     "compute_config": "cloud cloud_resource head_node worker_nodes min_resources max_resources zones "
     "enable_cross_zone_scaling advanced_instance_config flags auto_select_worker_config",
     "head_node": "instance_type resources required_resources labels required_labels advanced_instance_config flags "
