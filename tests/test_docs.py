@@ -265,6 +265,16 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(os.path.relpath(path, ROOT)), f"{page}: {target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_that_are_named_exist(page):
+    """Tests, which guarantees and guides name, and what lies in `cluster/`, by name or by path."""
+    here = {str(path.relative_to(ROOT)) for folder in ("tests", "cluster") for path in (ROOT / folder).rglob("*.*")}
+    named = set(re.findall(r"\b((?:tests|cluster)/[\w/]+\.(?:py|yaml))\b", text_of(page)))
+    assert named <= here
+    names = set(re.findall(r"`(test_\w+\.py)`", text_of(page)))
+    assert names <= {os.path.basename(file) for file in here}
+
+
 @pytest.mark.parametrize(
     ("page", "text", "expected"),
     [
