@@ -4,6 +4,7 @@
 # make slow         run the tests of several nodes, of the README's commands, of kills and of other long ways through
 # make chaos        kill a run more often than make slow does, while its storage and the Hub fail; KILLS=20 SECONDS=120
 # make check        look for style and type errors
+# make docs         build the documentation into site/, in seconds
 # make setup        create .venv and install the package with its development tools
 # make dist         put what a cluster's nodes install into dist/: the package and the exact versions it needs
 #
@@ -12,6 +13,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+DOCS_INSTALLED := .venv/.docs-installed
 
 # Of the quickstart: where its runs go, and more settings for them, such as SETTINGS=run.seed=1.
 RUNS ?= runs
@@ -21,7 +23,7 @@ SETTINGS ?=
 KILLS ?= 4
 SECONDS ?= 10
 
-.PHONY: help setup quickstart test test-all slow chaos check dist
+.PHONY: help setup quickstart test test-all slow chaos check docs dist
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -57,6 +59,14 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A warning, such as one of a link that leads nowhere, is an error.
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 dist: setup
 	rm -rf build dist

@@ -155,7 +155,7 @@ class Teacher(Section):
     """The model to distil; null trains the student alone, by masked language modelling."""
 
     path: LocalPathOrHubId
-    """Local folder or Hub id of a masked language model or a bare encoder, of a type that the README lists."""
+    """Local folder or Hub id of a masked language model or a bare encoder, of a type that docs/teacher.md lists."""
     revision: Text | None = None
     """Branch, tag or commit on the Hub; null takes the newest."""
     head: Literal["none"] | None = None
@@ -169,7 +169,7 @@ class Student(Section):
     """Teacher layers to copy: how many, evenly spaced, or which, counted from 0; null takes half of them."""
     hidden_size: Count | None = None
     """Width of a student made from the teacher, at most the teacher's; null: as wide. Expected distill.alpha_cos 0 if
-    it is narrower; see the README for what is kept of the teacher's weights."""
+    it is narrower; see docs/losses.md for what is kept of the teacher's weights."""
     num_heads: Count | None = None
     """Its heads of attention, at most the teacher's; null: as many as have room at the width of the teacher's."""
     intermediate_size: Count | None = None

@@ -290,7 +290,7 @@ def all_reduce(measured: AllReduce) -> Verdict:
     if several and network == "Socket":
         remedy = (
             "NCCL goes over TCP between the nodes; where they have EFA, use an image with aws-ofi-nccl (see "
-            "cluster/README.md), else look in Ray's logs for what NCCL says (NET/) in the workers' output"
+            "docs/clusters/aws.md), else look in Ray's logs for what NCCL says (NET/) in the workers' output"
         )
         return Verdict("all-reduce", "warning", f"{detail}: {remedy}")
     return Verdict("all-reduce", "ok", detail)

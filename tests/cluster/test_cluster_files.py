@@ -1,6 +1,7 @@
 """The clusters' descriptions hold together: with schemas, with the pinned versions, with the recipes."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import zipfile
@@ -15,7 +16,7 @@ from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from distil_ray.config import load_config, parse_config
+from distil_ray.config import load_config
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -93,7 +94,7 @@ def test_the_image_has_efa_where_it_is_asked_for():
     assert re.search(r"^ARG EFA_SHA256=[0-9a-f]{64}$", joined, flags=re.MULTILINE)
     lines = joined.splitlines()
     assert lines.index("USER root") < lines.index(f"RUN {script}") < lines.index("USER ray")
-    texts = [(CLUSTER / name).read_text() for name in ("Dockerfile", "aws.yaml", "README.md")]
+    texts = [(ROOT / name).read_text() for name in ("cluster/Dockerfile", "cluster/aws.yaml", "docs/clusters/aws.md")]
     assert [set(re.findall(r"--build-arg EFA=([\d.]+\d)", text)) for text in texts] == [{"1.50.0"}] * 3
 
 
@@ -163,11 +164,68 @@ def test_clusters_offer_what_the_recipes_ask_for():
     assert config.runtime.data_cpus <= 32 * aws["cpu"]["max_workers"]
 
 
-def test_the_configuration_in_the_guide_is_valid():
-    (example,) = re.findall(r"```yaml\n(.*?)```", (CLUSTER / "README.md").read_text(), flags=re.DOTALL)
-    rest = {"teacher": {"path": "org/teacher"}, "data": {"sources": "/text"}}
-    config = parse_config(yaml.safe_load(example) | rest | {"optim": {"num_steps": 1, "global_batch_size": 4096}})
-    assert (config.runtime.min_workers, config.runtime.max_workers, config.block_rows) == (8, 64, 64)
+# The fields that the documentation of SkyPilot 0.14 (YAML spec) and Anyscale 0.26 (JobConfig, ComputeConfig) have.
+SKY_FIELDS = {
+    "": "name workdir num_nodes resources envs secrets volumes file_mounts setup run config service pool",
+    "resources": "infra accelerators accelerator_args cpus memory instance_type use_spot disk_size disk_tier "
+    "network_tier image_id ports labels autostop any_of ordered job_recovery",
+}
+ANYSCALE_FIELDS = {
+    "": "name image_uri containerfile compute_config working_dir excludes requirements env_vars py_modules "
+    "py_executable cloud project registry_login_secret connections priority entrypoint max_retries job_queue_config "
+    "timeout_s tags",
+    "compute_config": "cloud cloud_resource head_node worker_nodes min_resources max_resources zones "
+    "enable_cross_zone_scaling advanced_instance_config flags auto_select_worker_config",
+    "head_node": "instance_type resources required_resources labels required_labels advanced_instance_config flags "
+    "cloud_deployment",
+}
+ANYSCALE_FIELDS["worker_nodes"] = f"{ANYSCALE_FIELDS['head_node']} name min_nodes max_nodes market_type"
+
+
+def command_in(script: str) -> list[str]:
+    """The words of the command that trains, after its module."""
+    words = shlex.split(script.replace("\\\n", " "))
+    return words[words.index("distil_ray.train") + 1 :]
+
+
+def test_skypilot_knows_every_field():
+    task = read("sky.yaml")
+    assert set(task) <= set(SKY_FIELDS[""].split())
+    assert set(task["resources"]) <= set(SKY_FIELDS["resources"].split())
+    for script in ("setup", "run"):
+        checked = subprocess.run(["bash", "-n", "-c", task[script]], capture_output=True, text=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_the_run_on_skypilot_is_valid():
+    task = read("sky.yaml")
+    (option, name, storage, workers) = command_in(task["run"])[:4]
+    assert (option, name) == ("--config", "$CONFIG")
+    storage = storage.replace("$STORAGE", task["envs"]["STORAGE"])
+    assert workers == "runtime.num_workers=[8, $((8 * SKYPILOT_NUM_NODES))]"
+    workers = workers.replace("$((8 * SKYPILOT_NUM_NODES))", str(8 * task["num_nodes"]))
+    config = load_config([str(ROOT / "configs" / f"{task['envs']['CONFIG']}.yaml")], [storage, workers])
+    assert config.runtime.max_workers == 16
+    assert all(name.endswith(":8") for name in task["resources"]["accelerators"])
+
+
+def test_anyscale_knows_every_field():
+    job = read("anyscale.yaml")
+    compute = job["compute_config"]
+    objects = [("", job), ("compute_config", compute), ("head_node", compute["head_node"])]
+    for kind, one in [*objects, *(("worker_nodes", group) for group in compute["worker_nodes"])]:
+        assert set(one) <= set(ANYSCALE_FIELDS[kind].split()), kind
+
+
+def test_the_run_on_anyscale_is_valid_and_finds_its_nodes():
+    job = read("anyscale.yaml")
+    option, name, *settings = command_in(job["entrypoint"])
+    assert option == "--config"
+    config = load_config([str(ROOT / "configs" / f"{name}.yaml")], settings)
+    cpu, gpu = job["compute_config"]["worker_nodes"]
+    assert config.runtime.data_label == cpu["labels"]
+    assert config.runtime.max_workers == 8 * gpu["max_nodes"]
+    assert config.runtime.data_cpus <= 32 * cpu["max_nodes"]
 
 
 def test_what_a_job_takes_along(tmp_path):
@@ -192,7 +250,8 @@ def test_what_a_job_takes_along(tmp_path):
 
 
 def test_the_limit_in_the_guide_is_that_of_rays_job_server():
-    text = (CLUSTER / "README.md").read_text() + (ROOT / ".rayignore").read_text()
+    files = ("cluster/README.md", "docs/clusters/index.md", "docs/troubleshooting.md", ".rayignore")
+    text = "".join((ROOT / name).read_text() for name in files)
     assert set(re.findall(r"(\d+) MiB", text)) == {str(DASHBOARD_CLIENT_MAX_SIZE // 2**20)}
 
 
