@@ -268,7 +268,7 @@ def assert_one_message(capsys: pytest.CaptureFixture[str], pattern: str, program
     """One message of one line, and no traceback."""
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert error.startswith(f"distil_ray.{program}: error: ")
+    assert error.startswith(f"distil-ray {program}: error: ")
     assert re.search(pattern, error), error
 
 
@@ -449,7 +449,7 @@ def test_what_has_been_trained_is_pushed(
     (trained / "export" / "README.md").write_text("---\nlicense: mit\n---\n")
     assert train_main(*options) == 1  # type: ignore[arg-type]
     error = capsys.readouterr().err
-    assert error.startswith(f"distil_ray.train: error: the run is finished and its student is in {trained}/export, but")
+    assert error.startswith(f"distil-ray train: error: the run is finished and its student is in {trained}/export, but")
     assert error.endswith(f"\nTo push it: distil-ray push {trained} {REPO}\n")
     assert "Traceback" not in error
 
