@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from browser import assert_readable
 from runs import records, wait_for
 
 from distil_ray.commands import quickstart
@@ -75,6 +76,7 @@ def test_interrupted_and_typed_again(clone, ray_cluster):
     for name in RUNS:
         assert f"<td>{name}<br>" in page
     assert "student.init" in page
+    assert_readable(page, clone, num_charts=page.count("<svg"))
 
 
 @pytest.mark.parametrize(
