@@ -14,7 +14,7 @@ from typing import ClassVar
 import pytest
 from wandb_files import wandb_records
 
-from distil_ray import ablate, train, tune
+from distil_ray.commands import ablate, train, tune
 from distil_ray.config import learned, parse_config, to_yaml
 from distil_ray.errors import InputError, RunError, Stopped
 from distil_ray.runs import trackers
