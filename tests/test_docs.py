@@ -55,7 +55,7 @@ def blocks(page: str, info: str) -> list[str]:
 # --------------------------------------------------------------------------------------------------- commands
 
 # Each block of commands, by page and in order: a line of it, how many it has, and what they leave behind, None if
-# continuous integration or test_quickstart.py runs it.
+# continuous integration or test_wheel.py runs it.
 COMMANDS = {
     "README.md": [("make quickstart", 2, None)],
     "docs/start.md": [
