@@ -13,7 +13,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+    *("--disable-dev-shm-usage", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
 )
 # The page is in a frame, which can be narrower than a window may be; what is found is left as text beside it.
 _AROUND = """<!doctype html><meta charset="utf-8"><body style="margin: 0">
