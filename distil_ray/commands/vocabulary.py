@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 
 from distil_ray.cli import main_of, program_of
 from distil_ray.config import output_path, parse_sources
@@ -47,7 +48,13 @@ def _vocabulary(argv: list[str] | None) -> None:
     loss = lost_marks(counts) if strips_accents else ""
     if loss:
         print(f"note: {loss}; --no-strip-accents keeps them")
-    print(f"next: distil-ray train --config pretrain-tiny student.tokenizer={args.output}")
+    print(f"next: distil-ray train --config pretrain-tiny {next_settings(args.source, args.output)}")
+
+
+def next_settings(sources: list[str], tokenizer: str) -> str:
+    """The settings of a run on the same text with the new tokenizer, as a shell takes them."""
+    given = sources[0] if len(sources) == 1 else f"[{', '.join(sources)}]"
+    return shlex.join([f"data.sources={given}", f"student.tokenizer={tokenizer}"])
 
 
 def _check_output(folder: str) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +14,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from distil_ray.commands.vocabulary import main
-from distil_ray.config import Source
+from distil_ray.commands.vocabulary import main, next_settings
+from distil_ray.config import Source, load_config, parse_sources
 from distil_ray.data import vocabulary
 from distil_ray.data.corpus import list_corpus
 from distil_ray.data.vocabulary import SPECIAL_TOKENS, train_vocabulary
@@ -60,8 +62,17 @@ def test_writes_a_bert_tokenizer_and_says_what_it_did(text_folder, tmp_path, cap
     assert "read 300 documents" in printed
     assert "of 2 file(s); skipped 1 documents" in printed
     assert "vocabulary of 300 pieces" in printed
-    assert f"student.tokenizer={output}" in printed
     assert "note:" not in printed
+    (following,) = re.findall("^next: distil-ray train (.*)$", printed, flags=re.MULTILINE)
+    config = load_config(["pretrain-tiny"], shlex.split(following)[2:])
+    assert config.student.tokenizer == str(output)
+    assert [source.path for source in config.data.sources] == [str(text_folder)]
+
+
+@pytest.mark.parametrize("sources", [["text/*.parquet"], ["a b.txt", "{path: c.parquet, column: body}"]])
+def test_what_comes_next_takes_the_same_text(sources):
+    config = load_config(["pretrain-tiny"], shlex.split(next_settings(sources, "made")))
+    assert config.data.sources == parse_sources(sources)
 
 
 def test_two_processes_write_the_same_files(text_folder, tmp_path):
