@@ -1,4 +1,7 @@
-"""The functions for Python: what they take, return and raise, and how they leave the caller's process."""
+"""The functions for Python: what they take, return and raise, and how they leave the caller's process.
+
+A search is in studies/test_tune.py.
+"""
 
 import inspect
 import json
@@ -14,7 +17,6 @@ from conftest import tiny_settings
 from runs import changed, records
 
 import distil_ray
-from distil_ray.config import load_config
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -92,22 +94,6 @@ def test_on_a_ray_of_the_caller(settings, corpus, ray_cluster, tmp_path):
     assert of_ray(os.environ) == environment
 
 
-@pytest.mark.slow
-def test_a_search(settings, ray_cluster, tmp_path):
-    space = {"optim.learning_rate": {"grid": [1e-6, 3e-3]}}
-    search = {"space": space, "searcher": "random", "scheduler": "none"}
-
-    tuned = distil_ray.tune(settings, {"run.name": "search", "search": search})
-
-    assert tuned.folder == str(tmp_path / "runs" / "search")
-    assert Path(tuned.report).exists()
-    assert tuned.metric == "eval/mlm_loss"
-    assert tuned.settings == {"optim.learning_rate": 3e-3}
-    assert tuned.config == load_config([f"{tuned.folder}/best.yaml"])
-    best = min(records(path)[-1]["eval/mlm_loss"] for path in Path(tuned.folder).glob("trials/*"))
-    assert tuned.value == best
-
-
 INTERRUPTED = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
@@ -139,7 +125,7 @@ assert not ray.is_initialized()
 @pytest.mark.slow
 def test_an_interrupted_call_resumes_in_the_same_process(settings, tmp_path):
     """As in a notebook, without a Ray of its own."""
-    settings = changed(settings, optim__num_steps=400, eval__every_steps=400)
+    settings = changed(settings, optim__num_steps=200, eval__every_steps=200)
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, json.dumps(settings), str(tmp_path / "runs" / "run")],
@@ -153,4 +139,4 @@ def test_an_interrupted_call_resumes_in_the_same_process(settings, tmp_path):
     assert "Traceback" not in done.stderr
     assert "interrupted: stopped: step " in done.stdout
     assert "resuming from checkpoint_" in done.stdout
-    assert done.stdout.count("done: 400\n") == 2
+    assert done.stdout.count("done: 200\n") == 2

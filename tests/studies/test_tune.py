@@ -19,6 +19,7 @@ from conftest import tiny_settings
 from runs import changed, digests, has_got_to, records, train_workers, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import distil_ray
 from distil_ray.commands import report, train, tune
 from distil_ray.config import load_config
 from distil_ray.errors import RunError
@@ -201,6 +202,21 @@ def test_typed_again_nothing_is_repeated(searched, search_settings, ray_cluster,
     assert {path: path.stat().st_mtime_ns for path in (folder / "trials").rglob("*")} == before
     again = capsys.readouterr().out.splitlines()
     assert set(again) - set(output.splitlines()) == set()
+
+
+@pytest.mark.slow
+def test_from_python_the_same_search_gives_its_best(searched, search_settings, ray_cluster):
+    folder, _ = searched
+
+    tuned = distil_ray.tune(search_settings)
+
+    assert tuned.folder == str(folder)
+    assert Path(tuned.report).exists()
+    assert tuned.metric == "eval/mlm_loss"
+    assert tuned.settings["optim.learning_rate"] == 3e-3
+    assert tuned.config == load_config([f"{folder}/best.yaml"])
+    assert tuned.value == records(folder / "trials" / "trial-003")[-1]["eval/mlm_loss"]
+    assert ray.is_initialized()
 
 
 @pytest.mark.slow
