@@ -8,7 +8,7 @@ This package imports neither torch nor Ray, so that `--help` and a mistyped key 
 """
 
 from distil_ray.config.description import describe_keys
-from distil_ray.config.identity import difference, learned
+from distil_ray.config.identity import difference, dotted, learned
 from distil_ray.config.reading import (
     ConfigError,
     Given,
@@ -33,6 +33,7 @@ __all__ = [
     "Source",
     "describe_keys",
     "difference",
+    "dotted",
     "dump_yaml",
     "learned",
     "load_config",

@@ -27,7 +27,7 @@ def learned(config: Config) -> dict[str, Any]:
     data["sources"] = {"columns": sorted({source.column for source in config.data.sources})}
     if data.pop("eval_sources") is not None:
         data["eval_fraction"] = 0.0  # nothing is held out of the training text
-    return dict(_flat({"run": {"seed": config.run.seed}, **settings}))
+    return dict(dotted({"run": {"seed": config.run.seed}, **settings}))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], *roots: type[Section]) -> list[str]:
@@ -64,9 +64,10 @@ def _default_of(key: str, roots: Sequence[type[Section]]) -> Any:
     return _ABSENT
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each setting of nested mappings with its dotted key."""
     for key, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

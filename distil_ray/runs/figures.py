@@ -1,4 +1,4 @@
-"""A run's record in words: its loss and terms, its speed, its held-out figures."""
+"""A run's record: its figures, and in words its loss and terms, its speed, its held-out figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,22 @@ _HELD_OUT = {
 }  # by metric: how a line calls and writes it
 
 
+def figures(record: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a record that are figures: null stands for what was not finite."""
+    return {
+        name: value
+        for name, value in record.items()
+        if "/" in name and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
 def format_record(record: Mapping[str, Any]) -> str:
     """One line of text for one record."""
     parts = [f"step {record['step']:>6,}  {record['run/progress']:6.1%}"]
     if "train/loss" in record:
         parts += [format_terms(record), _speed(record)]
-    if figures := [f"{label} {text}" for label, (_, text) in held_out(record).items()]:
-        parts.append(f"held out: {', '.join(figures)}")
+    if texts := [f"{label} {text}" for label, (_, text) in held_out(record).items()]:
+        parts.append(f"held out: {', '.join(texts)}")
     return "  ".join([*parts, *_time_left(record)])
 
 

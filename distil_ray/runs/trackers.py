@@ -17,9 +17,10 @@ from functools import partial
 from queue import Full, Queue
 from typing import Any, Literal, Protocol
 
-from distil_ray.config import Config, to_settings
+from distil_ray.config import Config, dotted, to_settings
 from distil_ray.errors import InputError, OutageError, Stopped, reason_of
 from distil_ray.runs.console import Inbox
+from distil_ray.runs.figures import figures
 from distil_ray.runs.storage import FINISHED_FILE, METRICS_FILE, TRACKERS_FOLDER, RunFolder
 
 Record = Mapping[str, Any]
@@ -135,7 +136,7 @@ class Mlflow:
             self._client.update_run(self._id, status="RUNNING")
         self.place = f"run {self._id} at {_USER_IN_URL.sub('', self._client.tracking_uri)}"
         known = self._client.get_run(self._id).data.params  # which cannot be changed
-        flat = {key: str(value)[: self._MAX_CHARACTERS] for key, value in _flat(run.settings)}
+        flat = {key: str(value)[: self._MAX_CHARACTERS] for key, value in dotted(run.settings)}
         params = [Param(key, value) for key, value in flat.items() if key not in known]
         for at in range(0, len(params), self._MAX_PARAMS):
             self._client.log_batch(self._id, params=params[at : at + self._MAX_PARAMS])
@@ -223,23 +224,6 @@ def check_trackers(config: Config) -> None:
 
 def _chosen(config: Config) -> list[str]:
     return [name for name in config.metrics.trackers if name in TRACKERS]
-
-
-def figures(record: Record) -> dict[str, float]:
-    """The numbers of a record that are figures: null stands for what was not finite."""
-    return {
-        name: value
-        for name, value in record.items()
-        if "/" in name and isinstance(value, int | float) and not isinstance(value, bool)
-    }
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _without_users(value: Any) -> Any:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from distil_ray.data.schedule import Position
+from distil_ray.runs.figures import figures
 from distil_ray.runs.storage import (
     DIGESTS_FILE,
     METRICS_FILE,
@@ -63,9 +64,8 @@ class MetricsWriter:
         self._digests.flush()
         if self._board is None:
             return
-        for name, value in record.items():
-            if "/" in name and isinstance(value, int | float):
-                self._board.add_scalar(name, value, record["step"])
+        for name, value in figures(record).items():
+            self._board.add_scalar(name, value, record["step"])
 
     def write_digest(self, step: int, digest: int, group: int, row: int) -> None:
         """Note the digest of a step's global batch, and the position up to which its rows were taken."""
