@@ -493,6 +493,11 @@ class TaskFacts(NamedTuple):
     max_seq_length: int
     constant_score: float
 
+    @property
+    def is_tuned(self) -> bool:
+        """See `Task.is_tuned`."""
+        return self.num_epochs > 0
+
 
 def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
     """The facts of a task as models are fine-tuned on it."""

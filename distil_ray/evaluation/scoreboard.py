@@ -63,7 +63,7 @@ class Scoreboard:
     @property
     def is_tuned(self) -> bool:
         """Whether models were fine-tuned for any of the tasks, so that there are seeds and training rows."""
-        return not self.facts or any(one.num_epochs for one in self.facts.values())
+        return not self.facts or any(one.is_tuned for one in self.facts.values())
 
     def of(self, names: Collection[str]) -> "Scoreboard":
         return replace(self, results=[result for result in self.results if result.name in names])
@@ -284,9 +284,9 @@ def _note(board: Scoreboard) -> str:
 def facts_note(facts: Mapping[str, TaskFacts]) -> str:
     """How the scores of these tasks come about."""
     parts = ["The score of a task is the mean of its metrics."]
-    if any(one.num_epochs for one in facts.values()):
+    if any(one.is_tuned for one in facts.values()):
         parts.append("Fine-tuning: AdamW, linear warm-up and decay of the learning rate; the same for every model.")
-    if not all(one.num_epochs for one in facts.values()):
+    if not all(one.is_tuned for one in facts.values()):
         parts.append("Without training rows: correlations of the cosine of two texts' vectors.")
     return " ".join(parts)
 
