@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_make_calls_it():
     settings = ["RUNS=elsewhere", "SETTINGS=run.seed=1"]
-    command = ["make", "--dry-run", "--old-file=.venv/.installed", "quickstart", *settings]
+    command = ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.installed", "quickstart", *settings]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == ".venv/bin/python -m distil_ray quickstart run.storage_path=elsewhere run.seed=1"
 
