@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less per run; test_node_loss.py has it
+os.environ.setdefault("RAY_USE_UVLOOP", "0")  # it comes with Trackio, and most who use this have neither
 
 # The files with tests that use `ray_cluster`, but for those that run beside them in the other process, with another
 # Ray, so that both have as much to do; and those with clusters of their own, which take a node for lost sooner than a

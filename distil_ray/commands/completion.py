@@ -1,4 +1,4 @@
-"""What a shell may complete: commands, options, files, recipes and the configuration's keys. Loads no other command.
+"""What a shell may complete: commands, options, files, recipes, keys and their values. Loads no other command.
 
 Switched on in bash and zsh by `eval "$(register-python-argcomplete distil-ray)"`.
 """
@@ -6,8 +6,11 @@ Switched on in bash and zsh by `eval "$(register-python-argcomplete distil-ray)"
 import argparse
 import os
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import import_module
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import argcomplete
 from argcomplete.completers import FilesCompleter
@@ -39,15 +42,20 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     for name, about in COMMANDS.items():
         if name == command:
             own = import_module(f"distil_ray.commands.{name}").make_parser()
-            _set_completers(own)
+            _set_completers(own, name)
             parsers.add_parser(name, help=about, parents=[own], add_help=False)
         else:
             parsers.add_parser(name, help=about)
     return parser
 
 
-def _set_completers(parser: argparse.ArgumentParser) -> None:
-    completers: dict[str, Callable[..., Iterable[str]]] = {"settings": _settings, "config": _configurations}
+def _set_completers(parser: argparse.ArgumentParser, command: str) -> None:
+    completers: dict[str, Callable[..., Iterable[str]]] = {
+        "settings": partial(_settings, command),
+        "set": partial(_settings, "protocol"),
+        "config": _configurations,
+        "protocol": _configurations,
+    }
     if any(action.dest == "settings" for action in parser._actions):
         # Without options between them argparse takes all settings at once, and none that come after one.
         for _ in range(_NUM_PLACES):
@@ -57,11 +65,32 @@ def _set_completers(parser: argparse.ArgumentParser) -> None:
             action.completer = completers[action.dest]  # type: ignore[attr-defined]
 
 
-def _settings(**_: object) -> list[str]:
-    """`section.key=` of each key of a run."""
+def _settings(of: str, prefix: str, **_others: object) -> list[str]:
+    """`section.key=` of each key, and what may follow it where that is one of a few words."""
+    from distil_ray.config import Config
     from distil_ray.config.description import fields
+    from distil_ray.config.sections import Section
+    from distil_ray.evaluation.protocol import Protocol
+    from distil_ray.studies.settings import AblationConfig, SearchConfig
 
-    return [f"{key}=" for key, _ in fields() if "[" not in key]
+    roots: dict[str, list[type[Section]]]
+    roots = {"tune": [SearchConfig, Config], "ablate": [AblationConfig, Config], "protocol": [Protocol]}
+    known = {key: field for root in roots.get(of, [Config]) for key, field in fields(root) if not {*"[<"} & {*key}}
+    key, equals, _ = prefix.partition("=")
+    if not equals:
+        return [f"{one}=" for one in known]
+    return [f"{key}={word}" for word in _words(known[key].annotation)] if key in known else []
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    """What a value may be spelled like, as far as the type lists it."""
+    if annotation in (bool, NoneType):
+        yield from ("true", "false") if annotation is bool else ("null",)
+    elif get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    elif get_origin(annotation) is not tuple:  # of which a word is one item
+        for argument in get_args(annotation):
+            yield from _words(argument)
 
 
 def _configurations(prefix: str, **others: object) -> list[str]:

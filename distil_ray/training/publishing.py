@@ -136,7 +136,7 @@ def push(path: str, publication: Publication, console: Console) -> None:
         place = _open(publication, digest := _digest(history.folder))
         step = history.folder.read_json(FINISHED_FILE, "step")["step"]
         title = f"{history.name}: step {step:,}, distil_ray {__version__}"
-        console.line(f"pushing {len(content)} files to {publication}")
+        console.line(f"{len(content)} files for {publication}: sending what it does not hold yet")
         commit = _commit(publication, content, place, title, _MARK.format(digest))
     url = f"{_endpoint()}/{publication.repo_id}"
     if commit == place.head:

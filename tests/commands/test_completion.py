@@ -66,6 +66,28 @@ def test_keys_of_the_configuration_after_which_the_value_follows(folder):
     assert completions(line, folder) == ["distill.temperature="]
 
 
+def test_keys_of_searches_ablations_and_protocols(folder):
+    assert completions("distil-ray tune search.num_t", folder) == ["search.num_trials="]
+    assert completions("distil-ray ablate ablation.s", folder) == ["ablation.seeds="]
+    assert completions("distil-ray train search.num_t", folder) == []
+    assert completions("distil-ray evaluate --set finetuning.prec", folder) == ["finetuning.precision="]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("train runtime.precision=", {"auto", "fp32", "bf16", "fp16"}),
+        ("train runtime.precision=b", {"bf16"}),
+        ("train runtime.compile=", {"true", "false"}),
+        ("train student.layers=", {"null"}),
+        ("train optim.learning_rate=", set()),
+        ("evaluate --set resources.gpus=", {"auto"}),
+    ],
+)
+def test_values_of_which_there_are_few(typed, offered, folder):
+    assert {one.strip() for one in completions(f"distil-ray {typed}", folder)} == offered
+
+
 def test_files_and_recipes(folder):
     offered = {one.strip() for one in completions("distil-ray train --config ", folder)}
     assert offered == {"mine.yaml", "sub/", *recipe_names()}

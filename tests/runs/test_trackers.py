@@ -443,7 +443,6 @@ def test_mlflow_takes_changed_settings_on_resume_and_its_own_names(tmp_path, mon
 def test_trackio_has_each_figure_once_under_one_name(tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     monkeypatch.setenv("TRACKIO_PROJECT", "mine")
-    pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
     name = interrupted_and_resumed(tmp_path, "trackio")
