@@ -28,7 +28,7 @@ class Trained(NamedTuple):
     Attributes:
         folder: path or URL of the run's folder.
         export: path or URL of the student, a folder that transformers loads.
-        figures: the last ones by name, such as ``eval/mlm_loss``; see the README for the names.
+        figures: the last ones by name, such as ``eval/mlm_loss``; see docs/start.md, "A run's folder", for the names.
     """
 
     folder: str

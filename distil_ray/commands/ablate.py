@@ -30,7 +30,9 @@ def make_parser() -> argparse.ArgumentParser:
         protocol="YAML file with protocol keys, for --tasks",
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="for report.html, .md and .json (default: <run.storage_path>/<run.name>)"
+        "--output",
+        metavar="DIR",
+        help="local folder for report.html, .md and .json (default: <run.storage_path>/<run.name>)",
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would be run; train nothing")
     return parser
@@ -67,7 +69,7 @@ def _ablate(argv: list[str] | None) -> None:
     remarks = check_rows([build_tokenizer(plan.config)], tasks, data, protocol) if tasks else []
     if "://" in plan.folder and not arguments.output:
         raise InputError("--output: missing; with a run.storage_path that is a URL, name a local folder for the report")
-    output = Path(output_path(arguments.output, "--output") if arguments.output else plan.folder)
+    output = Path(output_path(arguments.output) if arguments.output else plan.folder)
     console = Console()
     for remark in remarks:
         console.line(remark)

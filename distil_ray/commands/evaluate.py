@@ -74,7 +74,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--on-device", metavar="TASK", help="export each model, fine-tuned for this task, to ONNX and int8, and compare"
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="for report.html, .md, .json and each result")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="local folder for report.html, .md, .json and each result"
+    )
     parser.add_argument(
         "--card", action="store_true", help="add each student's tables to its model card, the README.md in its folder"
     )

@@ -40,7 +40,7 @@ def _stem(run: str, output: str | None) -> Path:
     """The path of the report's files without their suffixes."""
     if "://" in run and not output:
         raise InputError("--output: missing; for a run that is not on this machine, name a local file")
-    file = Path(output_path(output, "--output") if output else f"{run}/report.html").expanduser()
+    file = Path(output_path(output) if output else f"{run}/report.html").expanduser()
     return file.with_suffix("") if file.suffix in (".html", ".md", ".json") else file
 
 
@@ -55,6 +55,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="the page, with .md and .json next to it (default: report.html in the first run's folder)",
+        help="the page, a local file, with .md and .json next to it (default: report.html in the first run's folder)",
     )
     return parser

@@ -23,7 +23,7 @@ def _vocabulary(argv: list[str] | None) -> None:
     from distil_ray.data.vocabulary import coverage, lost_marks, train_vocabulary
 
     strips_accents = args.lowercase if args.strip_accents is None else args.strip_accents
-    args.output = output_path(args.output, "--output")
+    args.output = output_path(args.output)
     _check_output(args.output)
     corpus = list_corpus(parse_sources(args.source))
     vocabulary, counts = train_vocabulary(
@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
         "data.sources, such as '{path: a.parquet, column: body}' or '{docstrings: installed}'; repeatable",
     )
     parser.add_argument("--size", type=int, default=8000, help="pieces in the vocabulary (default: 8000)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new or an empty folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="local folder, new or empty")
     parser.add_argument(
         "--lowercase",
         action=argparse.BooleanOptionalAction,

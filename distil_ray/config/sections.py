@@ -47,21 +47,39 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
-def output_path(path: str, option: str = "") -> str:
+def output_path(path: str) -> str:
+    """Make the path that ``--output`` was given absolute.
+
+    Raises:
+        InputError: it is a URL, to which no command with that option can write; or it would be lost.
+    """
+    if "://" in path:
+        raise InputError(
+            f"--output: given {shown(path)}, a URL; expected a path on this machine, or of a folder that all nodes "
+            "share: give one, and copy what is written there to the URL"
+        )
+    return _kept(path, "--output: ", "")
+
+
+def _storage_path(path: str) -> str:
+    return _kept(path, "", "a URL such as s3://bucket/prefix, or ")
+
+
+def _kept(path: str, option: str, others: str) -> str:
     """Make the local path of an output absolute; leave a URL as it is.
 
     Args:
-        option: what the path was given by, if that is not said elsewhere, such as "--output".
+        option: what the path was given by, if that is not said elsewhere.
+        others: what else is expected beside a local path.
 
     Raises:
         InputError: the path is relative, and the command is a submitted Ray job: those run in a folder that Ray has
             unpacked on one node, and that it removes.
     """
     if "://" not in path and not os.path.isabs(os.path.expanduser(path)) and _JOB_VARIABLE in os.environ:
-        name = f"{option}: " if option else ""
         raise InputError(
-            f"{name}given {shown(path)}, which in a Ray job is in the job's package, which Ray removes; "
-            "expected a URL such as s3://bucket/prefix, or the absolute path of a folder that all nodes share"
+            f"{option}given {shown(path)}, which in a Ray job is in the job's package, which Ray removes; "
+            f"expected {others}the absolute path of a folder that all nodes share"
         )
     return _absolute(path)
 
@@ -92,7 +110,7 @@ Weight = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 LocalPathOrUrl = Annotated[str, Field(min_length=1), AfterValidator(_absolute)]
-OutputPathOrUrl = Annotated[str, Field(min_length=1), AfterValidator(output_path)]
+OutputPathOrUrl = Annotated[str, Field(min_length=1), AfterValidator(_storage_path)]
 LocalPathOrHubId = Annotated[str, Field(min_length=1), AfterValidator(_absolute_if_there)]
 
 

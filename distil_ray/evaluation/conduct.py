@@ -57,7 +57,7 @@ def conduct(
     from distil_ray.runs.lease import holding
     from distil_ray.runs.storage import RunFolder
 
-    folder = Path(output_path(output, "--output"))
+    folder = Path(output_path(output))
     names = [*tasks, *filter(None, [device_task])]
     chosen = chosen_tasks(names, glue, protocol.tasks) if names or not text else []
     sources = parse_sources(text) if text else ()

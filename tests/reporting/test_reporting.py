@@ -9,7 +9,7 @@ import sys
 import pytest
 from html_checker import Checker
 
-from distil_ray.commands import ablate, report
+from distil_ray.commands import ablate, evaluate, report, vocabulary
 from distil_ray.errors import RunError
 from distil_ray.reporting.plots import line_chart
 from distil_ray.reporting.report import Cell, Charts, Code, Gap, Report, ReportSection, Table, make_folder, publish
@@ -130,6 +130,21 @@ def test_no_command_writes_its_report_into_a_jobs_folder(monkeypatch, capsys):
     for main, given in ((report.main, ["s3://runs/a", "--output=page"]), (ablate.main, ablation)):
         assert main(given) == 2
         assert '--output: given "page", which in a Ray job' in capsys.readouterr().err
+
+
+def test_no_command_takes_a_url_for_its_output(tmp_path, monkeypatch, capsys):
+    """It would be the local folder s3:/bucket, found by nobody."""
+    monkeypatch.chdir(tmp_path)
+    configs = [f"--config={name}" for name in ("quickstart", "ablation")]
+    for main, given in (
+        (report.main, ["runs/a"]),
+        (ablate.main, configs),
+        (evaluate.main, ["--teacher=a", "--student=b"]),
+        (vocabulary.main, ["--source=a.txt"]),
+    ):
+        assert main([*given, "--output=s3://bucket/page"]) == 2
+        assert '--output: given "s3://bucket/page", a URL; expected a path on this machine' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_made_and_nothing_is_left_in_it(tmp_path):
