@@ -15,9 +15,11 @@ import base64
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -481,6 +483,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     """An empty Hub."""
     import huggingface_hub.constants
     from huggingface_hub import HfFileSystem
+    from huggingface_hub.utils._http import http_backoff, http_stream_backoff
 
     hub = LocalHub()
     home = tmp_path_factory.mktemp("hf_home")
@@ -500,7 +503,13 @@ def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     }
     for name, value in constants.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
+    for function in (http_backoff, http_stream_backoff):  # whose retries wait for half a minute in all
+        defaults = inspect.unwrap(function).__kwdefaults__
+        for name in ("base_wait_time", "max_wait_time"):
+            monkeypatch.setitem(defaults, name, 0.05)
     _patch_datasets(monkeypatch, hub.url, home)
+    if "transformers.utils.hub" in sys.modules:  # which keeps a client for the first Hub that it sees
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     HfFileSystem.clear_instance_cache()
     yield hub
     HfFileSystem.clear_instance_cache()

@@ -1,7 +1,6 @@
 """`python -m distil_ray.tune` for real: killed, typed again, trials stopped, retried and failed."""
 
 import csv
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import pytest
 import ray
 import yaml
 from conftest import tiny_settings
+from mlflow import MlflowClient
 from runs import changed, digests, has_got_to, records, train_workers, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -47,16 +47,20 @@ def search_settings(corpus, tokenizer_folder, tmp_path_factory) -> dict[str, Any
         metrics__every_steps=1,
         runtime__num_workers=1,
         runtime__max_failures=0,
+        metrics__trackers=["tensorboard", "mlflow"],
     )
     return settings | {"search": {"space": SPACE, "searcher": "random", "max_concurrent": 1}}
 
 
-def started(settings: dict[str, Any], folder: Path, address: str | None) -> subprocess.Popen[str]:
+def started(settings: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
+    """On a Ray of its own, beside that of the tests."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.yaml").write_text(yaml.safe_dump(settings))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{settings['run']['storage_path']}/mlflow.db"
     return subprocess.Popen(
         [sys.executable, "-m", "distil_ray.tune", "--config", str(folder / "search.yaml")],
-        env={**os.environ} | ({"RAY_ADDRESS": address} if address else {}),
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -68,14 +72,14 @@ def searched(search_settings, ray_cluster, tmp_path_factory) -> tuple[Path, str]
     """A search whose driver and, later, one of whose training workers were killed: its folder and what it said."""
     folder = Path(search_settings["run"]["storage_path"]) / "search"
     at = tmp_path_factory.mktemp("config")
-    first = started(changed(search_settings, search__num_trials=1), at, ray_cluster)  # the second has more of them
+    first = started(changed(search_settings, search__num_trials=1), at)  # the second has more of them
     wait_for(lambda: has_got_to(folder / "trials/trial-000", 40) or first.poll() is not None)
     first.kill()
     first.communicate()
     assert [entry["status"] for entry in json.loads((folder / "trials.json").read_text())["trials"]] == ["open"]
     wait_for(lambda: not train_workers())  # Ray ends what the driver had started
 
-    second = started(search_settings, at, ray_cluster)
+    second = started(search_settings, at)
     wait_for(lambda: has_got_to(folder / "trials/trial-003", 60) or second.poll() is not None)
     for worker in train_workers():
         worker.send_signal(signal.SIGKILL)
@@ -141,17 +145,6 @@ def test_all_trials_learn_from_the_same_batches(searched):
     assert 50 < len(lagging) < NUM_STEPS  # given up early
     assert lagging == first[: len(lagging)]
     assert f"on the same batches in the same order: up to {NUM_STEPS} steps of equal digests." in output
-
-
-@pytest.mark.slow
-def test_the_cluster_is_free_again(searched):
-    def is_free() -> bool:
-        free, total = ray.available_resources(), ray.cluster_resources()
-        return all(free.get(name) == total[name] for name in ("CPU",)) and not train_workers()
-
-    wait_for(is_free)
-    groups = ray.util.placement_group_table().values()
-    assert [group for group in groups if group["state"] != "REMOVED"] == []
 
 
 @pytest.mark.slow
@@ -246,42 +239,17 @@ def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
     assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
 
 
-def test_trials_that_are_stopped_make_room_beside_another_ray(search_settings, ray_cluster, tmp_path, monkeypatch):
-    """The search's own Ray is not the only one on the machine, and has room for one trial. Trackers hear of all."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    has_mlflow = importlib.util.find_spec("mlflow") is not None
-    settings = changed(
-        search_settings,
-        run__storage_path=str(tmp_path / "runs"),
-        optim__num_steps=40,
-        eval__every_steps=10,
-        search__space={"optim.learning_rate": {"grid": [1e-6, 1e-7]}},
-        metrics__trackers=["tensorboard", "mlflow"] if has_mlflow else ["tensorboard"],
-    )
-    search = started(settings, tmp_path, None)
-    try:
-        output, errors = search.communicate()
-    finally:
-        search.kill()
-
-    assert search.returncode == 0, output + errors
-    assert "1 at a time" in output
-    assert any(line.startswith("stopped early at step 10:") for line in told(output, "trial-001")), output
-    assert any(line.startswith("stopped early at step") for line in told(output, "trial-002")), output
-    if has_mlflow:
-        assert_tracked(tmp_path / "runs" / settings["run"]["name"] / "trials", output)
-
-
-def assert_tracked(folder, output):
-    from mlflow import MlflowClient
-
-    for trial, status in {"trial-000": "FINISHED", "trial-001": "KILLED", "trial-002": "KILLED"}.items():
-        run_id = json.loads((folder / trial / "trackers" / "mlflow.json").read_text())["id"]
-        tracked = MlflowClient().get_run(run_id)
+@pytest.mark.slow
+def test_mlflow_hears_of_every_trial(searched):
+    folder, output = searched
+    client = MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
+    for trial, status in {"trial-000": "FINISHED", "trial-001": "KILLED", "trial-002": "FAILED"}.items():
+        run_id = json.loads((folder / "trials" / trial / "trackers" / "mlflow.json").read_text())["id"]
+        tracked = client.get_run(run_id)
         assert (tracked.info.run_name, tracked.info.status) == (trial, status), output
-        assert tracked.data.tags["distil_ray.group"] == folder.parent.name
-        steps = [metric.step for metric in MlflowClient().get_metric_history(run_id, "run/progress")]
-        assert steps == [record["step"] for record in records(folder / trial)]
+        assert tracked.data.tags["distil_ray.group"] == "search"
+        steps = [metric.step for metric in client.get_metric_history(run_id, "run/progress")]
+        assert steps == [record["step"] for record in records(folder / "trials" / trial)]
 
 
 def test_a_trial_is_launched_once_each_time_that_tune_starts_it(search_settings, tmp_path, monkeypatch):
