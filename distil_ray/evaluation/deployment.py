@@ -283,7 +283,7 @@ def deploy_all(
     if open_jobs:
         tell(join([job.model for job in open_jobs], protocol.resources))
     running = {
-        remote_task(_export, protocol.resources, job.model).remote(job, task, splits, protocol): job
+        remote_task(_export, protocol.resources, job.model).remote(job, task, splits, results.protocol_of(job)): job
         for job in open_jobs
     }
     for job, files in completed(running, "exports for a device"):
@@ -301,7 +301,8 @@ def deploy_all(
 
 def stale_files(jobs: Sequence[FinetuneJob], results: Results, folder: Path) -> list[Stale]:
     """Files of an earlier comparison that would now be made with something else."""
-    found = {job: figures for job in jobs if (figures := _figures(folder, job)) is not None}
+    known = [job for job in jobs if results.learning_rate(job) is not None]
+    found = {job: figures for job in known if (figures := _figures(folder, job)) is not None}
     stale = [results.stale(folder / job.row / _FIGURES_FILE, figures, job) for job, figures in found.items()]
     return list(filter(None, stale))
 

@@ -100,12 +100,13 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
         console.line(remark)
     results, device_folder = Results(request.output, protocol, tasks, data), request.output / "on-device"
     jobs = request.jobs
-    results.done(jobs)
+    results.done([*results.trials(jobs), *jobs])
     results.check(stale_files(request.device_jobs, results, device_folder))
     figures = _read_text(request, protocol, results, console) if request.text else {}
     fine_tune(jobs, results, console)
     on_device: dict[str, list[Deployed]] = {}
     if request.device_jobs:
+        results.check(stale_files(request.device_jobs, results, device_folder))  # now that all learning rates are known
         on_device = deploy_all(request.device_jobs, results, device_folder, console.line)
     speeds = _measure_speed(request.models, data, protocol, console) if data else {}
     rows = {job.row: job.model for job in jobs} or {model.name: model for model in request.models}
@@ -119,6 +120,7 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
                 dtype=model.stored.dtype,
                 revision=model.origin.revision,
                 tasks=_summaries([job for job in jobs if job.row == row], results),
+                learning_rates=_learning_rates([job for job in jobs if job.row == row], results),
                 speeds=speeds.get(model.name, []),
                 text=figures.get(row),
                 on_device=on_device.get(row, []),
@@ -178,6 +180,12 @@ def _summaries(jobs: Sequence[FinetuneJob], results: Results) -> dict[str, Summa
     for job in jobs:
         scores.setdefault(job.task, []).append(results.score(job))
     return {task: summarize(values) for task, values in scores.items()}
+
+
+def _learning_rates(jobs: Sequence[FinetuneJob], results: Results) -> dict[str, float]:
+    """Those that were chosen, by task."""
+    with_trials = {trial.task for trial in results.trials(jobs)}
+    return {job.task: results.learning_rate(job) or 0.0 for job in jobs if job.task in with_trials}
 
 
 def _check_model(model: Model, request: Request, protocol: Protocol) -> None:

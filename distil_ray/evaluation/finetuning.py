@@ -5,7 +5,7 @@ Shapes: B features of a batch, T pieces of its longest, C outputs of a model for
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from distil_ray.training.optimizer import Optimizer, learning_rate_factor
 _MAX_GRAD_NORM = 1.0
 _BATCHES_PER_POOL = 32  # whose rows are sorted by length, so that there is little padding
 _EVALUATION_ROWS = 64
+_TRIAL_SHARE = 0.1  # of the training rows, on which learning rates are compared
 
 
 class SoftTargets(NamedTuple):
@@ -83,6 +84,7 @@ class Finetuner:
         """
         torch.manual_seed(self._seed)
         protocol = self._protocol
+        (learning_rate,) = protocol.learning_rates
         features = self._encode(splits["train"])
         _check_fit(features, soft_targets)
         num_steps = -(-len(features.inputs) // protocol.batch_size) * protocol.num_epochs
@@ -101,7 +103,7 @@ class Finetuner:
                 optimizer.zero_grad()
                 (self._loss(features, indices, soft_targets) * optimizer.loss_scale).backward()
                 factor = learning_rate_factor(next(steps) / num_steps, "linear", protocol.warmup_fraction)
-                optimizer.step(protocol.learning_rate * factor)
+                optimizer.step(learning_rate * factor)
             if patience and best.epochs_since(self.score(splits)["score"]) >= patience:
                 break
         best.restore()
@@ -240,11 +242,28 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
         InputError: earlier results were made with something else.
         RunError: jobs failed, the others are done and kept; or scores cannot be written.
     """
+    if trials := results.trials(jobs):
+        _run(trials, results, console, what="trials of learning rates")
+        for model, chosen in _chosen(trials, results).items():
+            console.line(f"learning rates of {model}: {', '.join(f'{task} {rate:g}' for task, rate in chosen.items())}")
+    are_tuned = all(results.tasks[job.task].is_tuned for job in jobs)
+    _run(jobs, results, console, what="fine-tunings" if are_tuned else "evaluations")
+
+
+def _chosen(trials: Iterable[FinetuneJob], results: Results) -> dict[str, dict[str, float | None]]:
+    """The learning rates that trials have chosen, by model and task."""
+    chosen: dict[str, dict[str, float | None]] = {}
+    for trial in trials:
+        chosen.setdefault(trial.row, {})[trial.task] = results.learning_rate(replace(trial, trial_rate=None))
+    return chosen
+
+
+def _run(jobs: Sequence[FinetuneJob], results: Results, console: Console, what: str) -> None:
     if not jobs:
         return
     num_models, num_tasks = len({job.row for job in jobs}), len({job.task for job in jobs})
-    seeds = {job.seed for job in jobs if results.tasks[job.task].is_tuned}  # where nothing is tuned, nothing is drawn
-    what = "fine-tunings" if all(results.tasks[job.task].is_tuned for job in jobs) else "evaluations"
+    # Where nothing is tuned, nothing is drawn.
+    seeds = {job.seed for job in jobs if results.tasks[job.task].is_tuned and job.trial_rate is None}
     counts = {"models": num_models, "tasks": num_tasks} | ({"seeds": len(seeds)} if seeds else {})
     counted = (f"{count} {name[:-1] if count == 1 else name}" for name, count in counts.items())
     console.line(f"{len(jobs)} {what}: {', '.join(counted)}")
@@ -267,8 +286,9 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
         num_done = len(open_jobs) - len(running)
         left = (time.monotonic() - began) / num_done * len(running)
         ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if running else ""
-        seed = f", seed {job.seed}" if results.tasks[job.task].is_tuned else ""
-        console.line(f"{job.task:5} {job.row}{seed}: {tuned.scores['score']:.1f}{ending}")
+        of = f", seed {job.seed}" if results.tasks[job.task].is_tuned else ""
+        of = of if job.trial_rate is None else f", learning rate {job.trial_rate:g}"
+        console.line(f"{job.task:5} {job.row}{of}: {tuned.scores['score']:.1f}{ending}")
 
 
 def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJob]:
@@ -281,7 +301,7 @@ def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJ
             outcomes[job.teacher] = ray.put(Tuned({}, 0.0, None, results.soft_targets(job.teacher)))
         teacher = None if job.teacher is None else outcomes[job.teacher]
         task = remote_task(_fine_tune, results.protocol.resources, job.model)
-        outcomes[job] = task.remote(job, results.tasks[job.task], splits[job.task], results.protocol, teacher)
+        outcomes[job] = task.remote(job, results.tasks[job.task], splits[job.task], results.protocol_of(job), teacher)
         running[outcomes[job]] = job
     return running
 
@@ -302,6 +322,9 @@ def finetuner_of(job: FinetuneJob, task: Task, protocol: Protocol) -> Finetuner:
 
 def _fine_tune(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol, teacher: Tuned | None) -> Tuned:
     began = time.monotonic()
+    if job.trial_rate is not None:
+        rest, aside = splits["train"].set_aside(_TRIAL_SHARE)
+        splits = {"train": rest, "set aside": aside}
     finetuner = finetuner_of(job, task, protocol)
     targets = teacher.soft_targets if teacher else None
     if task.is_tuned:

@@ -478,6 +478,7 @@ class TaskFacts(NamedTuple):
     Attributes:
         metrics: the score is their mean.
         num_train_rows: training rows used, of ``num_rows_there``; 0, as are the epochs, where nothing is fine-tuned.
+        learning_rates: one, or those of which each model took the best.
         constant_score: in percent, the score of one answer for all rows: the most common class or the mean of the
             training rows, "no answer", or no entity.
     """
@@ -488,7 +489,7 @@ class TaskFacts(NamedTuple):
     num_rows_there: int
     num_validation_rows: int
     num_epochs: int
-    learning_rate: float
+    learning_rates: tuple[float, ...]
     batch_size: int
     max_seq_length: int
     constant_score: float
@@ -511,7 +512,7 @@ def facts_of(task: Task, splits: Splits, finetuning: Finetuning) -> TaskFacts:
         num_rows_there=train.drawn_from or len(train.texts),
         num_validation_rows=sum(len(rows.texts) for rows in validation),
         num_epochs=finetuning.num_epochs if task.is_tuned else 0,
-        learning_rate=finetuning.learning_rate,
+        learning_rates=finetuning.learning_rates,
         batch_size=finetuning.batch_size,
         max_seq_length=finetuning.max_seq_length,
         constant_score=float(np.mean(scores)),

@@ -27,8 +27,9 @@ METRICS_OF: dict[Kind, tuple[Metric, ...]] = {
 class Finetuning(Section):
     """Fine-tuning on a task; the defaults are among those that BERT's authors tried (arXiv 1810.04805)."""
 
-    learning_rate: Positive = 2e-5
-    """Peak learning rate, at the end of the warm-up; linear decay to 0 follows."""
+    learning_rate: Positive | Annotated[tuple[Positive, ...], Field(min_length=1), Strict(False)] = 2e-5
+    """Peak learning rate, at the end of the warm-up; linear decay to 0 follows. Of several, each model takes on each
+    task the one that does best on a tenth of the training rows, which is set aside for these trials."""
     num_epochs: Count = 3
     """Passes over a task's training rows."""
     batch_size: Count = 32
@@ -47,6 +48,11 @@ class Finetuning(Section):
     early_stopping_patience: Count | None = None
     """Epochs without a better validation score after which training ends and returns to the best; null: all epochs.
     The score is then the highest of several, which favors all models alike."""
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        """The learning rate, or those to choose from."""
+        return self.learning_rate if isinstance(self.learning_rate, tuple) else (self.learning_rate,)
 
 
 class SecondStep(Section):

@@ -7,7 +7,7 @@ is compared: those of schema 1 had no tokenizers and rows, those before 3 were m
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ _CHANGES_SINCE = {
 """What is different in results, by the schema before which."""
 SECOND_STEP = " (D)"
 """Suffix of a student that was also distilled during fine-tuning, as in the paper's table 2."""
+_TRIAL_SEED = 0  # that of no score
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class FinetuneJob:
     Attributes:
         teacher: the teacher's fine-tuning on the same task, if the student also learns from its soft targets.
         teaches: whether its own soft targets are kept.
+        trial_rate: of a trial, the learning rate that is tried; see `Results.trials`.
     """
 
     model: Model
@@ -51,9 +53,11 @@ class FinetuneJob:
     seed: int
     teacher: "FinetuneJob | None" = None
     teaches: bool = False
+    trial_rate: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.row} on {self.task}, seed {self.seed}"
+        what = f"seed {self.seed}" if self.trial_rate is None else f"learning rate {self.trial_rate:g}"
+        return f"{self.row} on {self.task}, {what}"
 
     @property
     def row(self) -> str:
@@ -78,13 +82,46 @@ class Results:
         self.data = data
         self._rows: dict[str, dict[str, str]] = {}
 
+    def trials(self, jobs: Iterable[FinetuneJob]) -> list[FinetuneJob]:
+        """The fine-tunings that choose the jobs' learning rates, where the protocol has several: each rate once, for
+        each model by name and task. They are trained on nine tenths of the training rows and scored on the others.
+        """
+        found: dict[Hashable, FinetuneJob] = {}
+        for job in jobs:
+            rates = self._learning_rates(job)
+            for rate in rates if len(rates) > 1 else ():
+                trial = FinetuneJob(job.model, job.task, _TRIAL_SEED, trial_rate=rate)
+                found.setdefault((job.model.name, job.task, rate), trial)
+        return list(found.values())
+
+    def learning_rate(self, job: FinetuneJob) -> float | None:
+        """The one that a job is made with; None until the trials that choose it are done."""
+        rates = self._learning_rates(job)
+        if job.trial_rate is not None or len(rates) == 1:
+            return job.trial_rate or rates[0]
+        trials = [self._read(FinetuneJob(job.model, job.task, _TRIAL_SEED, trial_rate=rate)) for rate in rates]
+        scores = [trial["scores"]["score"] for trial in trials if trial is not None]
+        return rates[scores.index(max(scores))] if len(scores) == len(rates) else None
+
+    def _learning_rates(self, job: FinetuneJob) -> tuple[float, ...]:
+        rates = self.protocol.finetuning_on(job.task).learning_rates
+        return rates if self.tasks[job.task].is_tuned else rates[:1]
+
+    def protocol_of(self, job: FinetuneJob) -> Protocol:
+        """The protocol as a job is made with it: with one learning rate for its task."""
+        rate = self.learning_rate(job)
+        assert rate is not None, f"the learning rate of {job} is not chosen yet"
+        settings = self.protocol.finetuning_on(job.task).model_copy(update={"learning_rate": rate})
+        return self.protocol.model_copy(update={"finetuning_of": {job.task: settings}})
+
     def done(self, jobs: Sequence[FinetuneJob]) -> list[FinetuneJob]:
-        """The jobs that have scores.
+        """The jobs that have scores, of those whose learning rate is known.
 
         Raises:
             InputError: scores were made with another protocol, model, tokenizer or rows; says what changed.
         """
-        found = {job: content for job in jobs if (content := self._read(job)) is not None}
+        known = [job for job in jobs if self.learning_rate(job) is not None]
+        found = {job: content for job in known if (content := self._read(job)) is not None}
         stale = [self.stale(self._file(job), content, job) for job, content in found.items()]
         self.check(list(filter(None, stale)))
         return list(found)
@@ -140,7 +177,8 @@ class Results:
         return content if content is not None and {"scores", "made_with"} <= content.keys() else None
 
     def _file(self, job: FinetuneJob) -> Path:
-        return self._folder / job.row / job.task / f"seed-{job.seed}.json"
+        name = f"seed-{job.seed}" if job.trial_rate is None else f"rate-{job.trial_rate:g}"
+        return self._folder / job.row / job.task / f"{name}.json"
 
     def _soft_target_file(self, job: FinetuneJob) -> Path:
         return self._file(job).with_suffix(".soft-targets.npz")
@@ -151,7 +189,7 @@ class Results:
         """Everything that a job's scores depend on."""
         task = self.tasks[job.task]
         settings = (
-            {"protocol": self.protocol.finetuning_on(job.task).model_dump(mode="json", exclude=_ROUNDING_ONLY)}
+            {"protocol": self._settings(job).model_dump(mode="json", exclude=_ROUNDING_ONLY)}
             if task.is_tuned
             else {"embedding": job.model.embedding(task.pooling)._asdict()}
         )
@@ -166,6 +204,9 @@ class Results:
             made_with["second_step"] = self.protocol.second_step.model_dump(mode="json")
             made_with["teacher"] = job.teacher.model.digests["model"]
         return made_with
+
+    def _settings(self, job: FinetuneJob) -> Finetuning:
+        return self.protocol_of(job).finetuning_on(job.task)
 
     def stale(self, file: Path, content: Mapping[str, Any], job: FinetuneJob) -> Stale | None:
         """How what a file was made with differs from what the job would be made with now; None if it does not."""
@@ -215,7 +256,7 @@ class Results:
             yield from _changes(f"{job.row}: embedding", old.get("embedding", {}), embedding)
             return
         where = f"finetuning_of.{job.task}" if job.task in protocol.finetuning_of else "finetuning"
-        yield from _differences_of(where, old.get("protocol", {}), protocol.finetuning_on(job.task), Finetuning())
+        yield from _differences_of(where, old.get("protocol", {}), self._settings(job), Finetuning())
         if job.teacher is not None:
             yield from _differences_of("second_step", old["second_step"], protocol.second_step, SecondStep())
 

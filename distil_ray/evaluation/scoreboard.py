@@ -24,6 +24,7 @@ class ModelResult:
 
     Attributes:
         tasks: scores by task, in percent.
+        learning_rates: by task, where each model took the best of several.
         num_bytes, dtype: of its weights on disk, and the number format of most of them; "" if unknown.
         revision: commit of a model on the Hub; None of a folder.
     """
@@ -38,6 +39,7 @@ class ModelResult:
     on_device: list[Deployed] = field(default_factory=list)
     dtype: str = ""
     revision: str | None = None
+    learning_rates: dict[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
@@ -133,11 +135,24 @@ def facts_table(facts: Mapping[str, TaskFacts]) -> list[list[str]]:
     for name, one in facts.items():
         some = f" of {one.num_rows_there:,}" if one.num_train_rows < one.num_rows_there else ""
         metrics = " and ".join(_METRIC_NAMES.get(metric, metric) for metric in one.metrics)
-        tuning = [str(one.num_epochs), f"{one.learning_rate:g}", str(one.batch_size), f"up to {one.max_seq_length}"]
+        rates = ", ".join(f"{rate:g}" for rate in one.learning_rates)
+        tuning = [str(one.num_epochs), rates, str(one.batch_size), f"up to {one.max_seq_length}"]
         row = [name, metrics, f"{one.num_train_rows:,}{some}", f"{one.num_validation_rows:,}", *tuning]
         table.append(row if one.num_epochs else [name, metrics, NOTHING, row[3], *[NOTHING] * len(tuning)])
     return table
 
+
+def rate_table(board: Scoreboard) -> list[list[str]]:
+    """The learning rate that each model took, where there were several to choose from."""
+    tasks = list(board.teacher.learning_rates)
+    rows = [[one.name, *(f"{one.learning_rates[task]:g}" for task in tasks)] for one in board.results]
+    return [["learning rate", *tasks], *rows]
+
+
+_RATES_NOTE = (
+    "Of several learning rates, each model took the one that did best on a tenth of the training rows, which was set "
+    "aside for these trials. The validation rows had no part in it."
+)
 
 _METRIC_NAMES = {
     "f1": "F1",
@@ -192,7 +207,8 @@ def _sections(board: Scoreboard) -> Iterator[ReportSection]:
         charts: list[Block] = [Charts(_charts(board))] if board.teacher.speeds else []
         yield ReportSection("Scores", [Table(score_table(board)), _note(board), *charts])
         if board.facts:
-            yield ReportSection("Tasks", [Table(facts_table(board.facts)), facts_note(board.facts)])
+            rates: list[Block] = [Table(rate_table(board)), _RATES_NOTE] if board.teacher.learning_rates else []
+            yield ReportSection("Tasks", [Table(facts_table(board.facts)), facts_note(board.facts), *rates])
     if board.teacher.text is not None:
         yield ReportSection("Held-out text", [Table(text_table(board)), _text_note(board.teacher.text)])
     yield ReportSection("Cost", [Table(cost_table(board)), _cost_note(board)])
@@ -285,7 +301,10 @@ def facts_note(facts: Mapping[str, TaskFacts]) -> str:
     """How the scores of these tasks come about."""
     parts = ["The score of a task is the mean of its metrics."]
     if any(one.is_tuned for one in facts.values()):
-        parts.append("Fine-tuning: AdamW, linear warm-up and decay of the learning rate; the same for every model.")
+        same = "the same for every model"
+        if any(len(one.learning_rates) > 1 for one in facts.values()):
+            same += " but for the learning rate"
+        parts.append(f"Fine-tuning: AdamW, linear warm-up and decay of the learning rate; {same}.")
     if not all(one.is_tuned for one in facts.values()):
         parts.append("Without training rows: correlations of the cosine of two texts' vectors.")
     return " ".join(parts)

@@ -98,9 +98,18 @@ class Rows:
         """This many rows at random, always the same ones, with the classes in their proportions; all rows if there are
         no more.
         """
-        num_rows = len(self.texts)
-        if count is None or count >= num_rows:
+        if count is None or count >= len(self.texts):
             return self
+        return self._take(self._draw(count), drawn_from=len(self.texts))
+
+    def set_aside(self, share: float) -> tuple["Rows", "Rows"]:
+        """The other rows, and a share of them drawn like a sample, at least one."""
+        drawn = self._draw(max(1, round(share * len(self.texts))))
+        return self._take(np.setdiff1d(np.arange(len(self.texts)), drawn)), self._take(drawn)
+
+    def _draw(self, count: int) -> npt.NDArray[np.int64]:
+        """The sorted indices of a sample."""
+        num_rows = len(self.texts)
         order = np.random.default_rng(_SAMPLE_SEED).permutation(num_rows)
         has_classes = isinstance(self.labels, np.ndarray) and self.labels.dtype == np.int64
         groups = np.asarray(self.labels)[order] if has_classes else np.zeros(num_rows, dtype=np.int64)
@@ -108,12 +117,14 @@ class Rows:
         for group in np.unique(groups):
             members = np.flatnonzero(groups == group)
             place[members] = (np.arange(len(members)) + 0.5) / len(members)
-        chosen = np.sort(order[np.argsort(place, kind="stable")[:count]])
-        labels = [self.labels[i] for i in chosen]
+        return np.sort(order[np.argsort(place, kind="stable")[:count]])
+
+    def _take(self, indices: npt.NDArray[np.int64], drawn_from: int | None = None) -> "Rows":
+        labels = [self.labels[i] for i in indices]
         return Rows(
-            [self.texts[i] for i in chosen],
+            [self.texts[i] for i in indices],
             labels if isinstance(self.labels, list) else np.array(labels),
-            drawn_from=num_rows,
+            drawn_from=drawn_from,
         )
 
     def digest(self) -> str:

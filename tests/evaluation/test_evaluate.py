@@ -89,6 +89,35 @@ def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, t
     assert "finetuning.num_epochs was 4, is 5\ngive another --output" in capsys.readouterr().err
 
 
+def test_each_model_takes_the_learning_rate_that_is_best_on_training_rows_set_aside(
+    folders, ray_cluster, tmp_path, capsys
+):
+    rates = arguments(folders, tmp_path, "--set=finetuning.learning_rate=[3e-3, 1e-9]", seeds=1)
+    assert evaluate.main(rates) == 0
+    out = capsys.readouterr().out
+    assert "4 trials of learning rates: 2 models, 1 task\n" in out
+    assert "2 fine-tunings: 2 models, 1 task, 1 seed\n" in out
+    best = {}
+    for model in ("teacher", "half"):
+        trials = {rate: tmp_path / f"results/{model}/sst2/rate-{rate:g}.json" for rate in (3e-3, 1e-9)}
+        scores = {rate: json.loads(file.read_text())["scores"] for rate, file in trials.items()}
+        assert {name for one in scores.values() for name in one} == {
+            "set aside/accuracy",
+            "score",
+        }  # no validation rows
+        best[model] = max(scores, key=lambda rate: scores[rate]["score"])
+        assert f"learning rates of {model}: sst2 {best[model]:g}\n" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {model["name"]: model["learning_rates"]["sst2"] for model in report["models"]} == best
+    markdown = (tmp_path / "report.md").read_text()
+    assert f"| learning rate | sst2 |\n|---|---|\n| teacher | {best['teacher']:g} |" in markdown
+
+    assert evaluate.main(rates) == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 trials of learning rates are already done" in out
+    assert "2 of 2 fine-tunings are already done" in out
+
+
 def test_what_has_changed_is_not_taken_for_done_and_a_copy_of_it_is(folders, ray_cluster, tmp_path, capsys):
     copies = shutil.copytree(folders, tmp_path / "copies")
     out = tmp_path / "out"

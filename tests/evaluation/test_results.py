@@ -70,6 +70,63 @@ def test_the_same_content_in_another_place_is_no_change(root, tmp_path):
     assert results.remarks([job]) == []
 
 
+RATES = "finetuning.learning_rate=[1e-4, 3e-4]"
+
+
+def put_trials(results, job, *scores):
+    trials = results.trials([job])
+    for trial, score in zip(trials, scores, strict=True):
+        results.put(trial, {"set aside/accuracy": score, "score": score}, 1.0, "fp32")
+    return trials
+
+
+def test_of_several_learning_rates_trials_choose_one(root, tmp_path):
+    results, job = world(root, tmp_path, RATES)
+    trials = results.trials([job, replace(job, seed=2), replace(job, teacher=job)])
+    assert [(trial.row, trial.seed, trial.trial_rate) for trial in trials] == [("half", 0, 1e-4), ("half", 0, 3e-4)]
+    assert results.learning_rate(job) is None
+    results.put(trials[1], SCORES, 1.0, "fp32")
+    assert results.learning_rate(job) is None  # the other is not done
+
+    assert put_trials(results, job, 70.0, 71.0) == results.done(trials) == trials
+    assert results.learning_rate(job) == results.learning_rate(replace(job, teacher=job)) == 3e-4
+    assert results.protocol_of(job).finetuning_on("sst2").learning_rates == (3e-4,)
+    assert results.protocol_of(trials[0]).finetuning_on("sst2").learning_rates == (1e-4,)
+    results.put(job, SCORES, 1.0, "fp32")
+    assert results.done([job]) == [job]
+    assert sorted(file.name for file in (tmp_path / "results/half/sst2").iterdir()) == [
+        "rate-0.0001.json",
+        "rate-0.0003.json",
+        "seed-1.json",
+    ]
+
+
+def test_a_single_learning_rate_needs_no_trials(root, tmp_path):
+    results, job = world(root, tmp_path, "finetuning.learning_rate=[1e-4]")
+    assert results.trials([job]) == []
+    assert results.learning_rate(job) == 1e-4
+
+
+def test_results_stay_with_another_choice_of_rates_from_which_the_same_one_is_taken(root, tmp_path):
+    """And not with one from which another is taken."""
+    put(root, tmp_path, "finetuning.learning_rate=3e-4")
+    results, job = world(root, tmp_path, RATES)
+    assert results.done([job]) == []  # not known yet
+    put_trials(results, job, 70.0, 71.0)
+    assert results.done([job]) == [job]
+    put_trials(results, job, 71.0, 71.0)  # of equals the first
+    with pytest.raises(InputError, match=r"finetuning.learning_rate was 0.0003, is 0.0001"):
+        results.done([job])
+
+
+def test_trials_are_of_one_choice_of_rows_and_settings(root, tmp_path):
+    results, job = world(root, tmp_path, RATES)
+    trials = put_trials(results, job, 70.0, 71.0)
+    results, job = world(root, tmp_path, RATES, "finetuning.num_epochs=5")
+    with pytest.raises(InputError, match=r"first .*rate-0.0001.json.*\n  finetuning.num_epochs was 3, is 5"):
+        results.done(trials)
+
+
 def save_tokenizer(folder, lowercase):
     """A tokenizer with the same pieces that does, or does not, make letters small."""
     tokenizer = small_tokenizer()

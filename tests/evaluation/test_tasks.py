@@ -446,3 +446,11 @@ def test_no_hub_at_all_is_one_message(local_hub, monkeypatch, capsys):
     with pytest.raises(OutageError, match=message):
         rows_of(GLUE, "sst2")
     assert capsys.readouterr() == ("", "")
+
+
+def test_rows_that_are_set_aside_and_the_others_are_all_rows():
+    rows = Rows([(str(i),) for i in range(96)], np.arange(96) % 2)
+    others, aside = rows.set_aside(0.1)
+    assert sorted(others.texts + aside.texts) == sorted(rows.texts)
+    assert np.bincount(aside.labels).tolist() == [5, 5]
+    assert [len(part.texts) for part in Rows([("a",), ("b",)], np.array([0, 1])).set_aside(0.1)] == [1, 1]
