@@ -7,6 +7,7 @@ COMMANDS = {
     "evaluate": "compare students with their teacher: size, speed, scores",
     "ablate": "train without each part of the recipe, over seeds, and compare",
     "report": "put the results of runs, or of a search, on one page",
+    "export": "write a run's student as it was at a checkpoint",
     "push": "publish a run's student on the Hugging Face Hub",
     "doctor": "check a cluster with a run's configuration, before money is spent",
     "vocabulary": "make a WordPiece vocabulary from text",

@@ -121,6 +121,26 @@ def latest_checkpoint(folder: RunFolder, *, verify_tensors: bool = True) -> tupl
     return None, complaints
 
 
+def checkpoint_of(folder: RunFolder, step: int | None) -> Checkpoint:
+    """Return the checkpoint of a step, or the newest that is undamaged.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+        OutageError: a remote storage did not answer.
+    """
+    steps = ", ".join(f"{int(name.removeprefix('checkpoint_')):,}" for name in _names(folder)) or "none"
+    if step is None:
+        found, complaints = latest_checkpoint(folder)
+        if found is None:
+            raise InputError("\n".join([*complaints, f"{folder.path} has no checkpoint yet"]))
+        return found
+    try:
+        return _verified(folder, _name_of(step), verify_tensors=True)
+    except _Damaged as damage:
+        reason = str(damage) if _name_of(step) in _names(folder) else f"there is none; checkpoints: {steps}"
+        raise InputError(f"--step: given {step:,} of {folder.path}: {reason}") from damage
+
+
 def withdraw_damaged(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     """Like `latest_checkpoint`, and remove the marker of each newer checkpoint that is damaged.
 

@@ -46,23 +46,25 @@ def export_student(
     config: Config,
     summary: Mapping[str, Any],
     embedding_files: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    name: str = EXPORT_FOLDER,
 ) -> None:
-    """Write ``export/``, which ``AutoModelForMaskedLM.from_pretrained`` loads without this package; without a head,
-    ``AutoModel`` does.
+    """Write a folder called ``name``, which ``AutoModelForMaskedLM.from_pretrained``, or ``AutoModel`` for a student
+    without a head, loads without this package.
 
     Args:
         embedding_files: what makes it a SentenceTransformers folder, too, by relative path.
     """
-    with folder.new_folder(EXPORT_FOLDER) as local:
+    with folder.new_folder(name) as local:
         # So that `truncation=True` cuts texts to what the student has positions for.
         tokenizer.model_max_length = min(tokenizer.model_max_length, max_tokens(student))
         agree_twins(student)
         with quiet():
             student.save_pretrained(local)
             save_tokenizer(fit_inputs(tokenizer, student.config), local)
-        for name, content in embedding_files.items():
-            (local / name).parent.mkdir(parents=True, exist_ok=True)
-            (local / name).write_bytes(content)
+        for file, content in embedding_files.items():
+            (local / file).parent.mkdir(parents=True, exist_ok=True)
+            (local / file).write_bytes(content)
         card = model_card(student, config, summary, makes_embeddings=bool(embedding_files))
         (local / CARD_FILE).write_text(card, encoding="utf-8")
 

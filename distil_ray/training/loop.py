@@ -15,7 +15,7 @@ from distil_ray.models.embedding import NO_FILES, StudentFiles, sentence_transfo
 from distil_ray.models.loading import check_finite_outputs
 from distil_ray.models.precision import Precision, common_precision, fastest_precision
 from distil_ray.runs.lease import LeaseLostError
-from distil_ray.runs.storage import FINISHED_FILE, NONFINITE_FILE, RunFolder
+from distil_ray.runs.storage import FINISHED_FILE, NONFINITE_FILE
 from distil_ray.training.assembly import build_models, build_tokenizer
 from distil_ray.training.checkpoint import (
     PARTS,
@@ -32,7 +32,7 @@ from distil_ray.training.gradient_norms import GradientNorms
 from distil_ray.training.heldout import HeldOut
 from distil_ray.training.job import Job, Kind, Outcome
 from distil_ray.training.learner import Learner
-from distil_ray.training.metrics import Reporter, is_writable, read_records
+from distil_ray.training.metrics import Reporter, is_writable, read_records, summarize
 from distil_ray.training.passes import too_little_text
 from distil_ray.training.world import World
 
@@ -154,7 +154,7 @@ def train(job: Job, world: World) -> Outcome:
     if not is_finished:
         return Outcome(_what_next(feed.stop_reason), step=state.step)
     if world.is_main:
-        summary = _summarise(folder, state)
+        summary = summarize(read_records(folder), state) | {"finished_at": time.time()}
         export_student(folder, learner.student, tokenizer, config, summary, embedding.files)
         folder.write_json(FINISHED_FILE, summary)
     return Outcome("finished", step=state.step)
@@ -279,17 +279,3 @@ def _give_up(world: World, previous: TrainState, state: TrainState, rows: StepRo
         "optim.learning_rate or precision fp32 is the usual remedy",
         step=norms.last_finite.step,
     )
-
-
-def _summarise(folder: RunFolder, state: TrainState) -> dict[str, Any]:
-    """The run's last figures, from its records."""
-    last: dict[str, Any] = {}
-    for record in read_records(folder):
-        last |= record
-    figures = {name: value for name, value in last.items() if name.startswith(("eval/", "train/", "data/"))}
-    return {
-        "step": state.step,
-        "tokens": state.counters["data/tokens"],
-        "finished_at": time.time(),
-        **figures,
-    }

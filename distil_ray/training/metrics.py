@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -99,6 +99,15 @@ class MetricsWriter:
 def read_records(folder: RunFolder) -> list[Record]:
     """All records of a run so far; lines that are cut off or damaged are left out."""
     return folder.read_json_lines(METRICS_FILE)[0]
+
+
+def summarize(records: Iterable[Record], state: TrainState) -> dict[str, Any]:
+    """Where a run stands in ``state``, and its last figures up to there."""
+    last: Record = {}
+    for record in records:
+        last |= record if record["step"] <= state.step else {}
+    figures = {name: value for name, value in last.items() if name.startswith(("eval/", "train/", "data/"))}
+    return {"step": state.step, "tokens": state.counters["data/tokens"], **figures}
 
 
 def read_digests(folder: RunFolder) -> tuple[list[str], list[str]]:
