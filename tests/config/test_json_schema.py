@@ -75,6 +75,11 @@ def test_each_shipped_file_names_its_schema_and_is_valid(file):
     assert errors(text, kind) == []
 
 
+@pytest.mark.parametrize("file", sorted(CONFIGS.parent.glob("benchmarks/**/*.yaml")), ids=lambda file: file.name)
+def test_each_file_of_the_benchmarks_is_valid(file):
+    assert errors(file.read_text(encoding="utf-8"), "protocol" if file.name == "protocol.yaml" else "run") == []
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
