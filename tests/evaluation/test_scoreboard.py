@@ -16,6 +16,7 @@ from distil_ray.evaluation.scoreboard import (
     device_table,
     facts_table,
     findings,
+    rate_table,
     report_on,
     score_table,
     text_table,
@@ -114,7 +115,7 @@ def test_one_seed_has_no_spread():
     board = Scoreboard([result("teacher", 1, {"rte": 60.0}, 1.0, seeds=1)], {}, "")
     assert score_table(board)[1] == ["teacher", "60.0", "100.0%", "60.0"]
     assert "one seed" in report_on(board).to_markdown()
-    facts = TaskFacts("similarity", ("spearman",), 0, 0, 1500, 0, 2e-5, 32, 128, 0.0)
+    facts = TaskFacts("similarity", ("spearman",), 0, 0, 1500, 0, (2e-5,), 32, 128, 0.0)
     untuned = replace(board, facts={"rte": facts})
     assert "seed" not in report_on(untuned).to_markdown()
 
@@ -122,8 +123,8 @@ def test_one_seed_has_no_spread():
 @pytest.fixture
 def with_facts(board):
     facts = {
-        "cola": TaskFacts("classification", ("matthews",), 8551, 8551, 1043, 3, 2e-5, 32, 128, 0.0),
-        "sst2": TaskFacts("classification", ("accuracy", "f1"), 1000, 67349, 872, 4, 3e-4, 16, 64, 90.0),
+        "cola": TaskFacts("classification", ("matthews",), 8551, 8551, 1043, 3, (2e-5,), 32, 128, 0.0),
+        "sst2": TaskFacts("classification", ("accuracy", "f1"), 1000, 67349, 872, 4, (3e-4,), 16, 64, 90.0),
     }
     return replace(board, facts=facts)
 
@@ -137,6 +138,22 @@ def test_what_scores_are_of(with_facts):
     assert "<td>1,000 of 67,349</td>" in report_on(with_facts).to_html()
     assert "| cola | Matthews correlation | 8,551 |" in report_on(with_facts).to_markdown()
     assert json.loads(report_on(with_facts).to_json())["tasks"]["sst2"]["constant_score"] == 90.0
+
+
+def test_the_learning_rates_that_models_took_of_several(with_facts):
+    teacher, student = with_facts.results
+    several = with_facts.facts["cola"]._replace(learning_rates=(2e-5, 3e-4))
+    board = replace(
+        with_facts,
+        results=[replace(teacher, learning_rates={"cola": 2e-5}), replace(student, learning_rates={"cola": 3e-4})],
+        facts={**with_facts.facts, "cola": several},
+    )
+    assert facts_table(board.facts)[1][5] == "2e-05, 0.0003"
+    assert rate_table(board) == [["learning rate", "cola"], ["teacher", "2e-05"], ["distilled", "0.0003"]]
+    page = report_on(board).to_markdown()
+    assert "the same for every model but for the learning rate." in page
+    assert "did best on a tenth of the training rows, which was set aside" in page
+    assert "set aside" not in report_on(with_facts).to_markdown()
 
 
 def test_a_constant_answer_stands_beside_the_scores_and_tasks_that_the_teacher_has_not_learned_are_marked(with_facts):

@@ -67,7 +67,7 @@ def test_changes_on_each_task(comparison):
 
 
 def test_what_the_scores_are_of(comparison):
-    facts = TaskFacts("classification", ("accuracy",), 100, 2490, 277, 3, 2e-5, 32, 128, 52.7)
+    facts = TaskFacts("classification", ("accuracy",), 100, 2490, 277, 3, (2e-5,), 32, 128, 52.7)
     known = Comparison(comparison.outcomes, {"cola": facts, "rte": facts})
     assert task_table(known)[-1] == ["one answer for all rows", "52.7", "52.7"]
     report = report_on(known)
