@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_USE_UVLOOP", "0")  # it comes with Trackio, and most 
 # busy machine can bear.
 SHARING_RAY = {
     *("test_ablation", "test_api", "test_cluster", "test_deployment", "test_doctor", "test_drain", "test_dry_run"),
-    *("test_events", "test_jobs", "test_lost_parts", "test_node_loss", "test_nodes", "test_notebook", "test_placement"),
+    *("test_events", "test_jobs", "test_lost_parts", "test_node_loss", "test_nodes", "test_placement"),
     *("test_ray_internals", "test_side_by_side", "test_tracked_run", "test_train"),
 }
 

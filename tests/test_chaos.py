@@ -1,7 +1,7 @@
 """A run whose driver and workers are killed at random moments, while the Hub and the storage fail for a while.
 
-``make chaos KILLS=20 SECONDS=120`` is the long form; `make slow` has a short one. The run must come to the same batches
-and the same weights as one that nobody disturbs.
+``make chaos KILLS=20 SECONDS=120`` is the long form. The run must come to the same batches and the same weights as one
+that nobody disturbs.
 """
 
 import os
@@ -31,7 +31,7 @@ SEED = int(os.environ.get("CHAOS_SEED", "0"))
 TEACHER = Path(__file__).parent / "fixtures" / "begun_run" / "teacher"
 STEPS_PER_KILL = 40  # a kill comes up to a second after a new checkpoint: some steps must be left for the end
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200 + 240 * NUM_KILLS + 4 * OUTAGE_SECONDS)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200 + 240 * NUM_KILLS + 4 * OUTAGE_SECONDS)]
 
 
 @pytest.fixture

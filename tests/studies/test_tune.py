@@ -1,9 +1,8 @@
-"""`python -m distil_ray.tune` for real: killed, typed again, trials stopped, retried and failed."""
+"""`python -m distil_ray.tune` for real: killed, typed again, trials stopped; retried and failed without Ray."""
 
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +27,8 @@ from distil_ray.studies.display import SearchDisplay
 from distil_ray.studies.settings import plan_of
 from distil_ray.studies.trials import Trials
 
-NUM_STEPS = 200
-SPACE = {"optim.learning_rate": {"grid": [1e-6, 1e38, 3e-3]}}  # it lags behind, it diverges, it is the best
+NUM_STEPS = 100
+SPACE = {"optim.learning_rate": {"grid": [1e-6, 3e-3]}}  # it lags behind, it is the best
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +38,6 @@ def search_settings(corpus, tokenizer_folder, tmp_path_factory) -> dict[str, Any
         tiny_settings(corpus, tokenizer_folder, tmp_path_factory.mktemp("search")),
         run__name="search",
         optim__num_steps=NUM_STEPS,
-        optim__max_skipped_updates=3,
         optim__warmup_fraction=0.0,
         optim__learning_rate=1e-4,
         eval__every_steps=NUM_STEPS // 4,
@@ -69,7 +67,7 @@ def started(settings: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def searched(search_settings, ray_cluster, tmp_path_factory) -> tuple[Path, str]:
-    """A search whose driver and, later, one of whose training workers were killed: its folder and what it said."""
+    """A search whose driver was killed: its folder and what it said."""
     folder = Path(search_settings["run"]["storage_path"]) / "search"
     at = tmp_path_factory.mktemp("config")
     first = started(changed(search_settings, search__num_trials=1), at)  # the second has more of them
@@ -80,9 +78,6 @@ def searched(search_settings, ray_cluster, tmp_path_factory) -> tuple[Path, str]
     wait_for(lambda: not train_workers())  # Ray ends what the driver had started
 
     second = started(search_settings, at)
-    wait_for(lambda: has_got_to(folder / "trials/trial-003", 60) or second.poll() is not None)
-    for worker in train_workers():
-        worker.send_signal(signal.SIGKILL)
     output, errors = second.communicate()
     assert second.returncode == 0, output + errors
     assert "Traceback" not in errors
@@ -93,20 +88,17 @@ def told(output: str, trial: str) -> list[str]:
     return [line.removeprefix(trial).strip() for line in output.splitlines() if line.startswith(f"{trial}  ")]
 
 
-@pytest.mark.timeout(900)  # six starts of a run
+@pytest.mark.timeout(900)  # four starts of a run
 @pytest.mark.slow
 def test_the_search_goes_on_and_each_trial_ends_in_its_own_way(searched):
     _folder, output = searched
 
-    assert "0 of 4 trials are done, 1 at a time" in output  # it had one trial, which was not done
-    first, lagging, diverging, fast = (told(output, f"trial-00{i}") for i in range(4))
+    assert "0 of 3 trials are done, 1 at a time" in output  # it had one trial, which was not done
+    first, lagging, fast = (told(output, f"trial-00{i}") for i in range(3))
     assert first[0].endswith(": the unchanged settings (learning_rate 0.0001)")
     assert any(line.startswith("resuming from checkpoint_") for line in first)
     assert any(line.startswith("finished: eval/mlm_loss ") for line in first)
-    assert any(line.startswith("stopped early at step 50:") for line in lagging)
-    assert any("failed: the gradient had no finite norm in 3 steps in a row" in line for line in diverging)
-    assert not any("is tried again" in line for line in diverging)  # it would diverge again
-    assert any(line.startswith("is tried again: the run failed (runtime.max_failures = 0)") for line in fast)
+    assert any(line.startswith("stopped early at step 25:") for line in lagging)
     assert any(line.startswith("finished: eval/mlm_loss ") for line in fast)
 
 
@@ -115,34 +107,24 @@ def test_no_trial_is_lost_or_run_twice(searched):
     folder, _ = searched
     trials = json.loads((folder / "trials.json").read_text())["trials"]
 
-    assert [trial["status"] for trial in trials] == ["finished", "stopped", "failed", "finished"]
+    assert [trial["status"] for trial in trials] == ["finished", "stopped", "finished"]
     assert sorted(path.name for path in (folder / "trials").iterdir()) == [trial["name"] for trial in trials]
-    for name in ("trial-000", "trial-003"):
+    for name, restarts in {"trial-000": 1, "trial-002": 0}.items():
         assert [record["step"] for record in records(folder / "trials" / name) if "eval/mlm_loss" in record] == [
             *range(0, NUM_STEPS + 1, NUM_STEPS // 4)
         ]
-        assert len((folder / "trials" / name / "restarts.jsonl").read_text().splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_gradients_that_are_not_finite_end_a_run(searched):
-    folder = searched[0] / "trials/trial-002"
-    last = records(folder)[-1]
-
-    assert last["train/skipped_updates"] == 3
-    assert last["train/grad_norm"] is None
-    assert json.loads((folder / "nonfinite.json").read_text())["step"] == last["step"]
-    assert not (folder / "export").exists()
+        file = folder / "trials" / name / "restarts.jsonl"
+        assert (len(file.read_text().splitlines()) if file.exists() else 0) == restarts
 
 
 @pytest.mark.slow
 def test_all_trials_learn_from_the_same_batches(searched):
     folder, output = searched
-    first, lagging, _, fast = (digests(folder / f"trials/trial-00{i}").splitlines() for i in range(4))
+    first, lagging, fast = (digests(folder / f"trials/trial-00{i}").splitlines() for i in range(3))
 
     assert len(first) == 1 + NUM_STEPS
     assert fast == first
-    assert 50 < len(lagging) < NUM_STEPS  # given up early
+    assert 25 < len(lagging) < NUM_STEPS  # given up early
     assert lagging == first[: len(lagging)]
     assert f"on the same batches in the same order: up to {NUM_STEPS} steps of equal digests." in output
 
@@ -154,19 +136,18 @@ def test_what_a_search_leaves_behind(searched):
         rows = list(csv.DictReader(file))
     table = pq.read_table(folder / "trials.parquet")
 
-    assert [row["status"] for row in rows] == ["finished", "stopped", "failed", "finished"]
-    assert [float(row["optim.learning_rate"]) for row in rows] == [1e-4, 1e-6, 1e38, 3e-3]
-    assert table["optim.learning_rate"].to_pylist() == [1e-4, 1e-6, 1e38, 3e-3]
-    finals = [records(folder / f"trials/trial-00{i}")[-1]["eval/mlm_loss"] for i in (0, 3)]
-    assert [float(rows[i]["objective"]) for i in (0, 3)] == finals
-    assert rows[2]["message"].startswith("the gradient had no finite norm")
+    assert [row["status"] for row in rows] == ["finished", "stopped", "finished"]
+    assert [float(row["optim.learning_rate"]) for row in rows] == [1e-4, 1e-6, 3e-3]
+    assert table["optim.learning_rate"].to_pylist() == [1e-4, 1e-6, 3e-3]
+    finals = [records(folder / f"trials/trial-00{i}")[-1]["eval/mlm_loss"] for i in (0, 2)]
+    assert [float(rows[i]["objective"]) for i in (0, 2)] == finals
     assert finals[1] < finals[0]
     assert f"is lower by {finals[0] - finals[1]:.4f}" in output
     assert not (folder / "tune").exists()
     assert all((folder / f"report{suffix}").exists() for suffix in (".json", ".html", ".md"))
     for text in (
-        "4 of 4 trials: 2 finished, 1 stopped early, 1 failed.",
-        "Best: trial-003",
+        "3 of 3 trials: 2 finished, 1 stopped early.",
+        "Best: trial-002",
         "report.json, .html, .md",
         "best.yaml",
     ):
@@ -176,7 +157,7 @@ def test_what_a_search_leaves_behind(searched):
 @pytest.mark.slow
 def test_hparams_stand_beside_the_curves(searched):
     folder, _ = searched
-    board = EventAccumulator(str(folder / "trials/trial-003/tensorboard")).Reload()
+    board = EventAccumulator(str(folder / "trials/trial-002/tensorboard")).Reload()
 
     assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(board.summary_metadata)
     start = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -208,7 +189,7 @@ def test_from_python_the_same_search_gives_its_best(searched, search_settings, r
     assert tuned.metric == "eval/mlm_loss"
     assert tuned.settings["optim.learning_rate"] == 3e-3
     assert tuned.config == load_config([f"{folder}/best.yaml"])
-    assert tuned.value == records(folder / "trials" / "trial-003")[-1]["eval/mlm_loss"]
+    assert tuned.value == records(folder / "trials" / "trial-002")[-1]["eval/mlm_loss"]
     assert ray.is_initialized()
 
 
@@ -231,19 +212,19 @@ def test_the_page_of_a_search_by_the_report_command(searched, tmp_path, capsys):
     assert report.main([str(folder), "--output", str(tmp_path / "page.html")]) == 0
 
     page = (tmp_path / "page.html").read_text()
-    assert "Best: trial-003" in page
+    assert "Best: trial-002" in page
     assert page.count("<svg") == 2
-    assert "Best: trial-003" in capsys.readouterr().out
+    assert "Best: trial-002" in capsys.readouterr().out
     assert report.main([str(folder), str(folder / "trials/trial-000")]) == 2
     assert "a search has its own page" in capsys.readouterr().err
-    assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-003")]) == 0
+    assert report.main([str(folder / "trials/trial-000"), str(folder / "trials/trial-002")]) == 0
 
 
 @pytest.mark.slow
 def test_mlflow_hears_of_every_trial(searched):
     folder, output = searched
     client = MlflowClient(f"sqlite:///{folder.parent}/mlflow.db")
-    for trial, status in {"trial-000": "FINISHED", "trial-001": "KILLED", "trial-002": "FAILED"}.items():
+    for trial, status in {"trial-000": "FINISHED", "trial-001": "KILLED", "trial-002": "FINISHED"}.items():
         run_id = json.loads((folder / "trials" / trial / "trackers" / "mlflow.json").read_text())["id"]
         tracked = client.get_run(run_id)
         assert (tracked.info.run_name, tracked.info.status) == (trial, status), output
@@ -324,8 +305,8 @@ def test_a_dry_run_shows_what_would_be_tried(search_settings, ray_cluster, tmp_p
     assert tune.main(["--config", str(tmp_path / "search.yaml"), "--dry-run"]) == 0
 
     lines = capsys.readouterr().out.splitlines()
-    assert "4 trials, 1 at a time; the first ones:" in lines
-    assert lines[-4:] == ["  learning_rate 1e-06", "  learning_rate 1e+38", "  learning_rate 0.003", lines[-1]]
+    assert "3 trials, 1 at a time; the first ones:" in lines
+    assert lines[-3:] == ["  learning_rate 1e-06", "  learning_rate 0.003", lines[-1]]
     assert lines[-1] == "dry run: nothing was trained"
     assert not (tmp_path / "runs/search").exists() or list((tmp_path / "runs/search").iterdir()) == []
 
@@ -347,14 +328,14 @@ def test_a_ray_of_its_own_has_slots_for_as_many_trials_as_there_are_usable_cores
     search_settings, monkeypatch, cores, asked, expected
 ):
     monkeypatch.setattr(tuner, "usable_cpus", lambda: cores)
-    plan = plan_of(changed(search_settings, search__max_concurrent=asked, search__num_trials=10))
+    plan = plan_of(changed(search_settings, search__max_concurrent=asked, search__num_trials=9))
     assert tuner._own_cpu_slots(plan) == pytest.approx(expected * (1 + 1 + tuner.DRIVER_CPUS))
 
 
 def test_trials_at_a_time_are_limited_by_the_nodes_there_unless_more_may_come(
     search_settings, ray_cluster, monkeypatch, capsys
 ):
-    settings = changed(search_settings, search__max_concurrent=3, search__num_trials=10, runtime__num_workers=2)
+    settings = changed(search_settings, search__max_concurrent=3, search__num_trials=9, runtime__num_workers=2)
     plan = plan_of(settings)
     assert tuner._at_once(plan, SearchDisplay(plan, ())) == 1
     assert "search.max_concurrent: given 3, but the cluster has room for 1" in capsys.readouterr().out
