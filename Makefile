@@ -1,8 +1,8 @@
 # make quickstart   distil a small model and compare it, in minutes and without a download
 # make test         run the tests that take minutes in all
 # make test-all     run all tests: those of make test, make slow and make chaos
-# make slow         run the tests of several nodes, of the README's commands, of kills and of other long ways through
-# make chaos        kill a run at random moments, while its storage and the Hub fail; KILLS=20 SECONDS=120 for the long form
+# make slow         run the tests of clusters, of the README's commands, of kills and of other long ways through
+# make chaos        kill nodes, and a run at random moments while its storage and the Hub fail; KILLS=20 SECONDS=120 for the long form
 # make check        look for style and type errors
 # make docs         build the documentation into site/, in seconds
 # make setup        create .venv and install the package with its development tools
@@ -53,7 +53,7 @@ test-all: setup
 	$(PYTEST) -m ""
 
 chaos: setup
-	CHAOS_KILLS=$(KILLS) CHAOS_OUTAGE_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s tests/test_chaos.py
+	CHAOS_KILLS=$(KILLS) CHAOS_OUTAGE_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m chaos -s
 
 check: setup
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ def own_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_text_and_runs_on_s3_and_damaged_text_is_left_out(bucket: Any, words, corpus, tokenizer_folder, tmp_path):
     damaged = write_damaged(tmp_path / "damaged.parquet", words, num_documents=260, rows_per_group=2)
     bucket.upload_file(str(damaged), "text/damaged.parquet")

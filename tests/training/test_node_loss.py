@@ -30,7 +30,7 @@ IMPATIENT = {
 }
 
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.chaos
 
 
 def refuse_workers_larger_than_a_node(settings: dict[str, Any], cluster: Cluster, tmp_path: Path) -> None:
