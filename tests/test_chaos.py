@@ -167,4 +167,12 @@ def test_an_outage_that_outlasts_patience_ends_a_run_after_what_was_read(local_h
     assert end, run.log()
     assert end[3] == f"checkpoint_{run.newest():09d}"
     assert int(end[2]) == run.newest() > 0
-    assert len(run.read("digests.csv").splitlines()) == 1 + run.newest()
+    before = run.read("digests.csv")
+    assert len(before.splitlines()) == 1 + run.newest()
+
+    local_hub.heal()
+    run.wait_until(run.is_finished)
+    run.wait_until(lambda: run.driver is None)
+    after = run.read("digests.csv")
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 1 + settings_of("cut")["optim"]["num_steps"]

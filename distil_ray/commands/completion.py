@@ -75,7 +75,12 @@ def _settings(of: str, prefix: str, **_others: object) -> list[str]:
 
     roots: dict[str, list[type[Section]]]
     roots = {"tune": [SearchConfig, Config], "ablate": [AblationConfig, Config], "protocol": [Protocol]}
-    known = {key: field for root in roots.get(of, [Config]) for key, field in fields(root) if not {*"[<"} & {*key}}
+    known = {
+        key: field
+        for root in roots.get(of, [Config])
+        for key, field in fields(root)
+        if "[" not in key and "<" not in key
+    }
     key, equals, _ = prefix.partition("=")
     if not equals:
         return [f"{one}=" for one in known]

@@ -109,6 +109,7 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
         results.check(stale_files(request.device_jobs, results, device_folder))  # now that all learning rates are known
         on_device = deploy_all(request.device_jobs, results, device_folder, console.line)
     speeds = _measure_speed(request.models, data, protocol, console) if data else {}
+    rates = results.chosen_rates(jobs)
     rows = {job.row: job.model for job in jobs} or {model.name: model for model in request.models}
     return Scoreboard(
         results=[
@@ -120,7 +121,7 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
                 dtype=model.stored.dtype,
                 revision=model.origin.revision,
                 tasks=_summaries([job for job in jobs if job.row == row], results),
-                learning_rates=_learning_rates([job for job in jobs if job.row == row], results),
+                learning_rates=rates.get(model.name, {}),
                 speeds=speeds.get(model.name, []),
                 text=figures.get(row),
                 on_device=on_device.get(row, []),
@@ -180,12 +181,6 @@ def _summaries(jobs: Sequence[FinetuneJob], results: Results) -> dict[str, Summa
     for job in jobs:
         scores.setdefault(job.task, []).append(results.score(job))
     return {task: summarize(values) for task, values in scores.items()}
-
-
-def _learning_rates(jobs: Sequence[FinetuneJob], results: Results) -> dict[str, float]:
-    """Those that were chosen, by task."""
-    with_trials = {trial.task for trial in results.trials(jobs)}
-    return {job.task: results.learning_rate(job) or 0.0 for job in jobs if job.task in with_trials}
 
 
 def _check_model(model: Model, request: Request, protocol: Protocol) -> None:

@@ -5,7 +5,7 @@ Shapes: B features of a batch, T pieces of its longest, C outputs of a model for
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -244,18 +244,10 @@ def fine_tune(jobs: Sequence[FinetuneJob], results: Results, console: Console) -
     """
     if trials := results.trials(jobs):
         _run(trials, results, console, what="trials of learning rates")
-        for model, chosen in _chosen(trials, results).items():
+        for model, chosen in results.chosen_rates(jobs).items():
             console.line(f"learning rates of {model}: {', '.join(f'{task} {rate:g}' for task, rate in chosen.items())}")
     are_tuned = all(results.tasks[job.task].is_tuned for job in jobs)
     _run(jobs, results, console, what="fine-tunings" if are_tuned else "evaluations")
-
-
-def _chosen(trials: Iterable[FinetuneJob], results: Results) -> dict[str, dict[str, float | None]]:
-    """The learning rates that trials have chosen, by model and task."""
-    chosen: dict[str, dict[str, float | None]] = {}
-    for trial in trials:
-        chosen.setdefault(trial.row, {})[trial.task] = results.learning_rate(replace(trial, trial_rate=None))
-    return chosen
 
 
 def _run(jobs: Sequence[FinetuneJob], results: Results, console: Console, what: str) -> None:

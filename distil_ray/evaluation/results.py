@@ -8,7 +8,7 @@ is compared: those of schema 1 had no tokenizers and rows, those before 3 were m
 import io
 import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,10 @@ class FinetuneJob:
         return f"{self.model.name}{SECOND_STEP}" if self.teacher else self.model.name
 
 
+def _trial(job: FinetuneJob, rate: float) -> FinetuneJob:
+    return FinetuneJob(job.model, job.task, _TRIAL_SEED, trial_rate=rate)
+
+
 class Stale(NamedTuple):
     """A file made with something else than it would be made with now, and what differs."""
 
@@ -90,8 +94,7 @@ class Results:
         for job in jobs:
             rates = self._learning_rates(job)
             for rate in rates if len(rates) > 1 else ():
-                trial = FinetuneJob(job.model, job.task, _TRIAL_SEED, trial_rate=rate)
-                found.setdefault((job.model.name, job.task, rate), trial)
+                found.setdefault((job.model.name, job.task, rate), _trial(job, rate))
         return list(found.values())
 
     def learning_rate(self, job: FinetuneJob) -> float | None:
@@ -99,9 +102,18 @@ class Results:
         rates = self._learning_rates(job)
         if job.trial_rate is not None or len(rates) == 1:
             return job.trial_rate or rates[0]
-        trials = [self._read(FinetuneJob(job.model, job.task, _TRIAL_SEED, trial_rate=rate)) for rate in rates]
+        trials = [self._read(_trial(job, rate)) for rate in rates]
         scores = [trial["scores"]["score"] for trial in trials if trial is not None]
         return rates[scores.index(max(scores))] if len(scores) == len(rates) else None
+
+    def chosen_rates(self, jobs: Iterable[FinetuneJob]) -> dict[str, dict[str, float]]:
+        """The learning rates that trials have chosen for the jobs, by model and task."""
+        chosen: dict[str, dict[str, float]] = {}
+        for trial in self.trials(jobs):
+            rate = self.learning_rate(replace(trial, trial_rate=None))
+            assert rate is not None, f"{trial} is not done"
+            chosen.setdefault(trial.row, {})[trial.task] = rate
+        return chosen
 
     def _learning_rates(self, job: FinetuneJob) -> tuple[float, ...]:
         rates = self.protocol.finetuning_on(job.task).learning_rates

@@ -128,7 +128,6 @@ def checkpoint_of(folder: RunFolder, step: int | None) -> Checkpoint:
         InputError: there is none, or it is damaged.
         OutageError: a remote storage did not answer.
     """
-    steps = ", ".join(f"{int(name.removeprefix('checkpoint_')):,}" for name in _names(folder)) or "none"
     if step is None:
         found, complaints = latest_checkpoint(folder)
         if found is None:
@@ -137,7 +136,9 @@ def checkpoint_of(folder: RunFolder, step: int | None) -> Checkpoint:
     try:
         return _verified(folder, _name_of(step), verify_tensors=True)
     except _Damaged as damage:
-        reason = str(damage) if _name_of(step) in _names(folder) else f"there is none; checkpoints: {steps}"
+        names = _names(folder)
+        steps = ", ".join(f"{int(name.removeprefix('checkpoint_')):,}" for name in names) or "none"
+        reason = damage if _name_of(step) in names else f"there is none; checkpoints: {steps}"
         raise InputError(f"--step: given {step:,} of {folder.path}: {reason}") from damage
 
 

@@ -106,8 +106,8 @@ def summarize(records: Iterable[Record], state: TrainState) -> dict[str, Any]:
     last: Record = {}
     for record in records:
         last |= record if record["step"] <= state.step else {}
-    figures = {name: value for name, value in last.items() if name.startswith(("eval/", "train/", "data/"))}
-    return {"step": state.step, "tokens": state.counters["data/tokens"], **figures}
+    noted = {name: value for name, value in last.items() if name.startswith(("eval/", "train/", "data/"))}
+    return {"step": state.step, "tokens": state.counters["data/tokens"], **noted}
 
 
 def read_digests(folder: RunFolder) -> tuple[list[str], list[str]]:

@@ -13,7 +13,6 @@ from distil_ray.training.checkpoint import checkpoint_of
 from distil_ray.training.export import export_student
 from distil_ray.training.history import read_history
 from distil_ray.training.metrics import summarize
-from distil_ray.training.objective import build_distiller
 
 
 def export_checkpoint(path: str, output: Path, step: int | None, console: Console) -> None:
@@ -34,10 +33,10 @@ def export_checkpoint(path: str, output: Path, step: int | None, console: Consol
     checkpoint = checkpoint_of(history.folder, step)
     config = history.config
     tokenizer = build_tokenizer(config, history.models)
-    teacher, student = build_models(config, tokenizer, history.models)
+    _, student = build_models(config, tokenizer, history.models)
     tensors = checkpoint.load("student")
     with torch.no_grad():
-        for name, parameter in build_distiller(config, teacher, student).trained().items():
+        for name, parameter in student.named_parameters():
             parameter.copy_(tensors[name])
     pin = history.models.get("teacher")
     embedding = NO_FILES if pin is None else sentence_transformers_files(pin.origin, student)

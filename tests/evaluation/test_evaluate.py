@@ -101,10 +101,8 @@ def test_each_model_takes_the_learning_rate_that_is_best_on_training_rows_set_as
     for model in ("teacher", "half"):
         trials = {rate: tmp_path / f"results/{model}/sst2/rate-{rate:g}.json" for rate in (3e-3, 1e-9)}
         scores = {rate: json.loads(file.read_text())["scores"] for rate, file in trials.items()}
-        assert {name for one in scores.values() for name in one} == {
-            "set aside/accuracy",
-            "score",
-        }  # no validation rows
+        names = {name for one in scores.values() for name in one}
+        assert names == {"set aside/accuracy", "score"}  # no validation rows
         best[model] = max(scores, key=lambda rate: scores[rate]["score"])
         assert f"learning rates of {model}: sst2 {best[model]:g}\n" in out
     report = json.loads((tmp_path / "report.json").read_text())
