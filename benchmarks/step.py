@@ -38,7 +38,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the package need not be installed
 
@@ -204,7 +204,14 @@ def learner_config(
     return SimpleNamespace(
         run=SimpleNamespace(seed=0),
         data=SimpleNamespace(max_seq_length=num_tokens, mlm_probability=MLM_PROBABILITY),
-        distill=SimpleNamespace(shares=WEIGHTS, temperature=TEMPERATURE, ce_positions=ce_positions),
+        distill=SimpleNamespace(
+            shares=dict.fromkeys(get_args(Term), 0.0) | WEIGHTS,
+            temperature=TEMPERATURE,
+            ce_positions=ce_positions,
+            alpha_relations=0.0,
+            alpha_hidden=0.0,
+        ),
+        eval=SimpleNamespace(relation_loss=False, hidden_loss=False),
         optim=SimpleNamespace(global_batch_size=num_rows, **adamw, **schedule),
         runtime=SimpleNamespace(compile=options.compile),
         block_rows=num_rows,

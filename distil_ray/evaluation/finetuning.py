@@ -25,6 +25,7 @@ from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
 from distil_ray.models.embedding import embedding_of
+from distil_ray.models.host_memory import keep_freed_memory
 from distil_ray.models.loading import load_tokenizer_of
 from distil_ray.models.precision import Precision, autocast, fastest_precision
 from distil_ray.runs.cluster import assigned_device
@@ -66,6 +67,7 @@ class Finetuner:
         seed: int,
         device: torch.device,
     ) -> None:
+        keep_freed_memory(device)
         self.model = model.to(device)  # type: ignore[arg-type]
         self.tokenizer, self._task, self._protocol = tokenizer, task, protocol
         self._adapter = adapter_of(task)

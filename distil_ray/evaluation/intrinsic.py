@@ -27,6 +27,7 @@ from distil_ray.data.tokenization import Vocabulary
 from distil_ray.errors import InputError
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import HeldOutText, Resources
+from distil_ray.models.host_memory import keep_freed_memory
 from distil_ray.models.loading import (
     check_vocabulary,
     check_vocabulary_fits,
@@ -298,6 +299,7 @@ class Evaluator:
         batch_size: int,
         device: torch.device,
     ) -> None:
+        keep_freed_memory(device)
         self._models = [nn.Module.to(model.eval(), device) for model in models]
         self._mask_id, self._batch_size, self._device = mask_id, batch_size, device
         self._is_special = torch.from_numpy(special_table(models[0].config.vocab_size, tuple(special_ids))).to(device)

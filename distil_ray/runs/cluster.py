@@ -85,6 +85,8 @@ def _join_or_start(cpu_slots: float, dashboard: bool) -> str:
     num_cpus = math.ceil(max(usable_cpus(), cpu_slots))
     # Ray Train's watch for nodes that are drained is a process of its own, and here is one node, which is not.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # A worker trains in a thread; a thread's own heap could not keep large blocks: see models.host_memory.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     # In this thread: Linux ends Ray's processes with the one that has started them.
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, _system_config=SYSTEM_CONFIG, **quiet)
     return f"started Ray on this machine with {num_cpus} CPU slots"

@@ -13,6 +13,7 @@ from distil_ray.distillation.distiller import Compared
 from distil_ray.distillation.intermediate import IntermediateTerm
 from distil_ray.models.attention import Attention, describe_attention
 from distil_ray.models.flops import flops_per_token
+from distil_ray.models.host_memory import keep_freed_memory
 from distil_ray.models.precision import DTYPES, Precision, autocast, to_precision, use_autocast_layer_norms
 from distil_ray.training.meter import Meter
 from distil_ray.training.objective import build_distiller, counts_of, shares_of
@@ -39,6 +40,7 @@ class Learner:
         self._precision = precision
         self._block_rows, self._micro_batch_size = config.block_rows, config.micro_batch_size
         self.device = device
+        keep_freed_memory(device)
         self.teacher, self.student = teacher, student
         self._distiller = distiller = build_distiller(config, teacher, student).to(device).train()
         if teacher is not None:

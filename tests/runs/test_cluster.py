@@ -111,6 +111,12 @@ print("transformers.modeling_utils" in sys.modules, bool(ray._private.worker._gl
 print(os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"])
 
 @ray.remote(num_cpus=0)
+def num_heaps():
+    return os.environ["MALLOC_ARENA_MAX"]
+
+print(ray.get(num_heaps.remote()))
+
+@ray.remote(num_cpus=0)
 def pid():
     time.sleep(2)
     return os.getpid()
@@ -123,4 +129,4 @@ print(processes[1] <= processes[0])
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     del environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]  # of the tests
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["False", "True", "False", "0", "True"]
+    assert result.stdout.split() == ["False", "True", "False", "0", "1", "True"]
