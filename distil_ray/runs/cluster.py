@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,10 @@ from distil_ray.runs.ray_internals import autoscaling_state
 
 _NODE_TYPE_LABEL = "ray.io/node-group"
 _AUTOSCALER_SECONDS = 15.0  # until the autoscaler of a cluster that was started for this run has reported
+_NO_PORT = 1
+"""Of the dashboard of a Ray without one. Ray notes the port all the same, and Ray Train asks there whether its
+controller lives: at the usual port, another Ray's dashboard would say that it does not, and the workers be ended."""
+_CONNECT_SECONDS = 10.0  # until a head that can be reached has answered
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -75,8 +80,9 @@ def _join_or_start(cpu_slots: float, dashboard: bool) -> str:
     address = os.environ.get("RAY_ADDRESS")
     if address is not None:
         try:
+            _check_reachable(address)
             context: Any = ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(
                 f"RAY_ADDRESS: cannot reach a Ray cluster at {address!r}: {error}; start one with "
                 "`ray start --head`, or unset RAY_ADDRESS to run on this machine alone"
@@ -88,8 +94,22 @@ def _join_or_start(cpu_slots: float, dashboard: bool) -> str:
     # A worker trains in a thread; a thread's own heap could not keep large blocks: see models.host_memory.
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")
     # In this thread: Linux ends Ray's processes with the one that has started them.
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=dashboard, _system_config=SYSTEM_CONFIG, **quiet)
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=dashboard,
+        dashboard_port=None if dashboard else _NO_PORT,
+        _system_config=SYSTEM_CONFIG,
+        **quiet,
+    )
     return f"started Ray on this machine with {num_cpus} CPU slots"
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT, for which Ray would wait for minutes; let other addresses pass."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
 
 
 def usable_cpus() -> int:

@@ -1,17 +1,27 @@
 """What of a cluster a run needs, and how many runs it holds side by side."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+import ray
 from google.protobuf.text_format import Parse
 from ray.core.generated.autoscaler_pb2 import AutoscalingState
 from runtime_config import config
 
 from distil_ray.errors import InputError
 from distil_ray.runs import cluster
-from distil_ray.runs.cluster import DRIVER_CPUS, check_fits, describe, has_autoscaler, runs_at_once, slots_needed
+from distil_ray.runs.cluster import (
+    DRIVER_CPUS,
+    check_fits,
+    connect,
+    describe,
+    has_autoscaler,
+    runs_at_once,
+    slots_needed,
+)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +107,24 @@ def test_an_autoscaler_without_work_is_silent():
     assert describe(AutoscalingState()) == []
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "ray://127.0.0.1:1", "no-such-host.invalid:6379"])
+def test_a_cluster_that_does_not_answer_is_said_at_once(address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(InputError, match=f"cannot reach a Ray cluster at '{re.escape(address)}'.*unset RAY_ADDRESS"):
+        connect(1)
+
+
 @pytest.mark.slow
-def test_a_ray_that_is_started_here_starts_little_and_keeps_the_processes_of_tasks_without_a_slot():
-    """More than CPU slots: Ray would end those after a second. Meanwhile, transformers is loaded."""
+def test_a_ray_that_is_started_here_starts_little_and_keeps_the_processes_of_tasks_without_a_slot(ray_cluster):
+    """More than CPU slots: Ray would end those after a second. Meanwhile, transformers is loaded. Who asks for an actor
+    is not answered by the dashboard of another Ray, `ray_cluster`."""
     script = """
-import os, sys, time
+import os, psutil, sys, time
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import ray
+from ray.util.state import get_actor
+from ray.util.state.exception import RayStateApiException
 from distil_ray.runs.cluster import connect
 print("transformers" in sys.modules)
 connect(1)
@@ -121,12 +142,16 @@ def pid():
     time.sleep(2)
     return os.getpid()
 
-processes = [set(ray.get([pid.remote() for _ in range(4)]))]
+try:
+    print(get_actor("0" * 32, address=ray.get_runtime_context().gcs_address))
+except RayStateApiException:
+    print("nobody")
+
+processes = ray.get([pid.remote() for _ in range(4)])
 time.sleep(5)
-processes.append(set(ray.get([pid.remote() for _ in range(4)])))
-print(processes[1] <= processes[0])
+print(all(map(psutil.pid_exists, processes)))
 """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     del environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]  # of the tests
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["False", "True", "False", "0", "1", "True"]
+    assert result.stdout.split() == ["False", "True", "False", "0", "1", "nobody", "True"]
