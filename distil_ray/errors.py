@@ -35,6 +35,7 @@ class Stopped(Exception):
 
 _REMOTE_TRACEBACK = "Traceback (most recent call last)"
 _FRAME = re.compile(r"\s|\x1b|ray::|File \"|The above exception|During handling of")
+_EXIT_DETAIL = "Worker exit detail: "
 _MAX_REASON_CHARACTERS = 1000
 
 
@@ -42,7 +43,8 @@ def reason_of(error: BaseException) -> str:
     """Why something failed, on one line: the message of the innermost error, or at least its type.
 
     Errors of a remote process arrive as a traceback in one text; the message after its last frame is the reason. An
-    error that only announces a list ("…:") is followed by what it announces.
+    error that only announces a list ("…:") is followed by what it announces. Of a process that ended, Ray tells much
+    about what it was before it says why.
     """
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):  # what Ray wraps an error of a task in
@@ -52,6 +54,8 @@ def reason_of(error: BaseException) -> str:
         lines = text.rpartition(_REMOTE_TRACEBACK)[2].splitlines()[1:]
         text = "\n".join(line for line in lines if not _FRAME.match(line)) or text
     line = " ".join(text.split())
+    _, ended, detail = line.rpartition(_EXIT_DETAIL)
+    line = f"its process ended: {detail}" if ended else line
     return line[:_MAX_REASON_CHARACTERS] or type(error).__name__
 
 

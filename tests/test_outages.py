@@ -225,6 +225,8 @@ def test_reasons() -> None:
         "ValueError: the reason\nand its second line"
     )
     assert reason_of(RuntimeError(remote)) == "ValueError: the reason and its second line"
+    died = "The actor died.\n\tpid: 1\nWorker exit type: SYSTEM_ERROR Worker exit detail: End of file. Perhaps killed."
+    assert reason_of(RuntimeError(died)) == "its process ended: End of file. Perhaps killed."
 
 
 def test_an_answer_that_is_cut_off_passes():
