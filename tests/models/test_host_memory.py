@@ -1,4 +1,4 @@
-"""What is freed is kept: counted in pages that the system had to find, in a process of its own."""
+"""What is freed is kept on the processor, and given back elsewhere: the memory of a process of its own."""
 
 import os
 import platform
@@ -7,28 +7,25 @@ import sys
 
 import pytest
 
-COUNT_FAULTS = """
-import resource, sys, threading
-import torch
+MEASURE = """
+import sys, threading
+import psutil, torch
 from distil_ray.models.host_memory import keep_freed_memory
 
 def work():
     keep_freed_memory(torch.device(sys.argv[1]))
-    for is_warm in (False, True):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(10):
-            torch.ones(16 * 2**20)  # 64 MiB
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    before = psutil.Process().memory_info().rss
+    torch.ones(32 * 2**20)
+    print((psutil.Process().memory_info().rss - before) // 2**20)
 
 worker = threading.Thread(target=work)  # as in Ray Train
-worker.start(), worker.join()
+worker.start()
+worker.join()
 """
-PAGES = 10 * 64 * 2**20 // 4096
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
-@pytest.mark.parametrize(("device", "expected"), [("cpu", (0, PAGES // 100)), ("meta", (PAGES // 2, 2 * PAGES))])
-def test_pages_of_what_is_freed_are_found_once_on_the_processor_and_each_time_elsewhere(device, expected):
+@pytest.mark.parametrize(("device", "expected"), [("cpu", range(120, 140)), ("meta", range(-10, 10))])
+def test_128_mebibytes_after_they_are_freed(device, expected):
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}  # as a Ray that is started here sets it
-    faults = int(subprocess.check_output([sys.executable, "-c", COUNT_FAULTS, device], env=environment))
-    assert expected[0] <= faults <= expected[1]
+    assert int(subprocess.check_output([sys.executable, "-c", MEASURE, device], env=environment)) in expected
