@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from distil_ray.evaluation.scoreboard import Scoreboard
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SET_BY_RUNS = ("RAY_", "TUNE_")  # what the names of environment variables begin with
+_SET_BY_RUNS = ("RAY_", "TUNE_", "MALLOC_")  # what the names of environment variables begin with
 
 
 class Trained(NamedTuple):

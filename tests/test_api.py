@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_settings
-from runs import changed, records
+from runs import changed, own_ray, records
 
 import distil_ray
 
@@ -102,6 +102,7 @@ import distil_ray
 settings, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
 numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 before = [signal.getsignal(number) for number in numbers]
+os.environ.pop("MALLOC_ARENA_MAX", None)  # of the tests' process
 
 def interrupt():
     while not list(folder.glob("checkpoint_*/complete.json")):
@@ -119,6 +120,7 @@ for attempt in range(2):
     assert [signal.getsignal(number) for number in numbers] == before
     print("done:", distil_ray.train(settings).figures["step"])
 assert not ray.is_initialized()
+assert "MALLOC_ARENA_MAX" not in os.environ
 """
 
 
@@ -126,10 +128,9 @@ assert not ray.is_initialized()
 def test_an_interrupted_call_resumes_in_the_same_process(settings, tmp_path):
     """As in a notebook, without a Ray of its own."""
     settings = changed(settings, optim__num_steps=200, eval__every_steps=200)
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, json.dumps(settings), str(tmp_path / "runs" / "run")],
-        env=environment,
+        env=own_ray(),
         capture_output=True,
         text=True,
         check=False,

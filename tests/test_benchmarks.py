@@ -4,21 +4,20 @@ benchmarks/memory.py is left out: it consists of two runs of the training comman
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from runs import own_ray
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "distil_ray/quickstart/teacher"
 
 
 def run(script: str, *arguments: str) -> str:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, f"benchmarks/{script}.py", *arguments]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env=own_ray(), capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

@@ -1,7 +1,6 @@
 """A stranger gets from raw text on S3 to a student on S3; the README's commands are run by test_docs.py."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -10,13 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from conftest import tiny_settings, write_damaged
+from runs import own_ray
 
 pytest_plugins = ("local_s3",)
-
-
-def own_ray() -> dict[str, str]:
-    """An environment in which the command starts a Ray of its own."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 @pytest.mark.chaos

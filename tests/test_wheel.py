@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from browser import assert_readable
-from runs import records, wait_for
+from runs import own_ray, records, wait_for
 
 from distil_ray import __version__
 
@@ -44,7 +44,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(installed, tmp_path) -> Callable[..., subprocess.Popen[str]]:
     """Starts the installed command in an empty folder; its processes, of Ray, too, find no repository either."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = own_ray()
     environment["PYTHONPATH"] = str(installed)
 
     def run(*arguments: str, program: str = "bin/distil-ray") -> subprocess.Popen[str]:

@@ -18,6 +18,11 @@ from distil_ray.runs.console import Console
 from distil_ray.training.launcher import launch
 
 
+def own_ray() -> dict[str, str]:
+    """An environment in which a command starts a Ray of its own."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+
+
 def changed(settings: dict[str, Any], **values: Any) -> dict[str, Any]:
     """A copy with dotted keys set, dots written as two underscores."""
     settings = copy.deepcopy(settings)

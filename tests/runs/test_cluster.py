@@ -1,6 +1,5 @@
 """What of a cluster a run needs, and how many runs it holds side by side."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import pytest
 import ray
 from google.protobuf.text_format import Parse
 from ray.core.generated.autoscaler_pb2 import AutoscalingState
+from runs import own_ray
 from runtime_config import config
 
 from distil_ray.errors import InputError
@@ -151,7 +151,7 @@ processes = ray.get([pid.remote() for _ in range(4)])
 time.sleep(5)
 print(all(map(psutil.pid_exists, processes)))
 """
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = own_ray()
     del environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"]  # of the tests
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "True", "False", "0", "1", "nobody", "True"]

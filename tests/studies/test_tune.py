@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import ray
 import yaml
 from conftest import tiny_settings
 from mlflow import MlflowClient
-from runs import changed, digests, has_got_to, records, train_workers, wait_for
+from runs import changed, digests, has_got_to, own_ray, records, train_workers, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import distil_ray
@@ -54,7 +53,7 @@ def started(settings: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
     """On a Ray of its own, beside that of the tests."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.yaml").write_text(yaml.safe_dump(settings))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = own_ray()
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{settings['run']['storage_path']}/mlflow.db"
     return subprocess.Popen(
         [sys.executable, "-m", "distil_ray.tune", "--config", str(folder / "search.yaml")],
