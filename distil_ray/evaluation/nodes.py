@@ -1,6 +1,7 @@
 """The cluster that models are evaluated on: joined, its nodes checked for the models, and its tasks waited for."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,13 +39,19 @@ def join(models: Iterable[Model], resources: Resources) -> str:
 
 def remote_task(function: Callable[..., Any], resources: Resources, model: Model) -> Any:
     """A function as a Ray task that takes ``resources`` for a model and is named like the function."""
-    untyped: Any = function  # Ray's annotations know functions without arguments only
-    return ray.remote(untyped).options(
+    return _remote(function).options(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus_for([model]),
         max_retries=resources.max_retries,
         name=function.__name__.strip("_"),
     )
+
+
+@cache
+def _remote(function: Callable[..., Any]) -> Any:
+    """The function for Ray, wrapped once: Ray starts the calls of one wrapping in order, of several in no order."""
+    untyped: Any = function  # Ray's annotations know functions without arguments only
+    return ray.remote(untyped)
 
 
 def completed(running: dict[Any, Job], what: str) -> Iterator[tuple[Job, Any]]:

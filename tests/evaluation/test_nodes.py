@@ -7,7 +7,7 @@ from training_parts import save_model
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.models import Model
-from distil_ray.evaluation.nodes import check_reachable, join, listing_of
+from distil_ray.evaluation.nodes import check_reachable, completed, join, listing_of, remote_task
 from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.origin import Origin
 
@@ -36,6 +36,18 @@ def test_nodes_are_asked_for_the_folders_of_models(ray_cluster, tmp_path):
 def test_a_cluster_of_this_machine_alone_is_not_asked(ray_cluster):
     """Which would take seconds: what is not there on this machine has been refused before."""
     assert "Ray" in join([Model("gone", Origin("/no/such/folder"))], Resources())
+
+
+def test_tasks_start_in_the_order_in_which_they_were_given(ray_cluster):
+    """So that an evaluation goes through seed after seed, and one that is stopped early has whole ones."""
+
+    def double(number):
+        return 2 * number
+
+    alone = Resources(cpus=int(ray.cluster_resources()["CPU"]))
+    tasks = [remote_task(double, alone, Model("any", Origin("/any"))) for _ in range(12)]
+    running = {task.remote(ray.put(number)): number for number, task in enumerate(tasks)}
+    assert list(completed(running, "tasks")) == [(number, 2 * number) for number in range(12)]
 
 
 def test_a_card_is_not_a_part_of_a_model(tmp_path):
