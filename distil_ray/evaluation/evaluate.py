@@ -122,6 +122,7 @@ def evaluate(request: Request, protocol: Protocol, console: Console, hold: Calla
                 revision=model.origin.revision,
                 tasks=_summaries([job for job in jobs if job.row == row], results),
                 learning_rates=rates.get(model.name, {}),
+                untuned=[task.name for task in tasks if not task.is_tuned],
                 speeds=speeds.get(model.name, []),
                 text=figures.get(row),
                 on_device=on_device.get(row, []),

@@ -9,7 +9,7 @@ import statistics
 import string
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -110,22 +110,29 @@ def _as_iob2(tags: Sequence[str]) -> list[str]:
 
 
 class Summary(NamedTuple):
-    """Scores over ``num_seeds`` seeds: median, lowest and highest."""
+    """Scores over ``num_seeds`` seeds: median, lowest and highest, and ``values``, each seed's in their order."""
 
     median: float
     low: float
     high: float
     num_seeds: int
+    values: tuple[float, ...]
 
 
 def summarize(values: Sequence[float]) -> Summary:
     """Summarize at least one value."""
-    return Summary(statistics.median(values), min(values), max(values), len(values))
+    return Summary(statistics.median(values), min(values), max(values), len(values), tuple(values))
 
 
-def macro(medians: Iterable[float]) -> float:
-    """The mean of the tasks' medians, as in the paper's table 1."""
-    return statistics.fmean(medians)
+def macro(scores: Iterable[float]) -> float:
+    """The mean over tasks, as in the paper's table 1."""
+    return statistics.fmean(scores)
+
+
+def scored_tasks(tasks: Iterable[str], untuned: Collection[str]) -> list[str]:
+    """The tasks that make up the score: those that models are fine-tuned for, as in the paper; all if there is none."""
+    tasks = list(tasks)
+    return [task for task in tasks if task not in untuned] or tasks
 
 
 Logits = Sequence[npt.NDArray[np.float32]]

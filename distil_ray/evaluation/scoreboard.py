@@ -8,7 +8,7 @@ from typing import Any
 from distil_ray.errors import InputError
 from distil_ray.evaluation.deployment import TOLERANCE, Deployed
 from distil_ray.evaluation.intrinsic import Intrinsic
-from distil_ray.evaluation.kinds import Summary, TaskFacts, macro
+from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, scored_tasks, summarize
 from distil_ray.evaluation.results import SECOND_STEP, write_file
 from distil_ray.evaluation.speed import Speed, Timing
 from distil_ray.reporting.plots import scatter_chart
@@ -27,6 +27,7 @@ class ModelResult:
         learning_rates: by task, where each model took the best of several.
         num_bytes, dtype: of its weights on disk, and the number format of most of them; "" if unknown.
         revision: commit of a model on the Hub; None of a folder.
+        untuned: the tasks that nothing was fine-tuned for.
     """
 
     name: str
@@ -40,11 +41,20 @@ class ModelResult:
     dtype: str = ""
     revision: str | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
+    untuned: Collection[str] = ()
 
     @property
     def score(self) -> float | None:
-        """The mean of the tasks' medians."""
-        return macro(summary.median for summary in self.tasks.values()) if self.tasks else None
+        """The mean of the medians of the tasks that were fine-tuned for; of all, if none was."""
+        return self.score_of(scored_tasks(self.tasks, self.untuned))
+
+    def score_of(self, tasks: Collection[str]) -> float | None:
+        """The mean of these tasks' medians; None without a task."""
+        return macro(self.tasks[task].median for task in tasks) if tasks else None
+
+    def scores_by_seed(self, tasks: Collection[str]) -> list[float]:
+        """The mean of these tasks' scores with each seed."""
+        return [macro(scores) for scores in zip(*(self.tasks[task].values for task in tasks), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class Scoreboard:
     def teacher(self) -> ModelResult:
         """What the others are compared with."""
         return self.results[0]
+
+    @property
+    def scored(self) -> list[str]:
+        """The tasks that make up the score."""
+        return scored_tasks(self.teacher.tasks, self.teacher.untuned)
 
     @property
     def is_tuned(self) -> bool:
@@ -80,7 +95,9 @@ def findings(board: Scoreboard) -> list[str]:
             ratio = board.teacher.speeds[0].latency_ms.median / student.speeds[0].latency_ms.median
             parts.append(f"{ratio:.2f} times as fast (one row, one thread)")
         if (retained := retained_percent(board, student)) is not None:
-            parts.append(f"{retained:.1f}% of the teacher's score")
+            without = _percent(_retained_of(board, student, learned(board)))
+            but = f" ({without} without {', '.join(not_learned(board))})" if learned(board) else ""
+            parts.append(f"{retained:.1f}% of the teacher's score{but}")
         sentences.append(f"{student.name}: {', '.join(parts)}.")
     if tasks := not_learned(board):
         sentences.append(
@@ -96,13 +113,28 @@ def not_learned(board: Scoreboard) -> list[str]:
     return [name for name, facts in board.facts.items() if scores[name].median <= facts.constant_score]
 
 
+def learned(board: Scoreboard) -> list[str]:
+    """The tasks of the score without those that are not learned; none if that leaves out nothing, or everything."""
+    scored, weak = board.scored, not_learned(board)
+    found = [task for task in scored if task not in weak]
+    return found if len(found) < len(scored) else []
+
+
 def retained_percent(board: Scoreboard, student: ModelResult) -> float | None:
     """The student's macro score in percent of the teacher's; None without one, or if the teacher's is not above 0."""
-    return _share_of_teacher(board, student.score)
+    return _retained_of(board, student, board.scored)
 
 
-def _share_of_teacher(board: Scoreboard, score: float | None) -> float | None:
-    of_teacher = board.teacher.score
+def retained_by_seed(board: Scoreboard, student: ModelResult) -> list[float]:
+    """The same for the scores with each seed; empty where that cannot be said."""
+    own, of_teacher = (one.scores_by_seed(board.scored) for one in (student, board.teacher))
+    if min(of_teacher, default=0) <= 0:
+        return []
+    return [100 * score / of for score, of in zip(own, of_teacher, strict=True)]
+
+
+def _retained_of(board: Scoreboard, model: ModelResult, tasks: Collection[str]) -> float | None:
+    score, of_teacher = model.score_of(tasks), board.teacher.score_of(tasks)
     if score is None or of_teacher is None or of_teacher <= 0:
         return None
     return 100 * score / of_teacher
@@ -114,17 +146,32 @@ def score_table(board: Scoreboard) -> list[list[str]]:
     Its last row is what one answer for all rows scores.
     """
     tasks, weak = list(board.teacher.tasks), not_learned(board)
-    table = [["model", "score", "retained", *(f"{task}{_NOT_LEARNED}" if task in weak else task for task in tasks)]]
-    for result in board.results:
-        row = [result.name, number(result.score, ".1f"), _percent(retained_percent(board, result))]
+    without = ["score without †", "retained without †"] if learned(board) else []
+    marked = [f"{task}{_NOT_LEARNED}" if task in weak else task for task in tasks]
+    table = [["model", "score", "retained", *without, *marked]]
+    constant = _constant(board) if board.facts and board.is_tuned else []
+    for result in [*board.results, *constant]:
+        row = [result.name, number(result.score_of(board.scored), ".1f"), _retained(board, result)]
+        if without:
+            share = _retained_of(board, result, learned(board))
+            row += [number(result.score_of(learned(board)), ".1f"), _percent(share)]
         table.append([*row, *(_summary(result.tasks.get(task)) for task in tasks)])
-    if board.facts and board.is_tuned:
-        constant = [board.facts[task].constant_score for task in tasks]
-        score = macro(constant)
-        scores = [f"{value:.1f}" for value in (score, *constant)]
-        scores.insert(1, _percent(_share_of_teacher(board, score)))
-        table.append([CONSTANT, *scores])
     return table
+
+
+def _constant(board: Scoreboard) -> list[ModelResult]:
+    """One answer for all rows, as if it were a model."""
+    tasks = {task: summarize([board.facts[task].constant_score]) for task in board.teacher.tasks}
+    return [ModelResult(CONSTANT, "", 0, 0, tasks)]
+
+
+def _retained(board: Scoreboard, result: ModelResult) -> str:
+    """What is retained, with lowest and highest over the seeds where there are several."""
+    retained = _percent(retained_percent(board, result))
+    if result is board.teacher or result.name == CONSTANT:
+        return retained
+    shares = retained_by_seed(board, result)
+    return f"{retained} ({min(shares):.1f}–{max(shares):.1f})" if len(shares) > 1 else retained
 
 
 def facts_table(facts: Mapping[str, TaskFacts]) -> list[list[str]]:
@@ -190,7 +237,13 @@ def _distinct(board: Scoreboard) -> list[ModelResult]:
 def report_on(board: Scoreboard) -> Report:
     """The findings, all tables and, for other programs, every figure."""
     models = [
-        vars(result) | {"score": result.score, "retained_percent": retained_percent(board, result)}
+        vars(result)
+        | {
+            "score": result.score,
+            "retained_percent": retained_percent(board, result),
+            "retained_percent_by_seed": retained_by_seed(board, result),
+            "score_without_not_learned": result.score_of(learned(board)),
+        }
         for result in board.results
     ]
     return Report(
@@ -281,7 +334,10 @@ def _text_note(found: Intrinsic) -> str:
 def _note(board: Scoreboard) -> str:
     count = max(summary.num_seeds for summary in board.teacher.tasks.values())
     seeds = f", median of {count} seeds (lowest–highest)" if count > 1 else ", one seed" * board.is_tuned
-    parts = [f"Scores in percent on the validation rows{seeds}; retained: share of the teacher's score."]
+    with_same = ", in brackets with the same seed" * (count > 1)
+    parts = [f"Scores in percent on the validation rows{seeds}; retained: share of the teacher's score{with_same}."]
+    if len(board.scored) < len(board.teacher.tasks):
+        parts.append(f"The score is the mean of {', '.join(board.scored)}, which models were fine-tuned for.")
     if board.facts and board.is_tuned:
         parts.append(
             f"{CONSTANT.capitalize()}: the most common class or the mean of the training rows, no answer, or no entity."

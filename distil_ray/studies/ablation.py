@@ -1,12 +1,12 @@
 """An ablation: variants of a run are trained one after the other, scored and compared."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.finetuning import fine_tune
-from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, summarize
+from distil_ray.evaluation.kinds import Summary, TaskFacts, macro, scored_tasks, summarize
 from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.scoreboard import CONSTANT, facts_note, facts_table
@@ -132,12 +132,20 @@ class Comparison:
         self.outcomes, self.facts = outcomes, facts or {}
         self.variants = list(dict.fromkeys(one.variant for one in outcomes))
         self.reference = self.variants[0]
-        self.figures = [name for name in _NAMES if _value_of(name)(outcomes[0]) is not None]
+        self.figures = [name for name in _NAMES if self._value(name, outcomes[0]) is not None]
 
     def values(self, variant: str, figure: str) -> dict[int, float]:
-        value = _value_of(figure)
-        found = {one.seed: value(one) for one in self.outcomes if one.variant == variant}
+        found = {one.seed: self._value(figure, one) for one in self.outcomes if one.variant == variant}
         return {seed: number for seed, number in found.items() if number is not None}
+
+    def _value(self, figure: str, outcome: Outcome) -> float | None:
+        """Of an outcome: its macro score, its score on a task, "tasks/<name>", or a held-out figure."""
+        if figure.startswith(_TASK):
+            return outcome.tasks.get(figure.removeprefix(_TASK))
+        if figure == "score":
+            tasks = scored_tasks(outcome.tasks, [name for name, facts in self.facts.items() if not facts.is_tuned])
+            return macro(outcome.tasks[task] for task in tasks) if tasks else None
+        return outcome.figures.get(figure)
 
     def change(self, variant: str, figure: str) -> Summary | None:
         """The difference between a figure and the reference's with the same seed: median and range over seeds."""
@@ -149,15 +157,6 @@ class Comparison:
     def main_figure(self) -> str:
         """What variants are ordered by: the score, otherwise the held-out loss."""
         return self.figures[0]
-
-
-def _value_of(figure: str) -> Callable[[Outcome], float | None]:
-    """Of an outcome: its macro score, its score on a task, "tasks/<name>", or a held-out figure."""
-    if figure.startswith(_TASK):
-        return lambda one: one.tasks.get(figure.removeprefix(_TASK))
-    if figure == "score":
-        return lambda one: macro(one.tasks.values()) if one.tasks else None
-    return lambda one: one.figures.get(figure)
 
 
 def table(comparison: Comparison) -> list[list[str]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from distil_ray.errors import InputError
-from distil_ray.evaluation.kinds import Summary
+from distil_ray.evaluation.kinds import summarize
 from distil_ray.evaluation.scoreboard import ModelResult, Scoreboard, add_to_card, check_card
 from distil_ray.evaluation.speed import Speed, Timing
 
@@ -11,7 +11,7 @@ from distil_ray.evaluation.speed import Speed, Timing
 def board(student, score):
     speeds = [Speed("1 thread", Timing(2.0, 1.0, 3.0), Timing(5.0, 4.0, 6.0))]
     results = [
-        ModelResult(name, path, 10, 40, {"rte": Summary(value, value, value, 1)}, speeds)
+        ModelResult(name, path, 10, 40, {"rte": summarize([value])}, speeds)
         for name, path, value in (("teacher", "t", 60.0), ("half", student, score), ("other", "o", 1.0))
     ]
     return Scoreboard(results, {}, "made here")

@@ -8,7 +8,7 @@ from browser import assert_readable
 
 from distil_ray.evaluation.deployment import Deployed, Figures
 from distil_ray.evaluation.intrinsic import Intrinsic
-from distil_ray.evaluation.kinds import Summary, TaskFacts
+from distil_ray.evaluation.kinds import TaskFacts, summarize
 from distil_ray.evaluation.scoreboard import (
     ModelResult,
     Scoreboard,
@@ -25,7 +25,8 @@ from distil_ray.evaluation.speed import Speed, Timing
 
 
 def result(name, parameters, scores, milliseconds, seeds=3):
-    tasks = {task: Summary(value, value - 1, value + 2, seeds) for task, value in scores.items()}
+    by_seed = {task: [value, value - 1, value + 2][:seeds] for task, value in scores.items()}
+    tasks = {task: summarize(values) for task, values in by_seed.items()}
     speeds = [Speed("1 thread", Timing(milliseconds, 1.0, 9.0), Timing(1360.0, 95.5, 1500.0))]
     return ModelResult(name, f"/models/{name}", parameters, 4 * parameters, tasks, speeds)
 
@@ -47,7 +48,7 @@ def test_scores(board):
     assert score_table(board) == [
         ["model", "score", "retained", "cola", "sst2"],
         ["teacher", "70.0", "100.0%", "50.0 (49.0–52.0)", "90.0 (89.0–92.0)"],
-        ["distilled", "66.5", "95.0%", "45.0 (44.0–47.0)", "88.0 (87.0–90.0)"],
+        ["distilled", "66.5", "95.0% (94.9–95.1)", "45.0 (44.0–47.0)", "88.0 (87.0–90.0)"],
     ]
 
 
@@ -69,13 +70,17 @@ def test_a_model_fine_tuned_in_two_ways_costs_the_same(board):
 def test_markdown_json_and_page_agree(board):
     markdown, page = report_on(board).to_markdown(), report_on(board).to_html()
 
-    assert "| distilled | 66.5 | 95.0% | 45.0 (44.0–47.0) | 88.0 (87.0–90.0) |" in markdown
+    assert "| distilled | 66.5 | 95.0% (94.9–95.1) | 45.0 (44.0–47.0) | 88.0 (87.0–90.0) |" in markdown
     assert "median of 3 seeds" in markdown
-    assert "<td>66.5</td><td>95.0%</td>" in page
+    assert "<td>66.5</td><td>95.0% (94.9–95.1)</td>" in page
     assert page.count("<svg") == 2
     models = json.loads(report_on(board).to_json())["models"]
     assert models[1]["retained_percent"] == pytest.approx(95.0)
-    assert models[1]["tasks"]["cola"] == {"median": 45.0, "low": 44.0, "high": 47.0, "num_seeds": 3}
+    assert models[1]["tasks"]["cola"] == {
+        **{"median": 45.0, "low": 44.0, "high": 47.0, "num_seeds": 3},
+        "values": [45.0, 44.0, 47.0],
+    }
+    assert models[1]["retained_percent_by_seed"] == pytest.approx([95.0, 100 * 65.5 / 69, 100 * 68.5 / 72])
 
 
 @pytest.mark.slow
@@ -158,8 +163,11 @@ def test_the_learning_rates_that_models_took_of_several(with_facts):
 
 def test_a_constant_answer_stands_beside_the_scores_and_tasks_that_the_teacher_has_not_learned_are_marked(with_facts):
     table = score_table(with_facts)
-    assert table[0] == ["model", "score", "retained", "cola", "sst2 †"]
-    assert table[-1] == ["one answer for all rows", "45.0", "64.3%", "0.0", "90.0"]
+    assert table[0] == ["model", "score", "retained", "score without †", "retained without †", "cola", "sst2 †"]
+    assert table[2][3:5] == ["45.0", "90.0%"]
+    assert table[-1] == ["one answer for all rows", "45.0", "64.3%", "0.0", "0.0%", "0.0", "90.0"]
+    assert findings(with_facts)[0].endswith("95.0% of the teacher's score (90.0% without sst2).")
+    assert json.loads(report_on(with_facts).to_json())["models"][1]["score_without_not_learned"] == 45.0
     assert findings(with_facts)[-1].startswith("On sst2 the teacher does not beat one answer for all rows, ")
     assert "† The teacher does not beat that." in report_on(with_facts).to_markdown()
 
@@ -170,10 +178,24 @@ def test_a_constant_answer_stands_beside_the_scores_and_tasks_that_the_teacher_h
     assert len(findings(learned)) == 1
 
 
+def test_the_score_is_of_tasks_that_were_fine_tuned_for(with_facts):
+    """A similarity is of another kind: the paper's score has none."""
+    similarity = TaskFacts("similarity", ("spearman",), 0, 0, 1500, 0, (2e-5,), 32, 128, 0.0)
+    only = replace(
+        with_facts,
+        results=[replace(one, untuned=["sst2"]) for one in with_facts.results],
+        facts={**with_facts.facts, "sst2": similarity},
+    )
+    assert [one.score for one in only.results] == [50.0, 45.0]
+    assert score_table(only)[2][:4] == ["distilled", "45.0", "90.0% (89.8–90.4)", "45.0 (44.0–47.0)"]
+    assert "The score is the mean of cola, which models were fine-tuned for." in report_on(only).to_markdown()
+    assert [replace(one, untuned=["cola", "sst2"]).score for one in only.results] == [70.0, 66.5]
+
+
 def test_a_score_of_0_is_a_score():
     teacher, student = result("teacher", 10, {"cola": 50.0}, 1.0), result("student", 10, {"cola": 0.0}, 1.0)
     board = Scoreboard([teacher, student], {}, "")
-    assert score_table(board)[2] == ["student", "0.0", "0.0%", "0.0 (-1.0–2.0)"]
+    assert score_table(board)[2] == ["student", "0.0", "0.0% (-2.0–3.8)", "0.0 (-1.0–2.0)"]
     assert "0.0% of the teacher's score" in findings(board)[0]
     assert score_table(replace(board, results=[student, teacher]))[2][:3] == ["teacher", "50.0", "–"]
 

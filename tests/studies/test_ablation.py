@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -111,8 +112,19 @@ def test_page_text_and_json_agree(comparison):
     assert "| variant | cola | rte |" in text
     assert "| without-ce | 67.5 | -3.5 (-4.0 to -3.0) |" in text
     found = json.loads(report.to_json())
-    assert found["changes"]["random"]["score"] == {"median": -21.5, "low": -23.0, "high": -20.0, "num_seeds": 2}
+    assert found["changes"]["random"]["score"] == {
+        **{"median": -21.5, "low": -23.0, "high": -20.0, "num_seeds": 2},
+        "values": [-20.0, -23.0],
+    }
     assert len(found["runs"]) == 8
+
+
+def test_the_score_is_of_tasks_that_were_fine_tuned_for():
+    tuned = TaskFacts("classification", ("accuracy",), 100, 2490, 277, 3, (2e-5,), 32, 128, 52.7)
+    similarity = TaskFacts("similarity", ("spearman",), 0, 0, 1500, 0, (2e-5,), 32, 128, 0.0)
+    one = replace(outcome("full", 1, 3.0, 70.0), tasks={"cola": 70.0, "rte": 90.0})
+    assert Comparison([one], {"cola": tuned, "rte": similarity}).values("full", "score") == {1: 70.0}
+    assert Comparison([one], {"cola": tuned, "rte": tuned}).values("full", "score") == {1: 80.0}
 
 
 def test_the_papers_table_4():
