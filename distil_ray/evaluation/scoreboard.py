@@ -95,8 +95,8 @@ def findings(board: Scoreboard) -> list[str]:
             ratio = board.teacher.speeds[0].latency_ms.median / student.speeds[0].latency_ms.median
             parts.append(f"{ratio:.2f} times as fast (one row, one thread)")
         if (retained := retained_percent(board, student)) is not None:
-            without = _percent(_retained_of(board, student, learned(board)))
-            but = f" ({without} without {', '.join(not_learned(board))})" if learned(board) else ""
+            without = _retained_of(board, student, learned(board))
+            but = "" if without is None else f" ({without:.1f}% without {', '.join(not_learned(board))})"
             parts.append(f"{retained:.1f}% of the teacher's score{but}")
         sentences.append(f"{student.name}: {', '.join(parts)}.")
     if tasks := not_learned(board):
@@ -145,16 +145,15 @@ def score_table(board: Scoreboard) -> list[list[str]]:
 
     Its last row is what one answer for all rows scores.
     """
-    tasks, weak = list(board.teacher.tasks), not_learned(board)
-    without = ["score without †", "retained without †"] if learned(board) else []
+    tasks, weak, strong = list(board.teacher.tasks), not_learned(board), learned(board)
+    without = [f"{name} without{_NOT_LEARNED}" for name in ("score", "retained") if strong]
     marked = [f"{task}{_NOT_LEARNED}" if task in weak else task for task in tasks]
     table = [["model", "score", "retained", *without, *marked]]
     constant = _constant(board) if board.facts and board.is_tuned else []
     for result in [*board.results, *constant]:
         row = [result.name, number(result.score_of(board.scored), ".1f"), _retained(board, result)]
-        if without:
-            share = _retained_of(board, result, learned(board))
-            row += [number(result.score_of(learned(board)), ".1f"), _percent(share)]
+        if strong:
+            row += [number(result.score_of(strong), ".1f"), _percent(_retained_of(board, result, strong))]
         table.append([*row, *(_summary(result.tasks.get(task)) for task in tasks)])
     return table
 
