@@ -46,7 +46,7 @@ def test_constant_predictions_score_nothing(metric):
 
 
 def test_medians_and_the_macro_score():
-    assert summarize([3.0, 1.0, 10.0]) == (3.0, 1.0, 10.0, 3)
+    assert summarize([3.0, 1.0, 10.0]) == (3.0, 1.0, 10.0, 3, (3.0, 1.0, 10.0))
     assert macro([50.0, 70.0]) == 60.0
 
 
