@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distil_ray.distillation.losses import IGNORE_INDEX, soft_target_loss
 from distil_ray.errors import InputError
 from distil_ray.evaluation.kinds import Features, Logits, adapter_of
-from distil_ray.evaluation.nodes import completed, join, remote_task
+from distil_ray.evaluation.nodes import completed, join, num_at_a_time, remote_task
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
@@ -271,18 +271,43 @@ def _run(jobs: Sequence[FinetuneJob], results: Results, console: Console, what: 
         return
     console.line(join([job.model for job in open_jobs], results.protocol.resources))
     running = _start(open_jobs, results)
-    began = time.monotonic()
+    places = num_at_a_time({job.model for job in open_jobs}, results.protocol.resources)
+    work = {
+        name: _work(splits, results.protocol.finetuning_on(name).num_epochs) for name, splits in results.data.items()
+    }
+    spent: list[tuple[float, float]] = []
     tuned: Tuned
     for job, tuned in completed(running, what):
         if tuned.soft_targets is not None:
             results.put_soft_targets(job, tuned.soft_targets)
         results.put(job, tuned.scores, tuned.seconds, tuned.precision)
         num_done = len(open_jobs) - len(running)
-        left = (time.monotonic() - began) / num_done * len(running)
+        spent.append((work[job.task], tuned.seconds))
+        left = _seconds_left(spent, [work[one.task] for one in running.values()], places)
         ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if running else ""
         of = f", seed {job.seed}" if results.tasks[job.task].is_tuned else ""
         of = of if job.trial_rate is None else f", learning rate {job.trial_rate:g}"
         console.line(f"{job.task:5} {job.row}{of}: {tuned.scores['score']:.1f}{ending}")
+
+
+def _work(splits: Splits, num_epochs: int) -> float:
+    """About how much computing a task takes: characters that go forward through a model, those that also go back
+    counted three times.
+    """
+    sizes = {split: sum(len(text) for texts in rows.texts for text in texts) for split, rows in splits.items()}
+    return 3.0 * num_epochs * sizes.pop("train", 0) + sum(sizes.values())
+
+
+def _seconds_left(spent: Sequence[tuple[float, float]], ahead: Sequence[float], places: int) -> float:
+    """How long the work ``ahead`` takes.
+
+    Args:
+        spent: work and seconds of each job that is done.
+        ahead: work of each job that is not.
+        places: jobs that run at a time.
+    """
+    done, seconds = map(sum, zip(*spent, strict=True))
+    return seconds / max(done, 1.0) * sum(ahead) / max(1, min(places, len(ahead)))
 
 
 def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJob]:

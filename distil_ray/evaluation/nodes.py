@@ -37,6 +37,12 @@ def join(models: Iterable[Model], resources: Resources) -> str:
     return line
 
 
+def num_at_a_time(models: Iterable[Model], resources: Resources) -> int:
+    """How many tasks that take ``resources`` for the largest of ``models`` the cluster runs at a time, at least one."""
+    gpus = max(resources.gpus_for([model]) for model in models)
+    return max(1, sum(resources.num_fitting(node["Resources"], gpus) for node in ray.nodes() if node["Alive"]))
+
+
 def remote_task(function: Callable[..., Any], resources: Resources, model: Model) -> Any:
     """A function as a Ray task that takes ``resources`` for a model and is named like the function."""
     return _remote(function).options(

@@ -182,6 +182,18 @@ def test_batches_hold_all_rows_once_and_little_padding():
     assert padded < 1.1 * sum(lengths)
 
 
+def test_the_time_left_goes_by_the_tasks_and_by_how_many_run_at_a_time():
+    small, large = Rows([("four",), ("four",)], np.zeros(2)), Rows([("four", "and more")] * 10, np.zeros(10))
+    tasks = [finetuning._work({"train": rows, "validation": small}, num_epochs=2) for rows in (small, large)]
+    assert tasks == [3 * 2 * 8 + 8, 3 * 2 * 120 + 8]
+    assert finetuning._work({"validation": small}, num_epochs=2) == 8
+    spent = [(tasks[0], 10.0)]
+    assert finetuning._seconds_left(spent, [tasks[0]] * 4, places=2) == 20
+    assert finetuning._seconds_left(spent, [tasks[0]], places=2) == 10
+    assert finetuning._seconds_left(spent, tasks, places=1) == pytest.approx(10 + 10 * tasks[1] / tasks[0])
+    assert finetuning._seconds_left(spent, [], places=2) == 0
+
+
 def test_losses():
     assert task_loss(torch.tensor([[2.0], [0.0]]), torch.tensor([1.0, 2.0])) == pytest.approx((1 + 4) / 2)
     assert task_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).item() == pytest.approx(np.log(2))

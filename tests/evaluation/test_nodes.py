@@ -7,7 +7,7 @@ from training_parts import save_model
 
 from distil_ray.errors import InputError
 from distil_ray.evaluation.models import Model
-from distil_ray.evaluation.nodes import check_reachable, completed, join, listing_of, remote_task
+from distil_ray.evaluation.nodes import check_reachable, completed, join, listing_of, num_at_a_time, remote_task
 from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.origin import Origin
 
@@ -48,6 +48,12 @@ def test_tasks_start_in_the_order_in_which_they_were_given(ray_cluster):
     tasks = [remote_task(double, alone, Model("any", Origin("/any"))) for _ in range(12)]
     running = {task.remote(ray.put(number)): number for number, task in enumerate(tasks)}
     assert list(completed(running, "tasks")) == [(number, 2 * number) for number in range(12)]
+
+
+def test_as_many_run_at_a_time_as_there_are_cpus_for(ray_cluster):
+    num_cpus, models = int(ray.cluster_resources()["CPU"]), [Model("any", Origin("/any"))]
+    assert num_at_a_time(models, Resources()) == num_cpus
+    assert num_at_a_time(models, Resources(cpus=num_cpus)) == num_at_a_time(models, Resources(cpus=99)) == 1
 
 
 def test_a_card_is_not_a_part_of_a_model(tmp_path):
