@@ -125,9 +125,9 @@ def retained_percent(board: Scoreboard, student: ModelResult) -> float | None:
     return _retained_of(board, student, board.scored)
 
 
-def retained_by_seed(board: Scoreboard, student: ModelResult) -> list[float]:
-    """The same for the scores with each seed; empty where that cannot be said."""
-    own, of_teacher = (one.scores_by_seed(board.scored) for one in (student, board.teacher))
+def retained_by_seed(board: Scoreboard, student: ModelResult, tasks: Collection[str]) -> list[float]:
+    """The share of the teacher's mean over ``tasks`` with the same seed, in percent; empty where there is none."""
+    own, of_teacher = (one.scores_by_seed(tasks) for one in (student, board.teacher))
     if min(of_teacher, default=0) <= 0:
         return []
     return [100 * score / of for score, of in zip(own, of_teacher, strict=True)]
@@ -151,9 +151,9 @@ def score_table(board: Scoreboard) -> list[list[str]]:
     table = [["model", "score", "retained", *without, *marked]]
     constant = _constant(board) if board.facts and board.is_tuned else []
     for result in [*board.results, *constant]:
-        row = [result.name, number(result.score_of(board.scored), ".1f"), _retained(board, result)]
-        if strong:
-            row += [number(result.score_of(strong), ".1f"), _percent(_retained_of(board, result, strong))]
+        row = [result.name]
+        for chosen in (board.scored, strong) if strong else (board.scored,):
+            row += [number(result.score_of(chosen), ".1f"), _retained(board, result, chosen)]
         table.append([*row, *(_summary(result.tasks.get(task)) for task in tasks)])
     return table
 
@@ -164,12 +164,12 @@ def _constant(board: Scoreboard) -> list[ModelResult]:
     return [ModelResult(CONSTANT, "", 0, 0, tasks)]
 
 
-def _retained(board: Scoreboard, result: ModelResult) -> str:
-    """What is retained, with lowest and highest over the seeds where there are several."""
-    retained = _percent(retained_percent(board, result))
+def _retained(board: Scoreboard, result: ModelResult, tasks: Collection[str]) -> str:
+    """What is retained on these tasks, with lowest and highest over the seeds where there are several."""
+    retained = _percent(_retained_of(board, result, tasks))
     if result is board.teacher or result.name == CONSTANT:
         return retained
-    shares = retained_by_seed(board, result)
+    shares = retained_by_seed(board, result, tasks)
     return f"{retained} ({min(shares):.1f}–{max(shares):.1f})" if len(shares) > 1 else retained
 
 
@@ -240,7 +240,7 @@ def report_on(board: Scoreboard) -> Report:
         | {
             "score": result.score,
             "retained_percent": retained_percent(board, result),
-            "retained_percent_by_seed": retained_by_seed(board, result),
+            "retained_percent_by_seed": retained_by_seed(board, result, board.scored),
             "score_without_not_learned": result.score_of(learned(board)),
         }
         for result in board.results

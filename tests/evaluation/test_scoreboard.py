@@ -164,7 +164,7 @@ def test_the_learning_rates_that_models_took_of_several(with_facts):
 def test_a_constant_answer_stands_beside_the_scores_and_tasks_that_the_teacher_has_not_learned_are_marked(with_facts):
     table = score_table(with_facts)
     assert table[0] == ["model", "score", "retained", "score without †", "retained without †", "cola", "sst2 †"]
-    assert table[2][3:5] == ["45.0", "90.0%"]
+    assert table[2][3:5] == ["45.0", "90.0% (89.8–90.4)"]
     assert table[-1] == ["one answer for all rows", "45.0", "64.3%", "0.0", "0.0%", "0.0", "90.0"]
     assert findings(with_facts)[0].endswith("95.0% of the teacher's score (90.0% without sst2).")
     assert json.loads(report_on(with_facts).to_json())["models"][1]["score_without_not_learned"] == 45.0
