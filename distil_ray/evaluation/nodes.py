@@ -61,7 +61,7 @@ def _remote(function: Callable[..., Any]) -> Any:
 
 
 def completed(running: dict[Any, Job], what: str) -> Iterator[tuple[Job, Any]]:
-    """Wait for Ray tasks; yield the job and the result of each that succeeds, in the order in which they end.
+    """Wait for Ray tasks; yield the job and the result of each that succeeds, as they end.
 
     Args:
         running: the job by its task's reference. A task is removed when it ends.
