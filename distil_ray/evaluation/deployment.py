@@ -29,9 +29,10 @@ from distil_ray.evaluation.kinds import Labeling, encode_rows
 from distil_ray.evaluation.nodes import completed, join, remote_task
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json, to_json
-from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_function, measure_latency, using_threads
+from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_function, measure_latency
 from distil_ray.evaluation.tasks import Rows, Splits, Task, first_validation
 from distil_ray.models.loading import load_tokenizer, max_tokens
+from distil_ray.models.threads import using_threads
 from distil_ray.models.tokenizer import save_tokenizer
 from distil_ray.reporting.report import writing
 from distil_ray.runs.storage import RunFolder

@@ -3,7 +3,6 @@
 import inspect
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -15,6 +14,7 @@ from distil_ray.evaluation.kinds import encode_rows
 from distil_ray.evaluation.tasks import Rows
 from distil_ray.evaluation.turns import Key, time_in_turns
 from distil_ray.models.loading import max_tokens
+from distil_ray.models.threads import using_threads
 from distil_ray.runs.cluster import usable_cpus
 
 NUM_TOKENS = 128
@@ -148,14 +148,3 @@ def as_function(model: PreTrainedModel, device: torch.device) -> Run:
         return {name: values.cpu().numpy() for name, values in model(**tensors).items()}
 
     return run
-
-
-@contextmanager
-def using_threads(count: int) -> Iterator[None]:
-    """Let torch compute on so many threads while the block runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

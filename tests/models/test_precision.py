@@ -1,6 +1,7 @@
 """Which number format is taken, and what it is applied to."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from distil_ray.models.precision import (
     to_precision,
     use_autocast_layer_norms,
 )
+from distil_ray.models.threads import using_threads
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -32,6 +34,16 @@ def test_a_processor_takes_bf16_if_that_is_faster(monkeypatch, speedup, expected
 def test_a_processor_is_tried():
     assert 0.001 < precision._speedup(torch.bfloat16) < 100
     assert 0.1 < precision._speedup(torch.float64) < 0.9  # twice as many bits take about twice as long
+
+
+def test_a_processor_is_tried_in_one_thread(monkeypatch):
+    # Threads that wait for each other on a busy machine take CPU time, which hid that bf16 is three times as fast.
+    seen, thread_time = set(), time.thread_time
+    monkeypatch.setattr(time, "thread_time", lambda: seen.add(torch.get_num_threads()) or thread_time())
+    with using_threads(2):
+        precision._speedup(torch.bfloat16)
+        assert torch.get_num_threads() == 2
+    assert seen == {1}
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp16")])
