@@ -90,12 +90,27 @@ def describe_data(config: Config, plan: DataPlan) -> list[str]:
     lines = [
         f"text: {len(corpus.files):,} files, {corpus.num_bytes / 1e6:,.1f} MB in {corpus.num_units:,} units; "
         f"{len(schedule.units):,} to train on in {schedule.groups_per_epoch:,} groups per epoch, "
-        f"{len(plan.eval_units):,} held out"
+        + _describe_held_out(plan, config.data.eval_fraction)
     ]
     lines += [f"left out {file.path}: {file.reason}" for file in corpus.skipped_files]
     if plan.eval_corpus is not corpus:
         lines += [f"left out {file.path}: {file.reason}" for file in plan.eval_corpus.skipped_files]
     return lines
+
+
+def _describe_held_out(plan: DataPlan, eval_fraction: float) -> str:
+    line = f"{len(plan.eval_units):,} held out"
+    if plan.eval_corpus is not plan.corpus or len(plan.eval_units) == 0:
+        return line
+    share = plan.corpus.unit_bytes[plan.eval_units].sum() / plan.corpus.num_bytes
+    line += f", {share:.1%} of the text"
+    if share > max(2 * eval_fraction, _LARGE_HELD_OUT_SHARE):
+        line += f" where data.eval_fraction is {eval_fraction:g}: units are not divided, so that text in more files or "
+        line += "row groups would leave more to train on"
+    return line
+
+
+_LARGE_HELD_OUT_SHARE = 0.05  # of the text: what is held out teaches nothing
 
 
 class Prepared(NamedTuple):
