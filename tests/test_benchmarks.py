@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from runs import own_ray
 
@@ -59,3 +61,20 @@ def test_the_data_plane(corpus):
 @pytest.mark.slow
 def test_one_pipeline_and_many_workers():
     assert figures(run("scale", "--consumers=2", "--blocks=20", "--data-cpus=1"))["benchmark"] == "scale"
+
+
+def test_the_sentences_to_distil_on_are_those_of_no_validation_row(tmp_path):
+    def write(task: str, split: str, **columns: list) -> None:
+        (tmp_path / "glue" / task).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / "glue" / task / f"{split}-00000-of-00001.parquet")
+
+    write("cola", "train", sentence=["One.", "Two.", " Two."], label=[0, 1, 1])
+    write("cola", "validation", sentence=["Five."], label=[0])
+    write("rte", "train", sentence1=["Three.", "Four."], sentence2=["Five.", "Six."], label=[0, 1])
+    write("rte", "validation", sentence1=["Six."], sentence2=["Seven."], label=[1])
+    arguments = ("claim/sentences", str(tmp_path / "glue"), str(tmp_path / "text"), "--tasks", "cola", "rte")
+    assert "4 sentences in 64 files" in run(*arguments)
+    texts = [text for path in (tmp_path / "text").iterdir() for text in pq.read_table(path)["text"].to_pylist()]
+    assert sorted(texts) == ["Four.", "One.", "Three.", "Two."]
+    with pytest.raises(AssertionError, match="is not empty; name a new folder"):
+        run(*arguments)
