@@ -108,7 +108,7 @@ def main_of(
     Args:
         after_interrupt: what the same command does after an interrupt, for the message.
     """
-    with _unbreakable_output(), _hangup_as_interrupt() as received:
+    with _unbreakable_output(), _signals_as_interrupt() as received:
         try:
             command(argv)
         except InputError as error:
@@ -119,11 +119,6 @@ def main_of(
             return _complain(prog, stop, 128 + stop.signal_number)
         except KeyboardInterrupt:
             return _complain(prog, f"interrupted; {after_interrupt}", 128 + (received or [signal.SIGINT])[-1])
-        except SystemExit as end:
-            if end.code != signal.SIGTERM:
-                raise
-            # Ray's handler of SIGTERM, which it puts in place when it starts.
-            return _complain(prog, f"terminated; {after_interrupt}", 128 + signal.SIGTERM)
         return 0
 
 
@@ -134,23 +129,27 @@ def _complain(prog: str, message: object, status: int) -> int:
 
 
 @contextmanager
-def _hangup_as_interrupt() -> Iterator[list[int]]:
-    """Let a lost terminal interrupt the command, unless that is ignored, as under `nohup`; yield which was received."""
+def _signals_as_interrupt() -> Iterator[list[int]]:
+    """Let SIGTERM and a lost terminal interrupt the command, unless they are ignored, as the latter is under `nohup`;
+    yield which were received.
+    """
     received: list[int] = []
 
     def interrupt(number: int, _: object) -> None:
         received.append(number)
         raise KeyboardInterrupt
 
-    before = signal.getsignal(signal.SIGHUP)
-    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    signal.signal(signal.SIGHUP, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    taken = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, interrupt)
     try:
         yield received
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------------------------------------------------- output

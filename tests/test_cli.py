@@ -45,7 +45,6 @@ def ending_in(error):
         (Stopped(signal.SIGTERM, "step 5 is saved"), 143, "prog: error: step 5 is saved (SIGTERM)\n"),
         (Stopped(signal.SIGINT, "step 5 is saved"), 130, "prog: error: step 5 is saved (SIGINT)\n"),
         (KeyboardInterrupt(), 130, "prog: error: interrupted; the same command starts from the beginning\n"),
-        (SystemExit(15), 143, "prog: error: terminated; the same command starts from the beginning\n"),  # by Ray
     ],
 )
 def test_exit_status_and_message(error, status, message, capsys):
@@ -87,9 +86,29 @@ WAITING = """
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupting_a_process_ends_it_with_its_status_and_without_a_traceback(number):
     assert ended(WAITING, number) == (128 + number, "", "prog: error: interrupted; no harm is done\n")
+
+
+WAITING_FOR_RAY = """
+    import sys, time, ray
+    from distil_ray.cli import main_of
+    from distil_ray.runs.cluster import connect
+    def command(argv):
+        connect(1)
+        task = ray.remote(lambda: time.sleep(60)).remote()
+        print('ready', flush=True)
+        ray.wait([task])
+    sys.exit(main_of('prog', command, None, after_interrupt='no harm is done'))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_ray_does_not_come_between_a_signal_and_its_status(ray_cluster, number):
+    """For SIGTERM, it would print a stack of its own and end with status 1."""
+    found = ended(WAITING_FOR_RAY, number, environment={"RAY_ADDRESS": ray_cluster})
+    assert found == (128 + number, "", "prog: error: interrupted; no harm is done\n")
 
 
 def test_each_command_promises_what_it_keeps(monkeypatch, capsys):

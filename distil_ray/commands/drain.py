@@ -21,6 +21,7 @@ from typing import IO
 
 from distil_ray.cli import main_of, program_of
 from distil_ray.errors import InputError, RunError
+from distil_ray.runs.stopping import keeping_sigterm
 
 _METADATA_URL = "http://169.254.169.254"
 _TOKEN_SECONDS = 21600
@@ -104,7 +105,7 @@ def own_node_id(address: str) -> str:
     from ray.util import get_node_ip_address
 
     try:
-        with ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):
+        with keeping_sigterm(), ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False):
             here = {get_node_ip_address(), socket.gethostname()}
             alive = [node for node in ray.nodes() if node["Alive"]]
     except (ConnectionError, ValueError) as error:

@@ -13,7 +13,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distil_ray.errors import InputError, RunError
 from distil_ray.evaluation.finetuning import finetuner_of
 from distil_ray.evaluation.kinds import Labeling, encode_rows
-from distil_ray.evaluation.nodes import completed, join, remote_task
+from distil_ray.evaluation.nodes import Progress, completed, join, remote_task
 from distil_ray.evaluation.protocol import Protocol
 from distil_ray.evaluation.results import FinetuneJob, Results, Stale, read_json, to_json
 from distil_ray.evaluation.speed import Array, Contender, Run, Timing, as_function, measure_latency
@@ -283,13 +283,15 @@ def deploy_all(
     open_jobs = [job for job in jobs if _figures(folder, job) is None]
     if open_jobs:
         tell(join([job.model for job in open_jobs], protocol.resources))
-    running = {
-        remote_task(_export, protocol.resources, job.model).remote(job, task, splits, results.protocol_of(job)): job
-        for job in open_jobs
-    }
-    for job, files in completed(running, "exports for a device"):
-        _keep(folder, job.row, files, results.made_with(job))
-        tell(f"{job.row}: {task.name} for a device, in {folder / job.row}")
+        with closing(Progress()) as progress:
+            running = {}
+            for job in open_jobs:
+                remote = remote_task(_export, protocol.resources, job.model)
+                running[remote.remote(job, task, splits, results.protocol_of(job), progress)] = job
+            exports = completed(running, "exports for a device", lambda: tell(progress.line(running.values())))
+            for job, files in exports:
+                _keep(folder, job.row, files, results.made_with(job))
+                tell(f"{job.row}: {task.name} for a device, in {folder / job.row}")
     rows = first_validation(splits)
     latency = _latency(jobs, task, folder, rows, protocol)
     found = {job.row: _deployed(job, folder, latency) for job in jobs}
@@ -314,10 +316,10 @@ def _figures(folder: Path, job: FinetuneJob) -> dict[str, Any] | None:
     return found if found is not None and {"formats", "made_with"} <= found.keys() else None
 
 
-def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol) -> dict[str, bytes]:
+def _export(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol, progress: Progress) -> dict[str, bytes]:
     """Fine-tune and export a model; return its files by name. Runs on a node of the cluster."""
     finetuner = finetuner_of(job, task, protocol)
-    finetuner.train(splits)
+    finetuner.train(splits, tell=progress.teller(job))
     length = protocol.finetuning_on(task.name).max_seq_length
     rows = first_validation(splits)
     with tempfile.TemporaryDirectory() as name:

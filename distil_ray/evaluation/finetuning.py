@@ -5,7 +5,8 @@ Shapes: B features of a batch, T pieces of its longest, C outputs of a model for
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import count
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distil_ray.distillation.losses import IGNORE_INDEX, soft_target_loss
 from distil_ray.errors import InputError
 from distil_ray.evaluation.kinds import Features, Logits, adapter_of
-from distil_ray.evaluation.nodes import completed, join, num_at_a_time, remote_task
+from distil_ray.evaluation.nodes import Progress, completed, join, num_at_a_time, remote_task
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
 from distil_ray.evaluation.results import FinetuneJob, Results
 from distil_ray.evaluation.tasks import Rows, Splits, Task
@@ -76,10 +77,18 @@ class Finetuner:
         self._multiple = math.gcd(protocol.max_seq_length, 16) if device.type == "cuda" else None
         self.precision = fastest_precision(device) if protocol.precision == "auto" else protocol.precision
 
-    def train(self, splits: Splits, soft_targets: SoftTargets | None = None) -> None:
+    def train(
+        self,
+        splits: Splits,
+        soft_targets: SoftTargets | None = None,
+        tell: Callable[[float], None] = lambda share: None,
+    ) -> None:
         """Train on ``splits["train"]``: AdamW with linear warm-up and decay, gradients clipped to norm 1 (as in arXiv
         1810.04805), no decay of biases and LayerNorms. With ``early_stopping_patience``, the weights are those of the
         epoch that is best on the other splits.
+
+        Args:
+            tell: takes the share of the steps that is done, after each.
 
         Raises:
             InputError: soft targets do not fit the rows.
@@ -98,14 +107,16 @@ class Finetuner:
         )
         generator = np.random.default_rng(self._seed)
         best, patience = _BestEpoch(self.model), protocol.early_stopping_patience
-        steps = count()
+        steps = count(1)
         for _ in range(protocol.num_epochs):
             self.model.train()
             for indices in batches(features.lengths, protocol.batch_size, generator):
                 optimizer.zero_grad()
                 (self._loss(features, indices, soft_targets) * optimizer.loss_scale).backward()
-                factor = learning_rate_factor(next(steps) / num_steps, "linear", protocol.warmup_fraction)
+                step = next(steps)
+                factor = learning_rate_factor((step - 1) / num_steps, "linear", protocol.warmup_fraction)
                 optimizer.step(learning_rate * factor)
+                tell(step / num_steps)
             if patience and best.epochs_since(self.score(splits)["score"]) >= patience:
                 break
         best.restore()
@@ -270,21 +281,30 @@ def _run(jobs: Sequence[FinetuneJob], results: Results, console: Console, what: 
     if not open_jobs:
         return
     console.line(join([job.model for job in open_jobs], results.protocol.resources))
-    running = _start(open_jobs, results)
+    with closing(Progress()) as progress:
+        _follow(_start(open_jobs, results, progress), results, progress, console, what)
+
+
+def _follow(running: dict[Any, FinetuneJob], results: Results, progress: Progress, console: Console, what: str) -> None:
+    """Keep the results of Ray tasks as they end, and tell how far they are."""
+    open_jobs = list(running.values())
     places = num_at_a_time({job.model for job in open_jobs}, results.protocol.resources)
     work = {
         name: _work(splits, results.protocol.finetuning_on(name).num_epochs) for name, splits in results.data.items()
     }
     spent: list[tuple[float, float]] = []
+
+    def time_left() -> str:
+        return _time_left(spent, progress.shares(running.values()), list(running.values()), work, places)
+
     tuned: Tuned
-    for job, tuned in completed(running, what):
+    for job, tuned in completed(running, what, lambda: console.line(f"{progress.line(running.values())}{time_left()}")):
         if tuned.soft_targets is not None:
             results.put_soft_targets(job, tuned.soft_targets)
         results.put(job, tuned.scores, tuned.seconds, tuned.precision)
         num_done = len(open_jobs) - len(running)
         spent.append((work[job.task], tuned.seconds))
-        left = _seconds_left(spent, [work[one.task] for one in running.values()], places)
-        ending = f"  {num_done} of {len(open_jobs)}, {format_seconds(left)} left" if running else ""
+        ending = f"  {num_done} of {len(open_jobs)}{time_left()}" if running else ""
         of = f", seed {job.seed}" if results.tasks[job.task].is_tuned else ""
         of = of if job.trial_rate is None else f", learning rate {job.trial_rate:g}"
         console.line(f"{job.task:5} {job.row}{of}: {tuned.scores['score']:.1f}{ending}")
@@ -298,19 +318,40 @@ def _work(splits: Splits, num_epochs: int) -> float:
     return 3.0 * num_epochs * sizes.pop("train", 0) + sum(sizes.values())
 
 
+def _time_left(
+    spent: Sequence[tuple[float, float]],
+    under_way: Mapping[FinetuneJob, tuple[float, float]],
+    jobs: Collection[FinetuneJob],
+    work: Mapping[str, float],
+    places: int,
+) -> str:
+    """How long ``jobs`` take still, as the end of a line; empty as long as nothing is known.
+
+    Args:
+        spent: work and seconds of each job that has ended.
+        under_way: share of the work and seconds of each of ``jobs`` that has begun.
+        work: by task.
+    """
+    parts = [(share * work[job.task], seconds) for job, (share, seconds) in under_way.items()]
+    if not spent and not parts:
+        return ""
+    ahead = [(1 - under_way[job][0] if job in under_way else 1) * work[job.task] for job in jobs]
+    return f", {format_seconds(_seconds_left([*spent, *parts], ahead, places))} left"
+
+
 def _seconds_left(spent: Sequence[tuple[float, float]], ahead: Sequence[float], places: int) -> float:
     """How long the work ``ahead`` takes.
 
     Args:
-        spent: work and seconds of each job that is done.
-        ahead: work of each job that is not.
+        spent: work that is done, and its seconds, of each job.
+        ahead: work of each job that is not done.
         places: jobs that run at a time.
     """
     done, seconds = map(sum, zip(*spent, strict=True))
     return seconds / max(done, 1.0) * sum(ahead) / max(1, min(places, len(ahead)))
 
 
-def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJob]:
+def _start(jobs: Sequence[FinetuneJob], results: Results, progress: Progress) -> dict[Any, FinetuneJob]:
     """Start all jobs, teachers before the students that learn from them; return each job by its task's reference."""
     splits = {name: ray.put(results.data[name]) for name in {job.task for job in jobs}}
     outcomes: dict[FinetuneJob, Any] = {}  # references to a `Tuned` each
@@ -320,7 +361,8 @@ def _start(jobs: Sequence[FinetuneJob], results: Results) -> dict[Any, FinetuneJ
             outcomes[job.teacher] = ray.put(Tuned({}, 0.0, None, results.soft_targets(job.teacher)))
         teacher = None if job.teacher is None else outcomes[job.teacher]
         task = remote_task(_fine_tune, results.protocol.resources, job.model)
-        outcomes[job] = task.remote(job, results.tasks[job.task], splits[job.task], results.protocol_of(job), teacher)
+        settings = results.protocol_of(job)
+        outcomes[job] = task.remote(job, results.tasks[job.task], splits[job.task], settings, progress, teacher)
         running[outcomes[job]] = job
     return running
 
@@ -339,15 +381,17 @@ def finetuner_of(job: FinetuneJob, task: Task, protocol: Protocol) -> Finetuner:
     return Finetuner(model, tokenizer, task, settings, seed=job.seed, device=assigned_device())
 
 
-def _fine_tune(job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol, teacher: Tuned | None) -> Tuned:
-    began = time.monotonic()
+def _fine_tune(
+    job: FinetuneJob, task: Task, splits: Splits, protocol: Protocol, progress: Progress, teacher: Tuned | None
+) -> Tuned:
+    began, tell = time.monotonic(), progress.teller(job)
     if job.trial_rate is not None:
         rest, aside = splits["train"].set_aside(_TRIAL_SHARE)
         splits = {"train": rest, "set aside": aside}
     finetuner = finetuner_of(job, task, protocol)
     targets = teacher.soft_targets if teacher else None
     if task.is_tuned:
-        finetuner.train(splits, None if targets is None else SoftTargets(targets, protocol.second_step))
+        finetuner.train(splits, None if targets is None else SoftTargets(targets, protocol.second_step), tell)
     scores = finetuner.score(splits)
     soft_targets = [np.array(one) for one in finetuner.logits(splits["train"])] if job.teaches else None
     return Tuned(scores, time.monotonic() - began, finetuner.precision, soft_targets)

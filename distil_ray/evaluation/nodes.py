@@ -1,7 +1,9 @@
 """The cluster that models are evaluated on: joined, its nodes checked for the models, and its tasks waited for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,11 +16,14 @@ from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.loading import load_tokenizer
 from distil_ray.models.origin import Origin
 from distil_ray.runs.cluster import connect
+from distil_ray.runs.events import EventQueue
 
 Job = TypeVar("Job")
 Listing = dict[str, int]  # the files of a model's folder: bytes by name
 
 _PARTS = (".safetensors", ".bin", ".json", ".txt", ".model")  # weights, configuration, tokenizer
+_FIRST_SECONDS, _MOST_SECONDS = 60.0, 600.0  # of waiting until something is said
+_NUM_NAMED = 4  # of the running tasks; the others are counted
 _MAX_SECONDS = 300.0  # to start a process on a busy node and to import torch
 
 
@@ -60,19 +65,65 @@ def _remote(function: Callable[..., Any]) -> Any:
     return ray.remote(untyped)
 
 
-def completed(running: dict[Any, Job], what: str) -> Iterator[tuple[Job, Any]]:
+class Progress:
+    """How far tasks are, as each tells it where it runs."""
+
+    def __init__(self) -> None:
+        """Begin in the driver; a copy goes to each task."""
+        self._events = EventQueue()
+
+    def teller(self, job: Any) -> Callable[[float], None]:
+        """For a job's task: takes the share of its work that is done, and passes on each further hundredth."""
+        began, told = time.monotonic(), 0.0
+
+        def tell(share: float) -> None:
+            nonlocal told
+            if share >= told + 0.01:
+                told = share
+                self._events.note("share", job, (share, time.monotonic() - began))
+
+        return tell
+
+    def shares(self, jobs: Iterable[Job]) -> dict[Job, tuple[float, float]]:
+        """For the driver: of those of the jobs that have begun, the share that is done and the seconds it took."""
+        known = self._events.noted("share")
+        return {job: known[job] for job in jobs if job in known}
+
+    def line(self, jobs: Collection[Job]) -> str:
+        """For the driver: how many there still are, and how far the first few of those that have begun."""
+        shares = self.shares(jobs)
+        named = [f"{job} {share:.0%}" for job, (share, _) in islice(shares.items(), _NUM_NAMED)]
+        if more := len(shares) - len(named):
+            named.append(f"{more} more running")
+        return f"{len(jobs)} to go" + (f": {'; '.join(named)}" if named else "")
+
+    def close(self) -> None:
+        """End it, in the driver."""
+        self._events.close()
+
+
+def completed(
+    running: dict[Any, Job], what: str, while_waiting: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Job, Any]]:
     """Wait for Ray tasks; yield the job and the result of each that succeeds, as they end.
 
     Args:
         running: the job by its task's reference. A task is removed when it ends.
         what: the jobs in the plural, for the message.
+        while_waiting: is called when none has ended for a minute, then after twice as long each time, ten minutes
+            at most.
 
     Raises:
         RunError: after all have ended, if any failed; says which and why.
     """
-    num_jobs, failures = len(running), []
+    num_jobs, failures, patience = len(running), [], _FIRST_SECONDS
     while running:
-        (reference,), _ = ray.wait(list(running), num_returns=1)
+        ended, _ = ray.wait(list(running), num_returns=1, timeout=patience)
+        if not ended:
+            while_waiting()
+            patience = min(2 * patience, _MOST_SECONDS)
+            continue
+        (reference,), patience = ended, _FIRST_SECONDS
         job = running.pop(reference)
         try:
             result = ray.get(reference)

@@ -18,6 +18,7 @@ import ray
 from distil_ray.config import Config
 from distil_ray.errors import InputError, RunError
 from distil_ray.runs.ray_internals import autoscaling_state
+from distil_ray.runs.stopping import keeping_sigterm
 
 _NODE_TYPE_LABEL = "ray.io/node-group"
 _AUTOSCALER_SECONDS = 15.0  # until the autoscaler of a cluster that was started for this run has reported
@@ -56,7 +57,7 @@ def connect(cpu_slots: float, *, dashboard: bool = False) -> str:
     """
     if ray.is_initialized():
         return "using the Ray that this process is connected to"
-    with _loading_transformers():
+    with keeping_sigterm(), _loading_transformers():
         return _join_or_start(cpu_slots, dashboard)
 
 

@@ -42,8 +42,11 @@ class EventQueue:
         self.send("record", record)
 
     def note(self, topic: str, key: Any, content: Any) -> None:
-        """Keep something under a topic, for `noted`; what is there under the same key is replaced."""
-        self._exchange.note.remote(topic, key, content)
+        """Keep something under a topic, for `noted`; of several under the same key, what was sent last by the clock.
+
+        Calls of an actor that is asynchronous may overtake each other.
+        """
+        self._exchange.note.remote(topic, key, (time.time(), content))
 
     def noted(self, topic: str) -> dict[Any, Any]:
         """Return what is kept under a topic, by key."""
@@ -98,7 +101,7 @@ class _Exchange:
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._is_stop_wanted = False
         self._worker: Any = None  # the newest actor that has asked whether to stop
-        self._notes: dict[str, dict[Any, Any]] = {}
+        self._notes: dict[str, dict[Any, tuple[float, Any]]] = {}  # with the time at which it was sent
 
     async def put(self, event: tuple[str, Any]) -> None:
         self._events.put_nowait(event)
@@ -110,11 +113,13 @@ class _Exchange:
         except TimeoutError:
             return None
 
-    async def note(self, topic: str, key: Any, content: Any) -> None:
-        self._notes.setdefault(topic, {})[key] = content
+    async def note(self, topic: str, key: Any, note: tuple[float, Any]) -> None:
+        notes = self._notes.setdefault(topic, {})
+        if key not in notes or notes[key][0] <= note[0]:
+            notes[key] = note
 
     async def noted(self, topic: str) -> dict[Any, Any]:
-        return self._notes.get(topic, {})
+        return {key: content for key, (_, content) in self._notes.get(topic, {}).items()}
 
     async def is_stop_wanted(self, worker: Any) -> bool | None:
         """None: the caller must say who it is."""

@@ -257,7 +257,7 @@ def _is_over(folder: RunFolder, last: _Holder, tell: Callable[[str], None]) -> b
 def _refusal(folder: RunFolder, holder: _Holder) -> InputError:
     return InputError(
         f"{folder.path} is in use by {holder}, which is alive; two commands would destroy each other's work. Wait for "
-        "its end, stop it there (Ctrl-C or SIGTERM: it saves first), or give this one another run.name"
+        "its end, stop it there (Ctrl-C or SIGTERM: it saves first), or give this one its own run.name or --output"
     )
 
 

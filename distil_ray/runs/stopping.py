@@ -14,6 +14,20 @@ _CHECK_SECONDS, _NUM_FAILED_CHECKS = 5.0, 2
 """A run whose workers are found gone this many times in a row is not waited for. (Once, they may just have saved.)"""
 
 
+@contextmanager
+def keeping_sigterm() -> Iterator[None]:
+    """Let SIGTERM do after the block, in which Ray is started or joined, what it did before.
+
+    Ray takes it twice: in C++, to print a stack, and in Python, to exit; within `ray.wait` that is with status 1.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 class Workers(Protocol):
     """The driver's connection to the workers, such as an `EventQueue`."""
 

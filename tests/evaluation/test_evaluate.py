@@ -49,7 +49,9 @@ def fine_tuning():
 
 
 def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, tmp_path, monkeypatch, capsys):
-    assert evaluate.main(arguments(folders, tmp_path, seeds=1)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("distil_ray.evaluation.nodes._FIRST_SECONDS", 0.001)
+        assert evaluate.main(arguments(folders, tmp_path, seeds=1)) == 0
     first = capsys.readouterr().out
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("results/*/*/*.json")}
     assert len(kept) == 2
@@ -57,6 +59,7 @@ def test_models_are_compared_and_a_comparison_is_resumed(folders, ray_cluster, t
 
     out = capsys.readouterr().out
     assert "2 fine-tunings: 2 models, 1 task, 1 seed" in first
+    assert "\n2 to go" in first
     assert "2 of 8 fine-tunings are already done" in out
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     report = json.loads((tmp_path / "report.json").read_text())

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,12 @@ from training_parts import save_model, small_tokenizer
 from distil_ray.errors import InputError
 from distil_ray.evaluation import finetuning
 from distil_ray.evaluation.finetuning import Finetuner, SoftTargets, adapter_of, batches, task_loss
+from distil_ray.evaluation.models import Model
 from distil_ray.evaluation.protocol import Finetuning, Protocol, SecondStep
+from distil_ray.evaluation.results import FinetuneJob
 from distil_ray.evaluation.tasks import TASKS, Rows, chosen_tasks, read_tasks
 from distil_ray.models.loading import load_classifier, load_tokenizer
+from distil_ray.models.origin import Origin
 
 QUICK = Finetuning(learning_rate=3e-3, num_epochs=12, batch_size=16, max_seq_length=12, precision="fp32")
 
@@ -192,6 +196,24 @@ def test_the_time_left_goes_by_the_tasks_and_by_how_many_run_at_a_time():
     assert finetuning._seconds_left(spent, [tasks[0]], places=2) == 10
     assert finetuning._seconds_left(spent, tasks, places=1) == pytest.approx(10 + 10 * tasks[1] / tasks[0])
     assert finetuning._seconds_left(spent, [], places=2) == 0
+
+
+def test_the_time_left_goes_by_what_is_under_way_too():
+    jobs = [FinetuneJob(Model("any", Origin("/any")), task, 1) for task in ("small", "small", "large")]
+    jobs[1] = replace(jobs[1], seed=2)
+    work = {"small": 10.0, "large": 40.0}
+    assert finetuning._time_left([], {}, jobs, work, places=2) == ""
+    # 10 of 60 are done in 10 s, 50 are ahead in two places.
+    assert finetuning._time_left([], {jobs[2]: (0.25, 10.0)}, jobs, work, places=2) == ", 0:25 left"
+    assert finetuning._time_left([(10.0, 30.0)], {jobs[2]: (0.25, 10.0)}, jobs, work, places=2) == ", 0:50 left"
+    assert finetuning._time_left([(10.0, 30.0)], {}, jobs[:1], work, places=2) == ", 0:30 left"
+
+
+def test_how_far_it_is_is_told_after_each_step(model_folder, glue):
+    shares = []
+    one = finetuner(model_folder, TASKS["sst2"], QUICK.model_copy(update={"num_epochs": 2}))
+    one.train(glue["sst2"] | {"train": glue["sst2"]["train"].sample(40)}, tell=shares.append)
+    assert shares == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])  # 3 batches an epoch
 
 
 def test_losses():

@@ -1,6 +1,7 @@
 """Nodes that cannot reach a model are named before anything is trained on them."""
 
 import time
+from contextlib import closing
 
 import pytest
 import ray
@@ -8,8 +9,17 @@ from small_models import small_model
 from training_parts import save_model
 
 from distil_ray.errors import InputError
+from distil_ray.evaluation import nodes
 from distil_ray.evaluation.models import Model
-from distil_ray.evaluation.nodes import check_reachable, completed, join, listing_of, num_at_a_time, remote_task
+from distil_ray.evaluation.nodes import (
+    Progress,
+    check_reachable,
+    completed,
+    join,
+    listing_of,
+    num_at_a_time,
+    remote_task,
+)
 from distil_ray.evaluation.protocol import Resources
 from distil_ray.models.origin import Origin
 
@@ -52,6 +62,50 @@ def test_tasks_start_in_the_order_in_which_they_were_given(ray_cluster):
     # By the tasks' own clock: of several that have ended, Ray names any first.
     ended = sorted(completed(running, "tasks"), key=lambda one: one[1][1])
     assert [(number, doubled) for number, (doubled, _) in ended] == [(number, 2 * number) for number in range(12)]
+
+
+def test_tasks_tell_how_far_they_are(ray_cluster, tmp_path, monkeypatch):
+    def told(progress, job, seen):
+        tell = progress.teller(job)
+        for share in (0.125, 0.5, 0.501):
+            tell(share)
+        while not seen.exists():  # what is told until then is told while the driver waits
+            time.sleep(0.05)
+
+    for name in ("_FIRST_SECONDS", "_MOST_SECONDS"):
+        monkeypatch.setattr(nodes, name, 0.2)
+    lines, seen, num_cpus = [], tmp_path / "seen", int(ray.cluster_resources()["CPU"])
+    jobs = [f"job {number}" for number in range(num_cpus + 1)]
+    with closing(Progress()) as progress:
+        assert progress.line(jobs) == f"{len(jobs)} to go"
+        tasks = [remote_task(told, Resources(), Model("any", Origin("/any"))) for _ in jobs]
+        running = {task.remote(progress, job, seen): job for task, job in zip(tasks, jobs, strict=True)}
+
+        def look():
+            # The last waits for a place; less than a hundredth more is not passed on.
+            if [share for share, _ in progress.shares(jobs).values()] == [0.5] * num_cpus:
+                lines.append(progress.line(running.values()))
+                seen.touch()
+
+        assert sorted(job for job, _ in completed(running, "tasks", look)) == jobs
+    assert f"{num_cpus + 1} to go: job 0 50%; " in lines[0]
+    assert lines[0].count(" 50%") == min(num_cpus, 4)
+    assert lines[0].endswith(f"; {num_cpus - 4} more running") == (num_cpus > 4)
+
+
+def test_of_long_tasks_is_told_ever_more_rarely(monkeypatch):
+    waited, answers = [], [[], [], [], [], [], ["a"], [], ["b"]]
+
+    def wait(references, num_returns, timeout):
+        waited.append(timeout)
+        return answers[len(waited) - 1], references
+
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "get", str.upper)
+    told = []
+    assert list(completed({"a": 1, "b": 2}, "tasks", lambda: told.append(len(waited)))) == [(1, "A"), (2, "B")]
+    assert waited == [60, 120, 240, 480, 600, 600, 60, 120]
+    assert told == [1, 2, 3, 4, 5, 7]
 
 
 def test_as_many_run_at_a_time_as_there_are_cpus_for(ray_cluster):

@@ -1,12 +1,13 @@
 """Events between driver and workers, also when the actor in the middle or a worker is lost."""
 
+import asyncio
 from queue import Empty
 
 import pytest
 import ray
 from runs import wait_for
 
-from distil_ray.runs.events import EventQueue
+from distil_ray.runs.events import EventQueue, _Exchange
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -89,3 +90,21 @@ def test_a_request_to_stop_outlives_the_queue(events, worker):
         return ray.get(worker.is_stop_wanted.remote())
 
     wait_for(is_known_again)
+
+
+def test_of_notes_that_overtake_each_other_the_one_sent_last_is_kept():
+    async def noted(*notes):
+        exchange = _Exchange()
+        for note in notes:
+            await exchange.note("share", "job", note)
+        return await exchange.noted("share")
+
+    first, second, third = (1.0, "first"), (2.0, "second"), (2.0, "third")
+    assert asyncio.run(noted(first, second)) == asyncio.run(noted(second, first)) == {"job": "second"}
+    assert asyncio.run(noted(second, third)) == {"job": "third"}  # within a tick of the clock
+
+
+def test_a_note_goes_to_those_who_ask_for_its_topic(events):
+    events.note("share", "job", 0.5)
+    wait_for(lambda: events.noted("share") == {"job": 0.5})
+    assert events.noted("start") == {}
