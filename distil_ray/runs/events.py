@@ -6,15 +6,24 @@ request to stop arrives; nothing else happens.
 
 import asyncio
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import count
 from queue import Empty
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _ANSWER_SECONDS = 10.0
+_PROCESS, _NUMBERS = uuid.uuid4().hex, count()  # of the notes sent from here
+
+
+class _Note(NamedTuple):
+    process: str
+    number: int
+    content: Any
 
 
 class EventQueue:
@@ -42,11 +51,11 @@ class EventQueue:
         self.send("record", record)
 
     def note(self, topic: str, key: Any, content: Any) -> None:
-        """Keep something under a topic, for `noted`; of several under the same key, what was sent last by the clock.
+        """Keep something under a topic, for `noted`; what is there under the same key is replaced.
 
-        Calls of an actor that is asynchronous may overtake each other.
+        Calls of an asynchronous actor may overtake each other: of a process' own, the last one counts.
         """
-        self._exchange.note.remote(topic, key, (time.time(), content))
+        self._exchange.note.remote(topic, key, _Note(_PROCESS, next(_NUMBERS), content))
 
     def noted(self, topic: str) -> dict[Any, Any]:
         """Return what is kept under a topic, by key."""
@@ -101,7 +110,7 @@ class _Exchange:
         self._events: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._is_stop_wanted = False
         self._worker: Any = None  # the newest actor that has asked whether to stop
-        self._notes: dict[str, dict[Any, tuple[float, Any]]] = {}  # with the time at which it was sent
+        self._notes: dict[str, dict[Any, _Note]] = {}
 
     async def put(self, event: tuple[str, Any]) -> None:
         self._events.put_nowait(event)
@@ -113,13 +122,14 @@ class _Exchange:
         except TimeoutError:
             return None
 
-    async def note(self, topic: str, key: Any, note: tuple[float, Any]) -> None:
+    async def note(self, topic: str, key: Any, note: _Note) -> None:
         notes = self._notes.setdefault(topic, {})
-        if key not in notes or notes[key][0] <= note[0]:
+        known = notes.get(key)
+        if known is None or known.process != note.process or known.number < note.number:
             notes[key] = note
 
     async def noted(self, topic: str) -> dict[Any, Any]:
-        return {key: content for key, (_, content) in self._notes.get(topic, {}).items()}
+        return {key: note.content for key, note in self._notes.get(topic, {}).items()}
 
     async def is_stop_wanted(self, worker: Any) -> bool | None:
         """None: the caller must say who it is."""

@@ -15,6 +15,7 @@ from distil_ray.data.plan import DataPlan
 from distil_ray.errors import InputError, RunError, reason_of
 from distil_ray.runs.cluster import check_fits, connect, has_label, missing_now, slots_needed
 from distil_ray.runs.console import Console
+from distil_ray.runs.stopping import keeping_sigterm
 from distil_ray.runs.storage import RunFolder
 from distil_ray.training import verdicts
 from distil_ray.training.assembly import build_plan, build_tokenizer
@@ -34,7 +35,8 @@ def checkup(config: Config, console: Console) -> list[Verdict]:
     plan, listings = _listing(config)
     nodes, one_storage = _ask_all(config, plan)
     facts = {node.name: node.facts for node in nodes if isinstance(node.facts, NodeFacts)}
-    address = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url  # of the Ray in use
+    with keeping_sigterm():
+        address = ray.init(ignore_reinit_error=True, logging_level=logging.ERROR).dashboard_url  # of the Ray in use
     return [
         verdicts.answers(nodes),
         _fits(config),

@@ -7,7 +7,7 @@ import pytest
 import ray
 from runs import wait_for
 
-from distil_ray.runs.events import EventQueue, _Exchange
+from distil_ray.runs.events import EventQueue, _Exchange, _Note
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -99,9 +99,9 @@ def test_of_notes_that_overtake_each_other_the_one_sent_last_is_kept():
             await exchange.note("share", "job", note)
         return await exchange.noted("share")
 
-    first, second, third = (1.0, "first"), (2.0, "second"), (2.0, "third")
+    first, second, third = _Note("a", 1, "first"), _Note("a", 2, "second"), _Note("b", 0, "third")
     assert asyncio.run(noted(first, second)) == asyncio.run(noted(second, first)) == {"job": "second"}
-    assert asyncio.run(noted(second, third)) == {"job": "third"}  # within a tick of the clock
+    assert asyncio.run(noted(second, third)) == {"job": "third"}  # of a process that begins anew
 
 
 def test_a_note_goes_to_those_who_ask_for_its_topic(events):
