@@ -29,6 +29,7 @@ from distil_ray.models.embedding import embedding_of
 from distil_ray.models.host_memory import keep_freed_memory
 from distil_ray.models.loading import load_tokenizer_of
 from distil_ray.models.precision import Precision, autocast, fastest_precision
+from distil_ray.models.processor import fast_on_processor
 from distil_ray.runs.cluster import assigned_device
 from distil_ray.runs.console import Console
 from distil_ray.runs.figures import format_seconds
@@ -173,7 +174,7 @@ class Finetuner:
     def _forward(self, features: Features, indices: npt.NDArray[np.int64]) -> Tensor:
         inputs = [features.inputs[i] for i in indices]
         batch: Any = self.tokenizer.pad(inputs, pad_to_multiple_of=self._multiple, return_tensors="pt").to(self._device)
-        with autocast(self._device, self.precision):
+        with autocast(self._device, self.precision), fast_on_processor(self._device):
             outputs = self.model(**batch)
         return self._adapter.logits(outputs, batch["attention_mask"])
 

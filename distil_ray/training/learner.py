@@ -1,6 +1,7 @@
 """One update of the student: micro-batches, losses, and the optimizer's step."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from distil_ray.models.attention import Attention, describe_attention
 from distil_ray.models.flops import flops_per_token
 from distil_ray.models.host_memory import keep_freed_memory
 from distil_ray.models.precision import DTYPES, Precision, autocast, to_precision, use_autocast_layer_norms
+from distil_ray.models.processor import fast_on_processor
 from distil_ray.training.meter import Meter
 from distil_ray.training.objective import build_distiller, counts_of, shares_of
 from distil_ray.training.optimizer import Optimizer, learning_rate_factor
@@ -124,12 +126,15 @@ class Learner:
                 micro_batch = (block.index * self._block_rows + start) // self._micro_batch_size
                 self._seed_dropout(step, micro_batch)
                 batch = to_device(block.rows, start, start + self._micro_batch_size, self.device)
-                with self.autocast():
+                with self.autocast(), self._fast():
                     loss, sums = self._losses(*batch, self._optimizer.loss_scale)
                 loss.backward()
                 meter.add_terms(sums)
         meter.add_step(rows.wait_seconds)
         return self._optimizer.step(learning_rate), learning_rate
+
+    def _fast(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._config.runtime.compile else fast_on_processor(self.device)
 
     def _seed_dropout(self, step: int, micro_batch: int) -> None:
         """Draws depend on the place in the run alone: there is no generator state to save, nor one per worker."""

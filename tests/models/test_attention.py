@@ -2,26 +2,14 @@
 
 import pytest
 import torch
+from operations import Operations
 from small_models import random_ids, small_model
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from distil_ray.models.attention import Attention, backend, describe_attention
 
 CPU = torch.device("cpu")
-
-
-class Operations(TorchDispatchMode):
-    """Notes the names of what runs."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function.overloadpacket.__name__)
-        return function(*args, **kwargs or {})
 
 
 @pytest.mark.parametrize(("dropout", "expected"), [(0.0, "FLASH_ATTENTION"), (0.1, "MATH")])

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from operations import Operations
 from processes import run_workers
 from small_models import small_model
 from torch.nn import functional as F
@@ -216,6 +217,14 @@ def test_an_update_does_not_wait_for_the_device(precision):
         assert waiting.num_reads == 0
         norm.item()
         assert waiting.num_reads == 1  # this can be seen
+
+
+def test_on_a_processor_dropout_and_attention_are_our_own():
+    learner = small_learner(config := small_config(), dropout=0.1)
+    with Operations() as operations:
+        learner.update(step_rows(config), 0, 0.0, learner.new_meter(1))
+    assert "random_" in operations.names
+    assert "bernoulli_" not in operations.names
 
 
 # Going on from a checkpoint
