@@ -34,6 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="local folder for report.html, .md and .json (default: <run.storage_path>/<run.name>)",
     )
+    parser.add_argument(
+        "--variants", nargs="+", default=[], metavar="NAME", help="of ablation.variants, only these (default: all)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be run; train nothing")
     return parser
 
@@ -44,7 +47,7 @@ def _ablate(argv: list[str] | None) -> None:
     from distil_ray.evaluation.protocol import load_protocol
     from distil_ray.studies.settings import load_ablation
 
-    plan = load_ablation(arguments.config, arguments.settings)
+    plan = load_ablation(arguments.config, arguments.settings, arguments.variants)
     protocol = load_protocol(arguments.protocol, arguments.set)
     from distil_ray.evaluation.evaluate import check_rows
     from distil_ray.evaluation.kinds import facts_of

@@ -3,7 +3,7 @@
 Imports little: a mistake is found before anything heavy is loaded.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -375,8 +375,11 @@ class AblationPlan:
         return self.config.run.folder
 
 
-def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> AblationPlan:
+def load_ablation(files: Sequence[str], overrides: Sequence[str], only: Collection[str] = ()) -> AblationPlan:
     """Read the configuration of an ablation from YAML files and dotted settings, as `load_config` reads a run's.
+
+    Args:
+        only: names of variants; the others are left out. None of them: all are run.
 
     Raises:
         InputError: with one line per problem.
@@ -385,13 +388,15 @@ def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> AblationPla
     config, study = _parse_study(load_settings(files, overrides), AblationConfig, problems)
     if study is not None:
         problems += _unfit_keys(study.ablation)
+        problems += _unknown_variants(study.ablation, only)
     if config is None or study is None or problems:
         raise ConfigError(problems)
     ablation, base = study.ablation, to_settings(config)
+    variants = {name: changes for name, changes in ablation.variants.items() if not only or name in only}
     folder = f"{config.run.folder}/{ABLATION_RUNS_FOLDER}"
     runs: dict[tuple[str, int], Config] = {}
     for seed in ablation.seeds:
-        for name, changes in ablation.variants.items():
+        for name, changes in variants.items():
             place = {"run.name": f"{name}-seed-{seed}", "run.storage_path": folder, "run.seed": seed}
             settings = with_settings(base, {**changes, **place})
             run = _collect(problems, parse_config, settings, f"ablation.variants.{name}: ")
@@ -399,7 +404,13 @@ def load_ablation(files: Sequence[str], overrides: Sequence[str]) -> AblationPla
                 runs[name, seed] = run
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return AblationPlan(config, ablation.variants, ablation.seeds, runs)
+    return AblationPlan(config, variants, ablation.seeds, runs)
+
+
+def _unknown_variants(ablation: Ablation, only: Collection[str]) -> Iterator[str]:
+    for name in only:
+        if name not in ablation.variants:
+            yield f"--variants: given {name}, expected names of ablation.variants: {', '.join(ablation.variants)}"
 
 
 def _unfit_keys(ablation: Ablation) -> Iterator[str]:

@@ -138,6 +138,16 @@ def test_the_papers_table_4():
     assert run.run.storage_path == f"{plan.folder}/runs"
 
 
+def test_some_of_the_variants_alone():
+    files = ["configs/quickstart.yaml", "configs/ablation.yaml"]
+    plan = load_ablation(files, ["ablation.seeds=[1]"], ["random-init", "full"])
+
+    assert list(plan.variants) == ["full", "random-init"]  # the reference stays the first of the configuration's
+    assert list(plan.runs) == [("full", 1), ("random-init", 1)]
+    everything = load_ablation(files, ["ablation.seeds=[1]"])
+    assert plan.runs.items() <= everything.runs.items()
+
+
 def test_losses_are_compared_on_equal_batches():
     plan = load_ablation(["configs/quickstart.yaml", "configs/ablation-losses.yaml"], [])
 
@@ -193,6 +203,7 @@ def test_there_is_nothing_to_compare(given):
             "so that finetuning.max_seq_length 128 leaves no room for a context",
         ),
         (["data.eval_fraction=0", "data.eval_sources=null"], "ablation: given neither held-out text nor --tasks"),
+        (["--variants", "full", "half"], "--variants: given half, expected names of ablation.variants: full"),
         (["--output", "{glue}/sst2/train-00000-of-00001.parquet"], "--output: cannot write into"),
     ],
 )
