@@ -35,6 +35,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,7 @@ MAX_GRAD_NORM = 5.0
 SWITCHES: dict[str, Callable[[], None]] = {
     "half-layer-norms": lambda: setattr(learner_module, "use_autocast_layer_norms", lambda model: None),
     "padded-decoder": lambda: setattr(loading, "_padding", lambda weight: 0),
+    "fast-on-processor": lambda: setattr(learner_module, "fast_on_processor", lambda device: nullcontext()),
 }
 # Kinds of kernels by words in their names, the first that fits.
 KERNELS = {
