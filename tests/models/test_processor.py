@@ -95,3 +95,13 @@ def test_without_dropout_a_model_computes_what_it_did(is_training):
         fast = model(input_ids=ids).logits
     torch.testing.assert_close(fast, model(input_ids=ids).logits)
     assert "random_" not in operations.names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_may_be_called_without_options(dtype):
+    torch.manual_seed(0)
+    heads = torch.randn(1, 2, 4, 8, dtype=dtype, requires_grad=True)
+    with fast_on_processor(CPU):
+        fast = F.scaled_dot_product_attention(heads, heads, heads)
+    expected = F.scaled_dot_product_attention(heads, heads, heads)
+    torch.testing.assert_close(fast, expected, rtol=0, atol=4 * torch.finfo(dtype).eps)  # its outputs are about 1
