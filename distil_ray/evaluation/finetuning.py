@@ -290,9 +290,11 @@ def _follow(running: dict[Any, FinetuneJob], results: Results, progress: Progres
     """Keep the results of Ray tasks as they end, and tell how far they are."""
     open_jobs = list(running.values())
     places = num_at_a_time({job.model for job in open_jobs}, results.protocol.resources)
-    work = {
-        name: _work(splits, results.protocol.finetuning_on(name).num_epochs) for name, splits in results.data.items()
+    num_characters = {
+        name: _num_characters(splits, results.protocol.finetuning_on(name).num_epochs)
+        for name, splits in results.data.items()
     }
+    work = {job: num_characters[job.task] * job.model.work_per_token for job in open_jobs}
     spent: list[tuple[float, float]] = []
 
     def time_left() -> str:
@@ -304,17 +306,15 @@ def _follow(running: dict[Any, FinetuneJob], results: Results, progress: Progres
             results.put_soft_targets(job, tuned.soft_targets)
         results.put(job, tuned.scores, tuned.seconds, tuned.precision)
         num_done = len(open_jobs) - len(running)
-        spent.append((work[job.task], tuned.seconds))
+        spent.append((work[job], tuned.seconds))
         ending = f"  {num_done} of {len(open_jobs)}{time_left()}" if running else ""
         of = f", seed {job.seed}" if results.tasks[job.task].is_tuned else ""
         of = of if job.trial_rate is None else f", learning rate {job.trial_rate:g}"
         console.line(f"{job.task:5} {job.row}{of}: {tuned.scores['score']:.1f}{ending}")
 
 
-def _work(splits: Splits, num_epochs: int) -> float:
-    """About how much computing a task takes: characters that go forward through a model, those that also go back
-    counted three times.
-    """
+def _num_characters(splits: Splits, num_epochs: int) -> float:
+    """Characters of a task that go forward through a model, those that also go back counted three times."""
     sizes = {split: sum(len(text) for texts in rows.texts for text in texts) for split, rows in splits.items()}
     return 3.0 * num_epochs * sizes.pop("train", 0) + sum(sizes.values())
 
@@ -323,7 +323,7 @@ def _time_left(
     spent: Sequence[tuple[float, float]],
     under_way: Mapping[FinetuneJob, tuple[float, float]],
     jobs: Collection[FinetuneJob],
-    work: Mapping[str, float],
+    work: Mapping[FinetuneJob, float],
     places: int,
 ) -> str:
     """How long ``jobs`` take still, as the end of a line; empty as long as nothing is known.
@@ -331,12 +331,12 @@ def _time_left(
     Args:
         spent: work and seconds of each job that has ended.
         under_way: share of the work and seconds of each of ``jobs`` that has begun.
-        work: by task.
+        work: by job.
     """
-    parts = [(share * work[job.task], seconds) for job, (share, seconds) in under_way.items()]
+    parts = [(share * work[job], seconds) for job, (share, seconds) in under_way.items()]
     if not spent and not parts:
         return ""
-    ahead = [(1 - under_way[job][0] if job in under_way else 1) * work[job.task] for job in jobs]
+    ahead = [(1 - under_way[job][0] if job in under_way else 1) * work[job] for job in jobs]
     return f", {format_seconds(_seconds_left([*spent, *parts], ahead, places))} left"
 
 

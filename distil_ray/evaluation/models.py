@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distil_ray.errors import InputError
 from distil_ray.models.embedding import Embedding, Pooling, embedding_of
@@ -77,6 +77,12 @@ class Model:
         """Parameters of the encoder without a head."""
         encoder: Any = self.encoder.base_model
         return int(encoder.num_parameters())
+
+    @cached_property
+    def work_per_token(self) -> float:
+        """About how much computing a token takes beside other models, by the configuration alone: L × D²."""
+        config: Any = AutoConfig.from_pretrained(self.path, revision=self.origin.revision, trust_remote_code=False)
+        return float(getattr(config, "num_hidden_layers", 1) * getattr(config, "hidden_size", 1) ** 2)
 
     @cached_property
     def digests(self) -> dict[str, str]:

@@ -198,9 +198,9 @@ def test_batches_hold_all_rows_once_and_little_padding():
 
 def test_the_time_left_goes_by_the_tasks_and_by_how_many_run_at_a_time():
     small, large = Rows([("four",), ("four",)], np.zeros(2)), Rows([("four", "and more")] * 10, np.zeros(10))
-    tasks = [finetuning._work({"train": rows, "validation": small}, num_epochs=2) for rows in (small, large)]
+    tasks = [finetuning._num_characters({"train": rows, "validation": small}, num_epochs=2) for rows in (small, large)]
     assert tasks == [3 * 2 * 8 + 8, 3 * 2 * 120 + 8]
-    assert finetuning._work({"validation": small}, num_epochs=2) == 8
+    assert finetuning._num_characters({"validation": small}, num_epochs=2) == 8
     spent = [(tasks[0], 10.0)]
     assert finetuning._seconds_left(spent, [tasks[0]] * 4, places=2) == 20
     assert finetuning._seconds_left(spent, [tasks[0]], places=2) == 10
@@ -211,7 +211,7 @@ def test_the_time_left_goes_by_the_tasks_and_by_how_many_run_at_a_time():
 def test_the_time_left_goes_by_what_is_under_way_too():
     jobs = [FinetuneJob(Model("any", Origin("/any")), task, 1) for task in ("small", "small", "large")]
     jobs[1] = replace(jobs[1], seed=2)
-    work = {"small": 10.0, "large": 40.0}
+    work = {job: {"small": 10.0, "large": 40.0}[job.task] for job in jobs}
     assert finetuning._time_left([], {}, jobs, work, places=2) == ""
     # 10 of 60 are done in 10 s, 50 are ahead in two places.
     assert finetuning._time_left([], {jobs[2]: (0.25, 10.0)}, jobs, work, places=2) == ", 0:25 left"

@@ -22,6 +22,15 @@ def test_only_name_and_place_are_sent_to_other_processes(tmp_path):
     assert sent.digests == model.digests
 
 
+def test_half_of_the_layers_are_half_of_the_work_and_nothing_is_loaded_for_it(tmp_path):
+    models = []
+    for layers in (4, 2):
+        save_model(tmp_path / str(layers), small_model("distilbert", num_hidden_layers=layers))
+        models.append(Model("any", Origin(str(tmp_path / str(layers)))))
+    assert models[0].work_per_token == 2 * models[1].work_per_token
+    assert "encoder" not in models[0].__dict__
+
+
 @pytest.mark.parametrize(
     ("dtype", "name"), [(torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32")]
 )
