@@ -127,7 +127,7 @@ assert "MALLOC_ARENA_MAX" not in os.environ
 @pytest.mark.slow
 def test_an_interrupted_call_resumes_in_the_same_process(settings, tmp_path):
     """As in a notebook, without a Ray of its own."""
-    settings = changed(settings, optim__num_steps=200, eval__every_steps=200)
+    settings = changed(settings, optim__num_steps=80, eval__every_steps=80)
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, json.dumps(settings), str(tmp_path / "runs" / "run")],
         env=own_ray(),
@@ -140,4 +140,4 @@ def test_an_interrupted_call_resumes_in_the_same_process(settings, tmp_path):
     assert "Traceback" not in done.stderr
     assert "interrupted: stopped: step " in done.stdout
     assert "resuming from checkpoint_" in done.stdout
-    assert done.stdout.count("done: 200\n") == 2
+    assert done.stdout.count("done: 80\n") == 2

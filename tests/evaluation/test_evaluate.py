@@ -21,6 +21,7 @@ from distil_ray.evaluation.conduct import name_models
 from distil_ray.models.loading import load_tokenizer
 
 QUICK = [
+    "--set=resources.cpus=2",  # few at a time: each of their processes takes seconds to import what it needs
     "--set=finetuning.max_seq_length=12",
     "--set=finetuning.learning_rate=3e-3",
     "--set=finetuning.num_epochs=4",

@@ -229,7 +229,7 @@ def test_models_are_compared_beside_a_task_that_is_fine_tuned(folder, ray_cluste
     student = save_model(tmp_path / "student", small_model("bert", num_hidden_layers=1))
     given = ["--teacher", str(folder), "--student", student, "--glue", str(tmp_path / "glue"), "--seeds", "2"]
     given += ["--tasks", "sst2", "stsb-similarity", "--output", str(tmp_path / "out")]
-    given += ["--set=finetuning.max_seq_length=12", "--set=finetuning.num_epochs=1"]
+    given += ["--set=finetuning.max_seq_length=12", "--set=finetuning.num_epochs=1", "--set=resources.cpus=2"]
     assert evaluate.main([*given, "--second-step"]) == 2
     assert "--second-step: stsb-similarity is scored without fine-tuning" in capsys.readouterr().err
     assert evaluate.main([*given, "--on-device=stsb-similarity"]) == 2
