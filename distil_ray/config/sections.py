@@ -436,8 +436,8 @@ class Optim(Section):
 
     global_batch_size: Count = 256
     """Rows in a step, over all workers (DistilBERT: up to 4,096)."""
-    num_steps: Count | None = None
-    """Length of the run in steps, over as many epochs as that takes."""
+    num_steps: Annotated[int, Field(ge=0)] | None = None
+    """Length of the run in steps, over as many epochs as that takes; 0 exports the student as it starts."""
     num_epochs: Count | None = None
     """Length of the run in passes over the training text (DistilBERT: 3)."""
     learning_rate: Positive = 5e-4

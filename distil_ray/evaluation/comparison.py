@@ -34,7 +34,9 @@ from distil_ray.training.assembly import build_plan, build_tokenizer
 from distil_ray.training.history import History
 from distil_ray.training.identity import MODEL_LOCATIONS, Pin
 
-Kind = Literal["teacher", "distilled", "teacher's layers, MLM only", "random weights, MLM only", "MLM only"]
+Kind = Literal[
+    "teacher", "distilled", "teacher's layers, MLM only", "random weights, MLM only", "MLM only", "not trained"
+]
 
 NUM_MASKED_WORDS = 8
 _NUM_LOOKED_AT = 16
@@ -311,7 +313,7 @@ def _student_row(history: History) -> ModelRow:
     weights = ", ".join(f"{name} {share:.3g}" for name, share in shares.items() if share > 0)
     return ModelRow(
         name=history.name,
-        role=f"{kind}; loss weights: {weights}",
+        role=kind if kind == "not trained" else f"{kind}; loss weights: {weights}",
         kind=kind,
         mlm_loss=history.last("eval/mlm_loss"),
         mlm_accuracy=history.last("eval/mlm_accuracy"),
@@ -323,6 +325,8 @@ def _student_row(history: History) -> ModelRow:
 
 def _kind(history: History) -> Kind:
     config = history.config
+    if config.optim.num_steps == 0:
+        return "not trained"
     if config.distill.shares["mlm"] < 1:
         return "distilled"
     if config.teacher is None or config.student.path or config.student.config:
@@ -332,10 +336,10 @@ def _kind(history: History) -> Kind:
 
 def _obstacle(histories: list[History]) -> str | None:
     """Why the runs' figures cannot be compared as ways of training; None if they can."""
-    first, *others = histories
-    if any(history.heldout_identity != first.heldout_identity for history in others):
+    if any(history.heldout_identity != histories[0].heldout_identity for history in histories):
         return "The runs were evaluated on different held-out rows: their losses cannot be compared."
-    if any(key.startswith(_SHAPE) for key, _ in _differences(histories)):
+    first, *others = _trained(histories)
+    if any(key.startswith(_SHAPE) for key, _ in _differences(_trained(histories))):
         return "The runs differ in more than their losses and their start; see the settings below."
     if any(len(history.digests) != len(first.digests) for history in others):
         return "The runs took different numbers of steps: their losses cannot be compared."
@@ -345,9 +349,15 @@ def _obstacle(histories: list[History]) -> str | None:
 
 
 def _same_batches(histories: list[History]) -> list[str]:
-    num_steps = len(histories[0].digests)
+    trained = _trained(histories)
+    num_steps = len(trained[0].digests)
     sentence = f"All runs trained on the same batches in the same order: {num_steps:,} steps of equal digests."
-    return [sentence] if len(histories) > 1 else []
+    return [sentence] if len(trained) > 1 else []
+
+
+def _trained(histories: list[History]) -> list[History]:
+    """The runs but for those that show a student as it starts; all if there are no others."""
+    return [history for history in histories if _kind(history) != "not trained"] or histories
 
 
 def _unfinished(histories: list[History]) -> list[str]:

@@ -220,12 +220,13 @@ def findings(comparison: Comparison) -> list[str]:
 
 
 def same_batches(comparison: Comparison) -> str:
-    """Whether the variants trained on the same batches, seed by seed."""
-    for seed in {one.seed for one in comparison.outcomes}:
-        digests = {tuple(one.history.digests) for one in comparison.outcomes if one.seed == seed}
+    """Whether the variants that were trained saw the same batches, seed by seed."""
+    trained = [one for one in comparison.outcomes if one.history.digests] or comparison.outcomes
+    for seed in {one.seed for one in trained}:
+        digests = {tuple(one.history.digests) for one in trained if one.seed == seed}
         if len(digests) > 1:
             return f"The runs with seed {seed} did not train on the same batches: their digests differ."
-    num_steps, num_seeds = len(comparison.outcomes[0].history.digests), len({one.seed for one in comparison.outcomes})
+    num_steps, num_seeds = len(trained[0].history.digests), len({one.seed for one in trained})
     return (
         f"All variants of a seed trained on the same batches in the same order: {num_steps:,} steps of equal digests, "
         f"{num_seeds} seeds. Changes are against {comparison.reference} with the same seed: median (lowest to highest)."

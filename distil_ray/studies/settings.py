@@ -320,6 +320,8 @@ def _across(plan: SearchPlan) -> Iterator[str]:
             f"the grid's {grids} combinations, such as {1 + grids * max(round((plan.num_trials - 1) / grids), 1)}"
         )
     steps = config.optim.num_steps
+    if steps == 0:
+        yield "optim.num_steps: given 0, after which all trials are as they start; expected at least 1"
     if search.scheduler == "asha" and steps and config.eval.every_steps > search.grace_fraction * steps:
         first = search.grace_fraction * steps
         yield (

@@ -107,7 +107,7 @@ def summarize(records: Iterable[Record], state: TrainState) -> dict[str, Any]:
     for record in records:
         last |= record if record["step"] <= state.step else {}
     noted = {name: value for name, value in last.items() if name.startswith(("eval/", "train/", "data/"))}
-    return {"step": state.step, "tokens": state.counters["data/tokens"], **noted}
+    return {"step": state.step, "tokens": state.counters.get("data/tokens", 0), **noted}
 
 
 def read_digests(folder: RunFolder) -> tuple[list[str], list[str]]:

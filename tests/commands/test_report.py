@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distil_ray.commands.report import main
 from distil_ray.training.history import read_history
@@ -74,6 +75,24 @@ def test_runs_that_cannot_be_compared_are_not(distilled, baseline, tmp_path, cap
     text = capsys.readouterr().out
     assert remark in text
     assert "lower the held-out MLM loss" not in text
+
+
+def test_a_student_as_it_starts_stands_beside_one_that_was_trained(distilled, baseline, tmp_path, capsys):
+    no_steps = {"num_steps": 0, "num_epochs": None}
+    config = yaml.safe_load((baseline / "config.yaml").read_text())
+    (baseline / "config.yaml").write_text(yaml.safe_dump(config | {"optim": config["optim"] | no_steps}))
+    identity = json.loads((baseline / "identity.json").read_text())
+    identity["learned"] |= {f"optim.{key}": value for key, value in no_steps.items()}
+    (baseline / "identity.json").write_text(json.dumps(identity))
+    header = (baseline / "digests.csv").read_text().splitlines(keepends=True)[0]
+    (baseline / "digests.csv").write_text(header)
+    assert main([str(distilled[1]), str(baseline), "--output", str(tmp_path / "r.html")]) == 0
+
+    text = capsys.readouterr().out
+    assert "distilled against its teacher: " in text
+    assert "cannot be compared" not in text
+    assert "differ in more than" not in text
+    assert "\n| baseline (not trained) " in (tmp_path / "r.md").read_text()
 
 
 def test_runs_on_other_batches_are_not_compared(distilled, baseline, tmp_path, capsys):

@@ -409,7 +409,7 @@ def test_everything_that_cannot_be_read_is_reported_at_once(tmp_path):
             ["optim.betas=[1, 2, 3]"],
             "optim.betas: given [1, 2, 3], expected [number >= 0 and < 1, number >= 0 and < 1]",
         ),
-        (["optim.num_steps=1.5"], "optim.num_steps: given 1.5, expected integer >= 1, or null"),
+        (["optim.num_steps=1.5"], "optim.num_steps: given 1.5, expected integer >= 0, or null"),
         (["eval=often"], 'eval: given "often", expected mapping'),
         (
             ["runtime.resources_per_worker={CPU: 0}"],

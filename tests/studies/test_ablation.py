@@ -98,6 +98,8 @@ def test_other_batches_are_remarked_on(comparison):
     assert same_batches(comparison).startswith(
         "All variants of a seed trained on the same batches in the same order: 2"
     )
+    untrained = outcome("start", 1, 6.0, digests=())
+    assert same_batches(Comparison([*comparison.outcomes, untrained])) == same_batches(comparison)
     other = Comparison([outcome("full", 1, 3.0), outcome("other", 1, 2.5, digests=("a", "c"))])
     assert same_batches(other) == "The runs with seed 1 did not train on the same batches: their digests differ."
 

@@ -218,6 +218,10 @@ def test_what_makes_it_another_search(change, is_same):
             {"eval__every_steps": 50},
             ["eval.every_steps: given 50, but ASHA first compares a trial after 25 steps (search.grace_fraction 0.25"],
         ),
+        (
+            {"optim__num_steps": 0},
+            ["optim.num_steps: given 0, after which all trials are as they start; expected at least 1"],
+        ),
     ],
 )
 def test_a_mistake_is_named(change, expected):

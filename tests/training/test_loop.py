@@ -259,6 +259,21 @@ def test_a_teacher_is_distilled_over_an_epoch(base, whole, request):
     assert digest_column(run.path) == expected_digests(run.config)
 
 
+def test_no_steps_give_the_student_as_it_starts(base, whole, request):
+    settings = base | {"teacher": {"path": str(whole / "export")}, "student": {}, "distill": {}}
+    run = run_of(settings, request, optim__num_steps=0, runtime__num_workers=2)
+
+    assert run.start().kind == "finished"
+    (record,) = records(run.path)
+    assert (record["step"], digests(run.path).count("\n")) == (0, 1)  # a header
+    assert record["eval/mlm_loss"] > record["eval/teacher_mlm_loss"]
+    assert not list(run.path.glob("checkpoint_*"))
+    assert json.loads((run.path / "finished.json").read_text())["tokens"] == 0
+    student, teacher = (safetensors.numpy.load_file(path / "export/model.safetensors") for path in (run.path, whole))
+    query = "transformer.layer.0.attention.q_lin.weight", "encoder.layer.0.attention.self.query.weight"
+    assert np.array_equal(student[f"distilbert.{query[0]}"], teacher[f"bert.{query[1]}"])
+
+
 def test_text_for_less_than_a_step_is_bad_input(base, request):
     optim = {"global_batch_size": 8192, "num_epochs": 1}
     outcome = run_of(base | {"optim": optim}, request, runtime__num_workers=1).start()
