@@ -117,7 +117,7 @@ def test_what_the_commands_take_is_valid(text, kind, tmp_path):
         ("data: {sources: []}", "run"),
         ("data: {sources: 3}", "run"),
         ("optim: {num_steps: ten}", "run"),
-        ("optim: {num_steps: 0}", "run"),
+        ("optim: {num_steps: -1}", "run"),
         ("optim: {num_steps: 2.5}", "run"),
         ("optim: {betas: [0.9]}", "run"),
         ("optim: {betas: [0.9, 1.5]}", "run"),
