@@ -313,7 +313,7 @@ def _student_row(history: History) -> ModelRow:
     weights = ", ".join(f"{name} {share:.3g}" for name, share in shares.items() if share > 0)
     return ModelRow(
         name=history.name,
-        role=kind if kind == "not trained" else f"{kind}; loss weights: {weights}",
+        role=kind if history.is_start else f"{kind}; loss weights: {weights}",
         kind=kind,
         mlm_loss=history.last("eval/mlm_loss"),
         mlm_accuracy=history.last("eval/mlm_accuracy"),
@@ -325,7 +325,7 @@ def _student_row(history: History) -> ModelRow:
 
 def _kind(history: History) -> Kind:
     config = history.config
-    if config.optim.num_steps == 0:
+    if history.is_start:
         return "not trained"
     if config.distill.shares["mlm"] < 1:
         return "distilled"
@@ -338,8 +338,8 @@ def _obstacle(histories: list[History]) -> str | None:
     """Why the runs' figures cannot be compared as ways of training; None if they can."""
     if any(history.heldout_identity != histories[0].heldout_identity for history in histories):
         return "The runs were evaluated on different held-out rows: their losses cannot be compared."
-    first, *others = _trained(histories)
-    if any(key.startswith(_SHAPE) for key, _ in _differences(_trained(histories))):
+    first, *others = trained = _trained(histories)
+    if any(key.startswith(_SHAPE) for key, _ in _differences(trained)):
         return "The runs differ in more than their losses and their start; see the settings below."
     if any(len(history.digests) != len(first.digests) for history in others):
         return "The runs took different numbers of steps: their losses cannot be compared."
@@ -357,7 +357,7 @@ def _same_batches(histories: list[History]) -> list[str]:
 
 def _trained(histories: list[History]) -> list[History]:
     """The runs but for those that show a student as it starts; all if there are no others."""
-    return [history for history in histories if _kind(history) != "not trained"] or histories
+    return [history for history in histories if not history.is_start] or histories
 
 
 def _unfinished(histories: list[History]) -> list[str]:

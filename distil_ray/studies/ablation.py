@@ -221,7 +221,7 @@ def findings(comparison: Comparison) -> list[str]:
 
 def same_batches(comparison: Comparison) -> str:
     """Whether the variants that were trained saw the same batches, seed by seed."""
-    trained = [one for one in comparison.outcomes if one.history.digests] or comparison.outcomes
+    trained = [one for one in comparison.outcomes if not one.history.is_start] or comparison.outcomes
     for seed in {one.seed for one in trained}:
         digests = {tuple(one.history.digests) for one in trained if one.seed == seed}
         if len(digests) > 1:

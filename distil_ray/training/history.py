@@ -43,6 +43,11 @@ class History:
         return self.config.run.name
 
     @property
+    def is_start(self) -> bool:
+        """Whether the run shows its student as it starts, and trains nothing."""
+        return self.config.optim.num_steps == 0
+
+    @property
     def export_path(self) -> str:
         """Where the student is once the run is finished."""
         return self.folder.join(EXPORT_FOLDER)

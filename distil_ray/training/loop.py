@@ -45,7 +45,7 @@ def train(job: Job, world: World) -> Outcome:
     if world.events.noted("start").get("checkpoint", found.name) != found.name:
         return Outcome("again", "; ".join(found.complaints))
     state = replace(found.state, precision=_agree_on_precision(job, world, found))
-    if config.optim.num_steps == 0:
+    if config.optim.num_steps == 0:  # there is only something to evaluate and to export
         state = replace(state, progress=1.0)
 
     # 2. Set up what is equal on all workers; if one of them cannot, none begins.

@@ -25,9 +25,12 @@ from distil_ray.studies.ablation import (
 from distil_ray.studies.settings import load_ablation
 
 
-def outcome(variant, seed, loss, score=None, digests=("a", "b")):
+def outcome(variant, seed, loss, score=None, digests=("a", "b"), *, is_start=False):
     history = SimpleNamespace(
-        digests=list(digests), export_path=f"runs/{variant}", curve=lambda _: [(0, 9.0), (10, loss)]
+        digests=list(digests),
+        is_start=is_start,
+        export_path=f"runs/{variant}",
+        curve=lambda _: [(0, 9.0), (10, loss)],
     )
     tasks = {} if score is None else {"cola": score, "rte": score}
     return Outcome(variant, seed, {"eval/mlm_loss": loss}, history, tasks)
@@ -98,8 +101,10 @@ def test_other_batches_are_remarked_on(comparison):
     assert same_batches(comparison).startswith(
         "All variants of a seed trained on the same batches in the same order: 2"
     )
-    untrained = outcome("start", 1, 6.0, digests=())
-    assert same_batches(Comparison([*comparison.outcomes, untrained])) == same_batches(comparison)
+    start = outcome("start", 1, 6.0, digests=(), is_start=True)
+    assert same_batches(Comparison([*comparison.outcomes, start])) == same_batches(comparison)
+    lost = outcome("lost", 1, 6.0, digests=())
+    assert "seed 1 did not train on the same batches" in same_batches(Comparison([*comparison.outcomes, lost]))
     other = Comparison([outcome("full", 1, 3.0), outcome("other", 1, 2.5, digests=("a", "c"))])
     assert same_batches(other) == "The runs with seed 1 did not train on the same batches: their digests differ."
 
