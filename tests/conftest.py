@@ -51,7 +51,16 @@ def ray_cluster() -> Iterator[str]:
     """A local Ray with slots for four workers and the data tasks; its address."""
     import ray
 
-    context = ray.init(address="local", num_cpus=6, include_dashboard=True, logging_level="error", log_to_driver=False)
+    from distil_ray.runs.cluster import SYSTEM_CONFIG
+
+    context = ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=True,
+        logging_level="error",
+        log_to_driver=False,
+        _system_config=SYSTEM_CONFIG,
+    )
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

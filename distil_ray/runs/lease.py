@@ -221,7 +221,9 @@ def _sweep(claim: Claim) -> None:
     for name in claim.folder.names():
         match = _NAME.fullmatch(name)
         is_former = match is not None and int(match[1]) < claim.generation
-        is_partial = name.endswith(TEMPORARY) and not name.startswith("lease_")  # another may be trying to get a lease
+        # Of another command that is trying to get a lease: the lease, or what it probes the storage with.
+        is_attempt = name.startswith(("lease_", "."))
+        is_partial = name.endswith(TEMPORARY) and not is_attempt
         if is_former or is_partial:
             claim.folder.remove(name)
 

@@ -24,7 +24,7 @@ _STORE = {"object_store_memory": 200_000_000}
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 250  # of a job: far more than are done while `ray job stop` starts
+NUM_STEPS = 150  # of a job: far more than are done while `ray job stop` starts
 
 
 class Head(NamedTuple):

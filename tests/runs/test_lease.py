@@ -307,6 +307,12 @@ def test_what_a_killed_owner_was_writing_is_swept_away(folder):
         assert folder.names() == ["lease_000001.json", "trials"]
 
 
+def test_what_another_command_is_probing_the_storage_with_is_left_to_it(folder):
+    folder.write_text(".writable-0a1b.2c3d.tmp", "half")
+    with holding(folder, "train", nobody):
+        assert ".writable-0a1b.2c3d.tmp" in folder.names()
+
+
 def test_a_claim_travels_to_other_processes(folder):
     with holding(folder, "train", nobody) as claim:
         again: Claim = pickle.loads(pickle.dumps(claim))
