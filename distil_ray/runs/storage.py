@@ -447,7 +447,11 @@ def _written(path: Path, content: bytes) -> Iterator[Path]:
     """
     temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
-        temporary.write_bytes(content)
+        try:
+            temporary.write_bytes(content)
+        except FileNotFoundError:  # another command, which ended just now, has removed the folder that it had emptied
+            _make_folder(path.parent)
+            temporary.write_bytes(content)
         flush_to_disk(temporary)
         yield temporary
     finally:

@@ -377,6 +377,22 @@ def test_creating_succeeds_when_the_answer_was_lost(flaky_s3):
     assert folder.read_bytes("lease.json") == b"mine"
 
 
+def test_a_folder_that_another_command_removes_in_between_is_made_again(tmp_path, monkeypatch):
+    make, made = storage._make_folder, []
+
+    def make_and_lose_once(folder: Path) -> None:
+        make(folder)
+        made.append(folder)
+        if len(made) == 1:
+            folder.rmdir()  # as `remove_if_empty` does
+
+    monkeypatch.setattr(storage, "_make_folder", make_and_lose_once)
+    for change in (RunFolder.check_writable, lambda folder: folder.create("a", b"")):
+        made.clear()
+        change(RunFolder(str(tmp_path), "run"))
+        assert len(made) > 1
+
+
 def test_one_of_many_creates_a_file(folder):
     contents = [str(number).encode() for number in range(8)]
     start, succeeded = threading.Barrier(len(contents)), []
